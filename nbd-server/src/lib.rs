@@ -1,1 +1,3 @@
-//! placeholder
+//! The library behind `repld`: config, admin protocol, NBD and the daemon's threads.
+
+pub mod config;
