@@ -1,1 +1,3 @@
-//! placeholder
+//! The parts of `repld`, and what its tools share with it.
+
+pub mod handle;
