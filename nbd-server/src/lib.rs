@@ -1,3 +1,6 @@
-//! The library behind `repld`: config, admin protocol, NBD and the daemon's threads.
+//! The parts of `repld`, and what its tools share with it.
 
+pub mod admin;
 pub mod config;
+pub mod handle;
+pub mod lock;

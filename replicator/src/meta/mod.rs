@@ -1,0 +1,3 @@
+//! What a node knows of itself besides its log: identity, promises, membership, floors.
+
+pub mod config;
