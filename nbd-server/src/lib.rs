@@ -2,5 +2,7 @@
 
 pub mod admin;
 pub mod config;
+pub mod control;
 pub mod handle;
 pub mod lock;
+pub mod nbd;
