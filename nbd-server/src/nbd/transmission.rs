@@ -4,7 +4,7 @@
 //! client sees: magic, payload that is too long to skip, command, flags, length, range.
 
 use thiserror::Error;
-use zerocopy::FromBytes;
+use zerocopy::transmute;
 
 use super::protocol::{Command, CommandFlags, Cookie, NbdError, PAYLOAD_BYTES_MAX, REQUEST_MAGIC};
 use super::wire::{REQUEST_BYTES, RequestHeader};
@@ -149,15 +149,9 @@ impl Transmission {
             self.partial_bytes += rest.len();
             return (input.len(), TransmissionEvent::NeedInput);
         }
-        // Requests that are whole in the input, nearly all of them, are not copied.
-        let header = if self.partial_bytes == 0 {
-            RequestHeader::ref_from_bytes(&rest[..REQUEST_BYTES]).copied()
-        } else {
-            self.partial[self.partial_bytes..].copy_from_slice(&rest[..missing]);
-            self.partial_bytes = 0;
-            RequestHeader::ref_from_bytes(&self.partial[..]).copied()
-        };
-        let header = header.expect("an unaligned structure fits a slice of its size");
+        self.partial[self.partial_bytes..].copy_from_slice(&rest[..missing]);
+        self.partial_bytes = 0;
+        let header: RequestHeader = transmute!(self.partial);
         (skipped + missing, self.judge(&header))
     }
 
@@ -253,3 +247,6 @@ fn validate(
         _ => Err(out_of_range),
     }
 }
+
+#[cfg(test)]
+mod tests;
