@@ -63,3 +63,6 @@ pub enum ClientError {
     #[error("{0}")]
     Usage(&'static str),
 }
+
+#[cfg(test)]
+mod tests;

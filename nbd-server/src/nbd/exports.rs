@@ -102,3 +102,6 @@ impl ExportTable {
         Some((ExportIndex(index), &self.exports[index]))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,6 +25,8 @@ pub mod exports;
 pub mod negotiation;
 pub mod protocol;
 pub mod session;
+#[cfg(test)]
+mod testing;
 pub mod transmission;
 pub mod wire;
 

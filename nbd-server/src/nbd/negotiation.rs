@@ -482,3 +482,6 @@ fn valid_name(name: &[u8]) -> Option<&str> {
 fn put<T: IntoBytes + Immutable>(output: &mut Vec<u8>, value: &T) {
     output.extend_from_slice(value.as_bytes());
 }
+
+#[cfg(test)]
+mod tests;

@@ -161,3 +161,6 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 //! client sees: magic, payload that is too long to skip, command, flags, length, range.
 
 use thiserror::Error;
-use zerocopy::FromBytes;
+use zerocopy::transmute;
 
 use super::protocol::{Command, CommandFlags, Cookie, NbdError, PAYLOAD_BYTES_MAX, REQUEST_MAGIC};
 use super::wire::{REQUEST_BYTES, RequestHeader};
@@ -22,15 +22,14 @@ pub enum TransmissionEvent {
         /// The request's cookie.
         cookie: Cookie,
     },
-    /// A request that can not be served: answer it with `error`. The reply may leave at once.
+    /// A request that can not be served: answer it with `error`. For a WRITE this comes once its
+    /// payload has been read and thrown away, by this session and out of the input of any number
+    /// of calls: some clients take an answer to what they are still sending for nonsense.
     Reject {
         /// The request's cookie.
         cookie: Cookie,
         /// What to answer.
         error: NbdError,
-        /// Bytes of payload that follow the request. The session throws them away itself, out of
-        /// the input of the next calls.
-        skip_bytes: u32,
     },
     /// The client is going: take no more from it, let all outstanding requests finish, send their
     /// replies, then close. Repeated by every further call.
@@ -115,10 +114,18 @@ pub enum FatalReason {
 pub(super) struct Transmission {
     size_bytes: u64,
     payload_bytes_max: u32,
-    skip_bytes_left: u32,
+    skipping: Option<Skip>,
     ended: Option<TransmissionEvent>,
     partial: [u8; REQUEST_BYTES],
     partial_bytes: usize,
+}
+
+/// A WRITE that will be rejected when its payload is gone.
+#[derive(Clone, Copy, Debug)]
+struct Skip {
+    cookie: Cookie,
+    error: NbdError,
+    left_bytes: u32,
 }
 
 impl Transmission {
@@ -127,7 +134,7 @@ impl Transmission {
         Self {
             size_bytes,
             payload_bytes_max: skip_bytes_max.max(PAYLOAD_BYTES_MAX),
-            skip_bytes_left: 0,
+            skipping: None,
             ended: None,
             partial: [0; REQUEST_BYTES],
             partial_bytes: 0,
@@ -139,58 +146,70 @@ impl Transmission {
         if let Some(event) = self.ended {
             return (0, event);
         }
-        let skipped = input.len().min(self.skip_bytes_left as usize);
-        self.skip_bytes_left -= skipped as u32;
-        let rest = &input[skipped..];
-
-        let missing = REQUEST_BYTES - self.partial_bytes;
-        if rest.len() < missing {
-            self.partial[self.partial_bytes..][..rest.len()].copy_from_slice(rest);
-            self.partial_bytes += rest.len();
-            return (input.len(), TransmissionEvent::NeedInput);
-        }
-        // Requests that are whole in the input, nearly all of them, are not copied.
-        let header = if self.partial_bytes == 0 {
-            RequestHeader::ref_from_bytes(&rest[..REQUEST_BYTES]).copied()
-        } else {
-            self.partial[self.partial_bytes..].copy_from_slice(&rest[..missing]);
+        let Some(skip) = self.skipping else {
+            let missing = REQUEST_BYTES - self.partial_bytes;
+            let Some((head, rest)) = input.split_at_checked(missing) else {
+                self.partial[self.partial_bytes..][..input.len()].copy_from_slice(input);
+                self.partial_bytes += input.len();
+                return (input.len(), TransmissionEvent::NeedInput);
+            };
+            self.partial[self.partial_bytes..].copy_from_slice(head);
             self.partial_bytes = 0;
-            RequestHeader::ref_from_bytes(&self.partial[..]).copied()
+            let header: RequestHeader = transmute!(self.partial);
+            return match self.judge(&header) {
+                Ok(event) => (missing, event),
+                Err(skip) => {
+                    let (taken, event) = self.skip(skip, rest);
+                    (missing + taken, event)
+                }
+            };
         };
-        let header = header.expect("an unaligned structure fits a slice of its size");
-        (skipped + missing, self.judge(&header))
+        self.skip(skip, input)
     }
 
-    /// What to do about one request; remembers the payload that has to be skipped, and the end.
-    fn judge(&mut self, header: &RequestHeader) -> TransmissionEvent {
+    /// What to do about one request, and be it the last; or the payload that has to go first.
+    fn judge(&mut self, header: &RequestHeader) -> Result<TransmissionEvent, Skip> {
         if header.magic != REQUEST_MAGIC {
-            return self.end(TransmissionEvent::Fatal(FatalReason::BadMagic(
-                header.magic.get(),
-            )));
+            let reason = FatalReason::BadMagic(header.magic.get());
+            return Ok(self.end(TransmissionEvent::Fatal(reason)));
         }
         let cookie = Cookie(header.cookie.get());
         let command = Command::from_wire(header.command.get());
         let payload_bytes = match command {
             Some(Command::Write) => header.len.get(),
-            Some(Command::Disconnect) => return self.end(TransmissionEvent::Disconnect),
+            Some(Command::Disconnect) => return Ok(self.end(TransmissionEvent::Disconnect)),
             _ => 0,
         };
         if payload_bytes > self.payload_bytes_max {
             let reason = FatalReason::PayloadTooLong { len: payload_bytes };
-            return self.end(TransmissionEvent::Fatal(reason));
+            return Ok(self.end(TransmissionEvent::Fatal(reason)));
         }
         match validate(command, header, self.size_bytes) {
-            Ok(Some(op)) => TransmissionEvent::Request(Request { cookie, op }),
-            Ok(None) => TransmissionEvent::Done { cookie },
-            Err(error) => {
-                self.skip_bytes_left = payload_bytes;
-                TransmissionEvent::Reject {
-                    cookie,
-                    error,
-                    skip_bytes: payload_bytes,
-                }
-            }
+            Ok(Some(op)) => Ok(TransmissionEvent::Request(Request { cookie, op })),
+            Ok(None) => Ok(TransmissionEvent::Done { cookie }),
+            Err(error) => Err(Skip {
+                cookie,
+                error,
+                left_bytes: payload_bytes,
+            }),
         }
+    }
+
+    /// Throws away the payload of a rejected request, as far as it is there.
+    fn skip(&mut self, skip: Skip, input: &[u8]) -> (usize, TransmissionEvent) {
+        let Skip {
+            cookie,
+            error,
+            left_bytes,
+        } = skip;
+        let taken = input.len().min(left_bytes as usize);
+        let left_bytes = left_bytes - taken as u32;
+        if left_bytes > 0 {
+            self.skipping = Some(Skip { left_bytes, ..skip });
+            return (taken, TransmissionEvent::NeedInput);
+        }
+        self.skipping = None;
+        (taken, TransmissionEvent::Reject { cookie, error })
     }
 
     fn end(&mut self, event: TransmissionEvent) -> TransmissionEvent {
@@ -253,3 +272,6 @@ fn validate(
         _ => Err(out_of_range),
     }
 }
+
+#[cfg(test)]
+mod tests;

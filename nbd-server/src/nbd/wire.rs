@@ -155,3 +155,6 @@ pub fn request(
         len: len.into(),
     })
 }
+
+#[cfg(test)]
+mod tests;

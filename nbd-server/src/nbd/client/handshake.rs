@@ -220,7 +220,7 @@ impl Handshake {
                     && min <= 1 << 16
                     && preferred.is_power_of_two()
                     && preferred >= min.max(512)
-                    && (max == u32::MAX || (max >= min && max % min == 0));
+                    && (max == u32::MAX || (max >= min && max.is_multiple_of(min)));
                 if !valid {
                     return Err(ClientError::Protocol(
                         "block sizes that contradict each other",
