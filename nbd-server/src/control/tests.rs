@@ -479,3 +479,44 @@ fn nodes_with_other_configs_do_not_meet() {
     stranger.read_to_end(&mut answer).unwrap();
     assert!(String::from_utf8_lossy(&answer).contains("is no node of a replicated disk"));
 }
+
+#[test]
+fn a_socket_with_a_dropped_read_is_never_handed_on() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let runtime = super::runtime::Runtime::new().unwrap();
+    let handed_on = runtime.block_on(async {
+        let socket = super::runtime::Socket::new(Stream::Unix(ours)).unwrap();
+        let late = tokio::time::timeout(Duration::from_millis(10), socket.read(16)).await;
+        assert!(late.is_err());
+        socket.into_stream()
+    });
+    assert!(handed_on.is_none());
+    theirs.set_read_timeout(Some(WAIT)).unwrap();
+    assert_eq!(
+        theirs.read(&mut [0; 16]).unwrap(),
+        0,
+        "it has to be shut down"
+    );
+}
+
+#[test]
+fn clients_that_never_choose_are_bounded() {
+    let dir = TempDir::new().unwrap();
+    let config = config(&dir, 1);
+    let _daemon = Daemon::start(&config, 0);
+    let greeted = || {
+        let mut stream = UnixStream::connect(config.nodes[0].nbd_socket()).unwrap();
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        let bytes = stream.read(&mut [0; 18]).unwrap();
+        (bytes > 0).then_some(stream)
+    };
+    let held: Vec<_> = (0..super::NBD_NEGOTIATING_MAX)
+        .map(|_| greeted().unwrap())
+        .collect();
+    assert!(greeted().is_none());
+    drop(held);
+    let began = Instant::now();
+    while greeted().is_none() {
+        assert!(began.elapsed() < WAIT);
+    }
+}
