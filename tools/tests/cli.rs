@@ -9,14 +9,14 @@ fn replctl(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_replctl"))
         .args(args)
         .output()
-        .unwrap()
+        .expect("replctl starts")
 }
 
 /// Exits with `code`, says one line that contains `fragments`, and nothing on stdout.
 #[track_caller]
 fn refused(args: &[&str], code: i32, fragments: &[&str]) {
     let output = replctl(args);
-    let text = String::from_utf8(output.stderr).unwrap();
+    let text = String::from_utf8(output.stderr).expect("text");
     assert_eq!(output.status.code(), Some(code), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(output.stdout.is_empty());
@@ -36,7 +36,7 @@ fn write_config(dir: &Path) -> String {
         ));
     }
     text.push_str("[[volume]]\nname = \"db\"\nsize = \"1MiB\"\n");
-    std::fs::write(&file, text).unwrap();
+    std::fs::write(&file, text).expect("the config is written");
     file.display().to_string()
 }
 
