@@ -407,7 +407,8 @@ impl Filling {
     fn count(&self, by: i32) {
         for book in &self.buffer.shared.books[self.first as usize..self.end as usize] {
             let now = book.filling.get().checked_add_signed(by);
-            book.filling.set(now.expect("fills are begun and ended once"));
+            book.filling
+                .set(now.expect("fills are begun and ended once"));
         }
     }
 }
