@@ -170,6 +170,8 @@ struct Active {
     work: Work,
 }
 
+// A write's parts are in place, so that an operation costs no allocation.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
 enum Work {
     Read(PoolBuffer),
