@@ -1,5 +1,7 @@
 //! The reactor with real sockets and files, and a core that answers at once.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::io::{Read, Write};

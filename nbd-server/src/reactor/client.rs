@@ -7,13 +7,13 @@
 //! A request beyond what the core takes at once is cut in pieces. A read in pieces has the connection to itself, since nothing
 //! may come between its pieces on the wire.
 
+mod pieces;
+
 use nix::errno::Errno;
-use replicator::io::{
-    Answer, ClientError, ClientOp, HEADER_BLOCKS, Input, READ_BYTES_MAX, WRITE_BYTES_MAX,
-    WriteData, ZERO_BYTES_MAX,
-};
-use replicator::memory::{Buffer, Memory, Purpose};
-use replicator::types::{BLOCK_BYTES, BLOCK_BYTES_U64, VolumeId};
+use replicator::io::{Answer, ClientError, ClientOp, Input, READ_BYTES_MAX};
+use replicator::types::VolumeId;
+
+use self::pieces::{LargeRead, LargeWrite, Ready};
 
 use super::engine::{Asked, Core, Engine, Progress, ReadBudget};
 use super::link::{Link, LinkError, Sent};
@@ -64,6 +64,8 @@ pub struct Client {
     intake: Intake,
     jobs: Slab<Job>,
     replies: Replies,
+    /// What it holds of the budget for reads.
+    held: u32,
     over: Option<CloseReason>,
     /// Whether the server has it in one of its queues.
     pub queued: bool,
@@ -99,44 +101,6 @@ enum Intake {
     Ended,
 }
 
-#[derive(Debug)]
-struct LargeWrite {
-    job: u32,
-    offset: u64,
-    left: u32,
-    piece: Option<Piece>,
-}
-
-#[derive(Debug)]
-struct Piece {
-    buffer: PoolBuffer,
-    /// Where the payload begins in the buffer.
-    start: usize,
-    length: usize,
-    filled: usize,
-    /// Whether a receive into it is in flight.
-    direct: bool,
-}
-
-#[derive(Debug)]
-struct LargeRead {
-    job: u32,
-    offset: u64,
-    left: u32,
-    asked: u32,
-    queued: u32,
-    ready: [Option<Ready>; READ_AHEAD],
-    failed: bool,
-}
-
-#[derive(Debug)]
-struct Ready {
-    buffer: PoolBuffer,
-    start: usize,
-    length: usize,
-    blocks: u32,
-}
-
 /// A request that is being worked on.
 #[derive(Debug)]
 struct Job {
@@ -158,6 +122,7 @@ impl Client {
             intake: Intake::Requests,
             jobs: Slab::new(JOBS_MAX),
             replies,
+            held: 0,
             over: None,
             queued: false,
             dirty: false,
@@ -186,12 +151,18 @@ impl Client {
             return;
         }
         self.over = Some(reason);
+        let mut blocks = self.replies.clear();
         if let Intake::LargeRead(read) = &mut self.intake {
-            read.discard(reads);
+            blocks += read.discard();
         }
+        self.give_back(reads, blocks);
         self.intake = Intake::Ended;
-        self.replies.clear(reads);
         self.link.shut_down();
+    }
+
+    fn give_back(&mut self, reads: &mut ReadBudget, blocks: u32) {
+        self.held -= blocks;
+        reads.give_back(blocks);
     }
 
     /// The end of a receive.
@@ -225,7 +196,10 @@ impl Client {
             .link
             .sent(&mut engine.ring, Tag::ClientSend(key), result)
         {
-            Ok(Sent::All) => self.replies.sent(&mut engine.reads),
+            Ok(Sent::All) => {
+                let blocks = self.replies.sent();
+                self.give_back(&mut engine.reads, blocks);
+            }
             Ok(Sent::Part) => {}
             Err(error) => self.close(&mut engine.reads, error.into()),
         }
@@ -387,6 +361,10 @@ impl Client {
         op: ClientOp<'_, PoolBuffer>,
     ) -> Result<(), Progress> {
         let (piece, blocks, bytes) = expected;
+        if self.held > 0 && self.held + blocks > engine.reads.of_one_connection() {
+            // It goes on when some of its replies have been sent.
+            return Err(Progress::Waits);
+        }
         let asked = Asked {
             client,
             job,
@@ -398,6 +376,7 @@ impl Client {
         if let Some(job) = self.jobs.get_mut(job) {
             job.waiting += 1;
         }
+        self.held += blocks;
         engine.input(Input::Client { req, op });
         Ok(())
     }
@@ -425,199 +404,6 @@ impl Client {
             self.replies.push(Reply::header(job.cookie, result));
             self.jobs.remove(key);
         }
-    }
-
-    fn hand_in_read<C: Core>(
-        &mut self,
-        engine: &mut Engine<C>,
-        key: u32,
-        job: u32,
-        (offset, length): (u64, u32),
-    ) -> Result<(), Progress> {
-        let op = ClientOp::Read {
-            volume: self.volume,
-            offset,
-            length,
-        };
-        let blocks = blocks_touched(offset, u64::from(length));
-        self.hand_in(engine, key, job, (0, blocks, length), op)?;
-        self.complete(job);
-        Ok(())
-    }
-
-    fn hand_in_small_write<C: Core>(
-        &mut self,
-        engine: &mut Engine<C>,
-        client: u32,
-        job: u32,
-        (offset, length): (u64, u32),
-    ) -> Result<(), Progress> {
-        if self.link.is_receiving() {
-            return Err(Progress::Waits);
-        }
-        let Some(payload) = self.link.received().get(..length as usize) else {
-            self.link
-                .receive(&mut engine.ring, Tag::ClientReceive(client));
-            return Err(Progress::Waits);
-        };
-        let asked = Asked {
-            client,
-            job,
-            piece: 0,
-            blocks: 0,
-            bytes: 0,
-        };
-        let req = engine.admit(asked).ok_or(Progress::Starved)?;
-        let op = ClientOp::Write {
-            volume: self.volume,
-            offset,
-            length,
-            data: WriteData::Borrowed(payload),
-        };
-        engine.input(Input::Client { req, op });
-        if let Some(job) = self.jobs.get_mut(job) {
-            job.waiting += 1;
-        }
-        self.link.consume(length as usize);
-        self.complete(job);
-        Ok(())
-    }
-
-    fn hand_in_large_write<C: Core>(
-        &mut self,
-        engine: &mut Engine<C>,
-        key: u32,
-    ) -> Result<(), Progress> {
-        let Intake::LargeWrite(write) = &mut self.intake else {
-            return Ok(());
-        };
-        if write.left == 0 {
-            let job = write.job;
-            self.complete(job);
-            return Ok(());
-        }
-        let (offset, job) = (write.offset, write.job);
-        let length = piece_bytes(offset, u64::from(write.left), u64::from(WRITE_BYTES_MAX));
-        if write.piece.is_none() {
-            let blocks = HEADER_BLOCKS + blocks_touched(offset, length);
-            let memory = engine.core.memory_mut();
-            let buffer = memory
-                .alloc(Purpose::Client, blocks)
-                .ok_or(Progress::Starved)?;
-            write.piece = Some(Piece {
-                buffer,
-                start: HEADER_BLOCKS as usize * BLOCK_BYTES + (offset % BLOCK_BYTES_U64) as usize,
-                length: length as usize,
-                filled: 0,
-                direct: false,
-            });
-        }
-        if self.link.is_receiving() {
-            return Err(Progress::Waits);
-        }
-        if let Some(piece) = &mut write.piece
-            && piece.filled < piece.length
-        {
-            let (from, to) = (piece.start + piece.filled, piece.start + piece.length);
-            piece.filled += self.link.take_into(&mut piece.buffer.bytes_mut()[from..to]);
-            let left = piece.length - piece.filled;
-            if left > 0 {
-                let (ring, tag) = (&mut engine.ring, Tag::ClientReceive(key));
-                if self.link.can_receive_directly() {
-                    piece.direct = true;
-                    let into = (piece.buffer.clone(), to - left, left);
-                    self.link.receive_directly(ring, tag, into);
-                } else {
-                    self.link.receive(ring, tag);
-                }
-                return Err(Progress::Waits);
-            }
-        }
-        let asked = Asked {
-            client: key,
-            job,
-            piece: 0,
-            blocks: 0,
-            bytes: 0,
-        };
-        let req = engine.admit(asked).ok_or(Progress::Starved)?;
-        let Some(piece) = write.piece.take() else {
-            return Ok(());
-        };
-        write.offset += length;
-        write.left -= length as u32;
-        if let Some(job) = self.jobs.get_mut(job) {
-            job.waiting += 1;
-        }
-        let op = ClientOp::Write {
-            volume: self.volume,
-            offset,
-            length: length as u32,
-            data: WriteData::Owned(piece.buffer),
-        };
-        engine.input(Input::Client { req, op });
-        Ok(())
-    }
-
-    fn hand_in_zero<C: Core>(&mut self, engine: &mut Engine<C>, key: u32) -> Result<(), Progress> {
-        let Intake::Zero {
-            job,
-            offset,
-            left,
-            may_deallocate,
-        } = self.intake
-        else {
-            return Ok(());
-        };
-        if left == 0 {
-            self.complete(job);
-            return Ok(());
-        }
-        let length = piece_bytes(offset, left, ZERO_BYTES_MAX);
-        let op = ClientOp::Zero {
-            volume: self.volume,
-            offset,
-            length,
-            may_deallocate,
-        };
-        self.hand_in(engine, key, job, (0, 0, 0), op)?;
-        self.intake = Intake::Zero {
-            job,
-            offset: offset + length,
-            left: left - length,
-            may_deallocate,
-        };
-        Ok(())
-    }
-
-    fn hand_in_large_read<C: Core>(
-        &mut self,
-        engine: &mut Engine<C>,
-        key: u32,
-    ) -> Result<(), Progress> {
-        let others = JOBS_MAX - self.jobs.free_places() > 1;
-        let Intake::LargeRead(read) = &self.intake else {
-            return Ok(());
-        };
-        let ahead = (read.asked - read.queued) as usize;
-        if others || read.left == 0 || ahead == READ_AHEAD || self.replies.is_full() {
-            return Err(Progress::Waits);
-        }
-        let (job, offset, piece) = (read.job, read.offset, read.asked);
-        let length = piece_bytes(offset, u64::from(read.left), u64::from(READ_BYTES_MAX));
-        let op = ClientOp::Read {
-            volume: self.volume,
-            offset,
-            length: length as u32,
-        };
-        let expected = (piece, blocks_touched(offset, length), length as u32);
-        self.hand_in(engine, key, job, expected, op)?;
-        if let Intake::LargeRead(read) = &mut self.intake {
-            read.asked += 1;
-            read.offset += length;
-            read.left -= length as u32;
-        }
-        Ok(())
     }
 
     /// The core has answered. What the answer took of `reads` is given back when it has been sent.
@@ -649,13 +435,12 @@ impl Client {
                 None
             }
         };
+        let (cookie, waiting) = (job.cookie, job.waiting);
         if data.is_none() {
-            reads.give_back(asked.blocks);
+            self.give_back(reads, asked.blocks);
         }
         match &mut self.intake {
             Intake::LargeRead(read) if read.job == asked.job => {
-                let cookie = job.cookie;
-                let waiting = job.waiting;
                 match data {
                     Some(ready) => read.ready[asked.piece as usize % READ_AHEAD] = Some(ready),
                     None => read.failed = true,
@@ -664,7 +449,7 @@ impl Client {
             }
             _ => {
                 if let Some(ready) = data {
-                    let (cookie, data) = (job.cookie, ready.into_data());
+                    let data = ready.into_data();
                     self.jobs.remove(asked.job);
                     self.replies.push(Reply::read(Some(cookie), data));
                 } else {
@@ -672,91 +457,5 @@ impl Client {
                 }
             }
         }
-    }
-
-    fn go_on_with_large_read(&mut self, reads: &mut ReadBudget, cookie: Cookie, waiting: u32) {
-        let Intake::LargeRead(read) = &mut self.intake else {
-            return;
-        };
-        let job = read.job;
-        if read.failed {
-            read.discard(reads);
-            read.left = 0;
-            if read.queued > 0 {
-                self.close(reads, CloseReason::ReadBroke);
-            } else if waiting == 0 {
-                self.complete(job);
-            }
-            return;
-        }
-        while let Some(ready) = read.ready[read.queued as usize % READ_AHEAD].take() {
-            let cookie = (read.queued == 0).then_some(cookie);
-            read.queued += 1;
-            self.replies.push(Reply::read(cookie, ready.into_data()));
-        }
-        if read.left == 0 && read.queued == read.asked {
-            self.jobs.remove(job);
-            self.intake = Intake::Requests;
-        }
-    }
-}
-
-impl Ready {
-    fn into_data(self) -> (PoolBuffer, usize, usize, u32) {
-        (self.buffer, self.start, self.length, self.blocks)
-    }
-}
-
-impl LargeRead {
-    fn discard(&mut self, reads: &mut ReadBudget) {
-        for ready in &mut self.ready {
-            if let Some(ready) = ready.take() {
-                reads.give_back(ready.blocks);
-            }
-        }
-    }
-}
-
-/// How much of `left` bytes from `offset` on goes into the next piece: all if it fits, else up to the next multiple of
-/// `most`.
-fn piece_bytes(offset: u64, left: u64, most: u64) -> u64 {
-    if left <= most {
-        left
-    } else {
-        most - offset % most
-    }
-}
-
-fn blocks_touched(offset: u64, length: u64) -> u32 {
-    let blocks = (offset % BLOCK_BYTES_U64 + length).div_ceil(BLOCK_BYTES_U64);
-    u32::try_from(blocks).expect("a piece has few blocks")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_end_at_multiples_of_the_most() {
-        const MIB: u64 = 1 << 20;
-        assert_eq!(piece_bytes(5, MIB, MIB), MIB);
-        assert_eq!(piece_bytes(5, MIB + 1, MIB), MIB - 5);
-        assert_eq!(piece_bytes(3 * MIB, 2 * MIB, MIB), MIB);
-        let (mut offset, mut left) = (MIB + 4095, 32 * MIB);
-        while left > 0 {
-            let bytes = piece_bytes(offset, left, MIB);
-            assert!((1..=MIB).contains(&bytes));
-            offset += bytes;
-            left -= bytes;
-            assert!(left == 0 || offset % MIB == 0 || left <= MIB);
-        }
-    }
-
-    #[test]
-    fn a_piece_of_any_alignment_fits_the_largest_buffer() {
-        let blocks = HEADER_BLOCKS + blocks_touched(4095, u64::from(WRITE_BYTES_MAX));
-        assert!(blocks <= replicator::memory::ALLOC_BLOCKS_MAX);
-        assert_eq!(blocks_touched(4095, 2), 2);
-        assert_eq!(blocks_touched(8192, 4096), 1);
     }
 }

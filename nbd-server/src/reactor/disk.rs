@@ -425,3 +425,6 @@ fn segments_after(parts: &Parts<PoolBuffer>, done: usize) -> Segments {
     }
     segments
 }
+
+#[cfg(test)]
+mod tests;

@@ -81,17 +81,26 @@ pub struct Asked {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReadBudget {
     free: u32,
+    total: u32,
 }
 
 impl ReadBudget {
     /// A budget of so many blocks.
     pub fn new(blocks: u32) -> Self {
-        Self { free: blocks }
+        Self {
+            free: blocks,
+            total: blocks,
+        }
     }
 
     /// What is left of it.
     pub fn free(&self) -> u32 {
         self.free
+    }
+
+    /// The most that one connection may hold of it, so that one that takes nothing does not stop the others.
+    pub fn of_one_connection(&self) -> u32 {
+        self.total / 4
     }
 
     fn take(&mut self, blocks: u32) -> bool {

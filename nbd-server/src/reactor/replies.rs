@@ -6,7 +6,6 @@ use replicator::memory::Buffer;
 use replicator::types::BLOCK_BYTES;
 
 use super::client::JOBS_MAX;
-use super::engine::ReadBudget;
 use super::pool::{Pool, PoolBuffer};
 use super::ring::{SEGMENTS_MAX, Segment, Segments};
 use crate::nbd::{Cookie, NbdError, SIMPLE_REPLY_BYTES, simple_reply};
@@ -133,18 +132,18 @@ impl Replies {
         }
     }
 
-    /// Everything that was moved to segments has been sent.
-    pub fn sent(&mut self, reads: &mut ReadBudget) {
-        reads.give_back(std::mem::take(&mut self.sending_blocks));
+    /// Everything that was moved to segments has been sent; what it took of the budget for reads.
+    pub fn sent(&mut self) -> u32 {
+        std::mem::take(&mut self.sending_blocks)
     }
 
-    /// Forgets everything.
-    pub fn clear(&mut self, reads: &mut ReadBudget) {
-        self.sent(reads);
-        for reply in self.waiting.drain(..) {
-            if let Some((.., blocks)) = reply.data {
-                reads.give_back(blocks);
-            }
-        }
+    /// Forgets everything; what it took of the budget for reads.
+    pub fn clear(&mut self) -> u32 {
+        let waiting: u32 = self
+            .waiting
+            .drain(..)
+            .filter_map(|reply| reply.data.map(|(.., blocks)| blocks))
+            .sum();
+        waiting + self.sent()
     }
 }

@@ -1,5 +1,8 @@
 //! A data thread with a core that answers at once, for tests of what lies around the core.
 
+// Each test binary uses a part of it.
+#![allow(dead_code, unreachable_pub)]
+
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
