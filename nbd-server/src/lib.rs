@@ -6,3 +6,4 @@ pub mod control;
 pub mod handle;
 pub mod lock;
 pub mod nbd;
+pub mod reactor;
