@@ -19,169 +19,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
+pub use super::error::{ClusterError, exit};
 use super::place::Port;
-use super::process::{Finished, finish};
-pub use super::status::Status;
-
-/// The exit codes of `replctl` that scripts rely on.
-pub mod exit {
-    /// Done.
-    pub const DONE: i32 = 0;
-    /// Failed; the message says why.
-    pub const FAILED: i32 = 1;
-    /// A usage or config error.
-    pub const USAGE: i32 = 2;
-    /// `repld` of this node can not be reached.
-    pub const UNREACHABLE: i32 = 3;
-    /// A majority of voters can not be reached, or did not promise.
-    pub const NO_QUORUM: i32 = 10;
-    /// Another node is Primary.
-    pub const OTHER_PRIMARY: i32 = 11;
-    /// An NBD client is attached.
-    pub const IN_USE: i32 = 12;
-    /// No access to up-to-date data.
-    pub const NO_DATA: i32 = 17;
-}
+pub use super::process::Finished;
+use super::process::finish;
+use super::spec::Place;
+pub use super::spec::{Programs, Spec};
+pub use super::status::{Peer, Status};
 
 /// How long a daemon may take to answer on its admin socket, or to stop, on a slow machine.
 pub const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What went wrong with the cluster.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ClusterError {
-    /// A file operation.
-    #[error("can not {what} {}: {source}", path.display())]
-    Io {
-        /// The operation.
-        what: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// No place for the stores.
-    #[error("no directory that can do O_DIRECT; tried {tried}; name another one with --dir")]
-    NoDirectIo {
-        /// The directories, each with its error.
-        tried: String,
-    },
-    /// No loopback port.
-    #[error("no free TCP port on 127.0.0.1 between 20000 and 32000: {source}")]
-    NoPort {
-        /// The last attempt's error.
-        source: io::Error,
-    },
-    /// The system's random numbers failed.
-    #[error("the system gives no random numbers")]
-    NoRandomness,
-    /// A program is missing.
-    #[error("{} is not there: build it with `cargo build --release -p nbd-server -p tools`", path.display())]
-    NoProgram {
-        /// Where it was looked for.
-        path: PathBuf,
-    },
-    /// `replctl` ended with a code that was not expected.
-    #[error("`replctl {verb}` on {node}: exit {code}: {message}")]
-    Command {
-        /// The verb with its arguments.
-        verb: String,
-        /// The node.
-        node: String,
-        /// The exit code.
-        code: i32,
-        /// What it said.
-        message: String,
-    },
-    /// A daemon ended by itself.
-    #[error("repld of {node} ended by itself: {status}; the end of its log:\n{log}")]
-    Ended {
-        /// The node.
-        node: String,
-        /// How.
-        status: ExitStatus,
-        /// The last lines of its log.
-        log: String,
-    },
-    /// A bound passed.
-    #[error("{what}: not within {} s; last seen: {last}", bound.as_secs())]
-    TooLate {
-        /// What was waited for.
-        what: String,
-        /// How long.
-        bound: Duration,
-        /// The state at the end.
-        last: String,
-    },
-    /// `status --json` was not what the contract says.
-    #[error("`replctl status --json` of {node} is not as documented: {source}: {text}")]
-    Status {
-        /// The node.
-        node: String,
-        /// What is wrong with it.
-        source: serde_json::Error,
-        /// What was printed.
-        text: String,
-    },
-    /// The node is not running.
-    #[error("{node} is not running")]
-    NotRunning {
-        /// The node.
-        node: String,
-    },
-    /// Ctrl-C.
-    #[error("interrupted")]
-    Interrupted,
-}
-
-/// The two programs.
-#[derive(Clone, Debug)]
-pub struct Programs {
-    /// The daemon.
-    pub repld: PathBuf,
-    /// The operator's command.
-    pub replctl: PathBuf,
-}
-
-impl Programs {
-    /// The programs in a directory; an error if one is missing.
-    pub fn in_dir(dir: &Path) -> Result<Self, ClusterError> {
-        let programs = Self { repld: dir.join("repld"), replctl: dir.join("replctl") };
-        for path in [&programs.repld, &programs.replctl] {
-            if !path.is_file() {
-                return Err(ClusterError::NoProgram { path: path.clone() });
-            }
-        }
-        Ok(programs)
-    }
-}
-
-/// The shape of a cluster.
-#[derive(Clone, Debug)]
-pub struct Spec {
-    /// The nodes' names.
-    pub nodes: Vec<String>,
-    /// The volumes: name and bytes.
-    pub volumes: Vec<(String, u64)>,
-    /// Bytes of each node's journal.
-    pub journal_bytes: u64,
-    /// `policy.on_no_quorum`, where it is not the default.
-    pub on_no_quorum: Option<String>,
-    /// `policy.ack`, where it is not the default.
-    pub ack: Option<String>,
-}
-
-impl Default for Spec {
-    fn default() -> Self {
-        Self {
-            nodes: ["pbx-a", "pbx-b", "pbx-c"].map(String::from).to_vec(),
-            volumes: vec![("db".into(), 64 << 20), ("recordings".into(), 256 << 20)],
-            journal_bytes: 64 << 20,
-            on_no_quorum: None,
-            ack: None,
-        }
-    }
-}
 
 /// One node.
 #[derive(Debug)]
@@ -244,38 +91,15 @@ impl Cluster {
             keep_running: false,
             _short_dir: short_dir,
         };
-        let text = cluster.config_text();
-        std::fs::write(&cluster.config, text)
+        let places = cluster.nodes.iter().map(|node| Place {
+            name: &node.name,
+            port: node.port.number(),
+            data_dir: &node.data_dir,
+            run_dir: &node.run_dir,
+        });
+        std::fs::write(&cluster.config, cluster.spec.config_text(places))
             .map_err(|source| io_error("write", &cluster.config, source))?;
         Ok(cluster)
-    }
-
-    fn config_text(&self) -> String {
-        let mut text = String::from("resource = \"pbx\"\n");
-        for node in &self.nodes {
-            let _ = write!(
-                text,
-                "\n[[node]]\nname = \"{}\"\naddress = \"127.0.0.1:{}\"\ndata_dir = \"{}\"\nrun_dir = \"{}\"\n",
-                node.name,
-                node.port.number(),
-                node.data_dir.display(),
-                node.run_dir.display()
-            );
-        }
-        for (name, bytes) in &self.spec.volumes {
-            let _ = write!(text, "\n[[volume]]\nname = \"{name}\"\nsize = {bytes}\n");
-        }
-        let _ = write!(text, "\n[journal]\nsize = {}\n", self.spec.journal_bytes);
-        if self.spec.on_no_quorum.is_some() || self.spec.ack.is_some() {
-            text.push_str("\n[policy]\n");
-            if let Some(policy) = &self.spec.on_no_quorum {
-                let _ = writeln!(text, "on_no_quorum = \"{policy}\"");
-            }
-            if let Some(ack) = &self.spec.ack {
-                let _ = writeln!(text, "ack = \"{ack}\"");
-            }
-        }
-        text
     }
 
     /// Formats every node and starts it; returns when all admin sockets answer.
@@ -297,7 +121,8 @@ impl Cluster {
         for node in &down {
             self.spawn(*node)?;
         }
-        down.into_iter().try_for_each(|node| self.wait_answering(node))
+        down.into_iter()
+            .try_for_each(|node| self.wait_answering(node))
     }
 
     /// Starts a node; returns when its admin socket answers.
@@ -314,7 +139,9 @@ impl Cluster {
             .append(true)
             .open(&log_path)
             .map_err(|source| io_error("open", &log_path, source))?;
-        let log_too = log.try_clone().map_err(|source| io_error("open", &log_path, source))?;
+        let log_too = log
+            .try_clone()
+            .map_err(|source| io_error("open", &log_path, source))?;
         let child = Command::new(&self.programs.repld)
             .arg("--config")
             .arg(&self.config)
@@ -335,7 +162,11 @@ impl Cluster {
         self.wait(&what, PATIENCE, |cluster| {
             cluster.ensure_running(node)?;
             let answer = cluster.ctl(node, &["status", "--json"], Duration::from_secs(5))?;
-            Ok(if answer.code == exit::DONE { Ok(()) } else { Err(answer.message()) })
+            Ok(if answer.code == exit::DONE {
+                Ok(())
+            } else {
+                Err(answer.message())
+            })
         })
     }
 
@@ -344,13 +175,19 @@ impl Cluster {
         let log_path = self.log_path(node);
         let node = &mut self.nodes[node];
         let Some(child) = &mut node.child else {
-            return Err(ClusterError::NotRunning { node: node.name.clone() });
+            return Err(ClusterError::NotRunning {
+                node: node.name.clone(),
+            });
         };
         match child.try_wait() {
             Ok(None) => Ok(()),
             Ok(Some(status)) => {
                 node.child = None;
-                Err(ClusterError::Ended { node: node.name.clone(), status, log: tail(&log_path) })
+                Err(ClusterError::Ended {
+                    node: node.name.clone(),
+                    status,
+                    log: tail(&log_path),
+                })
             }
             Err(source) => Err(io_error("wait for", &self.programs.repld, source)),
         }
@@ -363,7 +200,9 @@ impl Cluster {
             return Err(ClusterError::NotRunning { node: name });
         };
         let result = child.kill().and_then(|()| child.wait());
-        result.map(drop).map_err(|source| io_error("kill", &self.programs.repld, source))
+        result
+            .map(drop)
+            .map_err(|source| io_error("kill", &self.programs.repld, source))
     }
 
     /// SIGTERM; returns how the process ended. It is killed if it does not end in time.
@@ -372,7 +211,9 @@ impl Cluster {
         let what = format!("{} stops after SIGTERM", self.name(node));
         let result = self.wait(&what, PATIENCE, |cluster| {
             let Some(child) = &mut cluster.nodes[node].child else {
-                return Err(ClusterError::NotRunning { node: cluster.name(node).into() });
+                return Err(ClusterError::NotRunning {
+                    node: cluster.name(node).into(),
+                });
             };
             match child.try_wait() {
                 Ok(Some(status)) => Ok(Ok(status)),
@@ -398,7 +239,11 @@ impl Cluster {
             let status = self.terminate(node)?;
             if !status.success() {
                 let log = tail(&self.log_path(node));
-                return Err(ClusterError::Ended { node: self.name(node).into(), status, log });
+                return Err(ClusterError::Ended {
+                    node: self.name(node).into(),
+                    status,
+                    log,
+                });
             }
         }
         Ok(())
@@ -410,7 +255,11 @@ impl Cluster {
         let what = format!("{} is frozen", self.name(node));
         self.wait(&what, PATIENCE, |cluster| {
             let state = cluster.process_state(node);
-            Ok(if state == Some('T') { Ok(()) } else { Err(format!("state {state:?}")) })
+            Ok(if state == Some('T') {
+                Ok(())
+            } else {
+                Err(format!("state {state:?}"))
+            })
         })
     }
 
@@ -421,7 +270,9 @@ impl Cluster {
 
     fn signal(&mut self, node: usize, signal: Signal) -> Result<(), ClusterError> {
         let Some(pid) = self.pid(node) else {
-            return Err(ClusterError::NotRunning { node: self.name(node).into() });
+            return Err(ClusterError::NotRunning {
+                node: self.name(node).into(),
+            });
         };
         // The child has not been waited for, so the id is still its own.
         kill(Pid::from_raw(pid as i32), signal)
@@ -441,7 +292,11 @@ impl Cluster {
         bound: Duration,
     ) -> Result<Finished, ClusterError> {
         let mut command = Command::new(&self.programs.replctl);
-        command.arg("--config").arg(&self.config).args(["--node", self.name(node)]).args(verb);
+        command
+            .arg("--config")
+            .arg(&self.config)
+            .args(["--node", self.name(node)])
+            .args(verb);
         let finished = finish(&mut command, bound, &self.interrupted)
             .map_err(|source| io_error("run", &self.programs.replctl, source))?;
         if self.interrupted.load(Ordering::Relaxed) {
@@ -487,7 +342,10 @@ impl Cluster {
     pub fn promote(&self, node: usize, bound: Duration) -> Result<(), ClusterError> {
         let deadline = Instant::now() + bound;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now()).as_secs().clamp(1, 30);
+            let left = deadline
+                .saturating_duration_since(Instant::now())
+                .as_secs()
+                .clamp(1, 30);
             let seconds = left.to_string();
             let verb = ["promote", "--timeout", &seconds];
             let finished = self.ctl(node, &verb, bound + PATIENCE)?;
@@ -521,7 +379,11 @@ impl Cluster {
                 return Err(ClusterError::Interrupted);
             }
             if start.elapsed() > bound {
-                return Err(ClusterError::TooLate { what: what.into(), bound, last });
+                return Err(ClusterError::TooLate {
+                    what: what.into(),
+                    bound,
+                    last,
+                });
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(50));
@@ -538,7 +400,11 @@ impl Cluster {
     ) -> Result<Status, ClusterError> {
         self.wait(what, bound, |cluster| {
             let status = cluster.status(node)?;
-            Ok(if condition(&status) { Ok(status) } else { Err(format!("{status:?}")) })
+            Ok(if condition(&status) {
+                Ok(status)
+            } else {
+                Err(format!("{status:?}"))
+            })
         })
     }
 
@@ -619,7 +485,12 @@ impl Cluster {
     pub fn logs(&self) -> String {
         let mut text = String::new();
         for node in 0..self.len() {
-            let _ = writeln!(text, "--- {}\n{}", self.name(node), tail(&self.log_path(node)));
+            let _ = writeln!(
+                text,
+                "--- {}\n{}",
+                self.name(node),
+                tail(&self.log_path(node))
+            );
         }
         text
     }
@@ -649,7 +520,11 @@ impl Drop for Cluster {
 }
 
 fn io_error(what: &'static str, path: &Path, source: io::Error) -> ClusterError {
-    ClusterError::Io { what, path: path.to_owned(), source }
+    ClusterError::Io {
+        what,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// The last lines of a file.

@@ -168,7 +168,11 @@ impl Oracle {
     /// A volume of `size` zero bytes.
     #[must_use]
     pub fn new(size: u64) -> Self {
-        Self { size, now: 0, extents: BTreeMap::new() }
+        Self {
+            size,
+            now: 0,
+            extents: BTreeMap::new(),
+        }
     }
 
     /// The volume's size in bytes.
@@ -179,7 +183,10 @@ impl Oracle {
 
     /// A write is about to be sent.
     pub fn begin(&mut self, range: Range<u64>, content: Content) -> WriteId {
-        assert!(range.start < range.end && range.end <= self.size, "a write outside the volume");
+        assert!(
+            range.start < range.end && range.end <= self.size,
+            "a write outside the volume"
+        );
         self.now += 1;
         self.cover(&range);
         for (_, extent) in self.extents.range_mut(range) {
@@ -237,9 +244,11 @@ impl Oracle {
             })
         });
         for (start, extent) in self.overlapping(offset..end) {
-            if extent.candidates.iter().any(|c| {
-                c.issued > since.0 || c.resolved.is_none_or(|resolved| resolved > since.0)
-            }) {
+            if extent
+                .candidates
+                .iter()
+                .any(|c| c.issued > since.0 || c.resolved.is_none_or(|resolved| resolved > since.0))
+            {
                 checked -= extent.end.min(end) - start.max(offset);
             }
         }
@@ -249,7 +258,10 @@ impl Oracle {
     /// How many ranges have more than one legal content.
     #[must_use]
     pub fn undecided(&self) -> usize {
-        self.extents.values().filter(|extent| extent.candidates.len() > 1).count()
+        self.extents
+            .values()
+            .filter(|extent| extent.candidates.len() > 1)
+            .count()
     }
 
     fn resolve(&mut self, range: Range<u64>, id: WriteId, certain: bool) {
@@ -296,12 +308,20 @@ impl Oracle {
                 continue;
             }
             // Only an undecided range may differ from block to block.
-            let step = if extent.candidates.len() > 1 { BLOCK_BYTES } else { u64::MAX };
+            let step = if extent.candidates.len() > 1 {
+                BLOCK_BYTES
+            } else {
+                u64::MAX
+            };
             let mut piece = from;
             while piece < to {
                 let piece_end = piece.saturating_add(step - piece % step).min(to);
                 let here = bytes(piece, piece_end);
-                match extent.candidates.iter().find(|c| c.content.matches(piece, here)) {
+                match extent
+                    .candidates
+                    .iter()
+                    .find(|c| c.content.matches(piece, here))
+                {
                     Some(found) if extent.candidates.len() > 1 => {
                         narrowed.push((piece..piece_end, found.content));
                     }
@@ -340,7 +360,10 @@ impl Oracle {
             .range(..range.start)
             .next_back()
             .filter(move |(_, extent)| extent.end > range.start);
-        first.into_iter().chain(self.extents.range(range)).map(|(start, extent)| (*start, extent))
+        first
+            .into_iter()
+            .chain(self.extents.range(range))
+            .map(|(start, extent)| (*start, extent))
     }
 
     /// Makes extents that begin and end exactly with `range` and leave no gap in it.
@@ -365,8 +388,14 @@ impl Oracle {
                 resolved: Some(0),
                 certain: true,
             };
-            self.extents
-                .insert(gap.start, Extent { end: gap.end, candidates: vec![zeroes], replaced: None });
+            self.extents.insert(
+                gap.start,
+                Extent {
+                    end: gap.end,
+                    candidates: vec![zeroes],
+                    replaced: None,
+                },
+            );
         }
     }
 
@@ -417,7 +446,8 @@ fn check_gap(offset: u64, data: &[u8], losses: &mut Vec<Loss>) {
 #[must_use]
 pub fn is_zero(data: &[u8]) -> bool {
     static ZEROES: [u8; 65536] = [0; 65536];
-    data.chunks(ZEROES.len()).all(|chunk| chunk == &ZEROES[..chunk.len()])
+    data.chunks(ZEROES.len())
+        .all(|chunk| chunk == &ZEROES[..chunk.len()])
 }
 
 fn word(key: u64, index: u64) -> u64 {

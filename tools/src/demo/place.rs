@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::OFlag;
 use tempfile::TempDir;
 
-use super::cluster::ClusterError;
+use super::error::ClusterError;
 
 #[repr(align(4096))]
 struct Page([u8; 4096]);
@@ -79,7 +79,7 @@ fn usual_places() -> Vec<PathBuf> {
 /// A loopback TCP port that nobody listens on, reserved among the programs that use this function for as
 /// long as the value lives.
 #[derive(Debug)]
-pub struct Port {
+pub(super) struct Port {
     number: u16,
     /// An abstract Unix socket: gone with the process, seen by every user of this network namespace.
     _reservation: UnixListener,
@@ -87,7 +87,7 @@ pub struct Port {
 
 impl Port {
     /// Takes a free port below the range that outgoing connections use.
-    pub fn reserve() -> Result<Self, ClusterError> {
+    pub(super) fn reserve() -> Result<Self, ClusterError> {
         const FIRST: u64 = 20_000;
         const COUNT: u64 = 12_000;
         let mut last = io::Error::from(io::ErrorKind::AddrInUse);
@@ -107,12 +107,15 @@ impl Port {
         let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
         let reservation = UnixListener::bind_addr(&address)?;
         TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, number)))?;
-        Ok(Self { number, _reservation: reservation })
+        Ok(Self {
+            number,
+            _reservation: reservation,
+        })
     }
 
     /// The port's number.
     #[must_use]
-    pub fn number(&self) -> u16 {
+    pub(super) fn number(&self) -> u16 {
         self.number
     }
 }

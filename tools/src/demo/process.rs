@@ -22,14 +22,22 @@ impl Finished {
     /// The complaint, on one line.
     #[must_use]
     pub fn message(&self) -> String {
-        let text = if self.stderr.trim().is_empty() { &self.stdout } else { &self.stderr };
+        let text = if self.stderr.trim().is_empty() {
+            &self.stdout
+        } else {
+            &self.stderr
+        };
         let line = text.trim().replace('\n', "; ");
-        if self.code < 0 { format!("killed after {:?}; {line}", self.took) } else { line }
+        if self.code < 0 {
+            format!("killed after {:?}; {line}", self.took)
+        } else {
+            line
+        }
     }
 }
 
 /// Runs a command; kills it when the bound passes or `interrupted` is set.
-pub fn finish(
+pub(super) fn finish(
     command: &mut Command,
     bound: Duration,
     interrupted: &AtomicBool,
@@ -59,10 +67,17 @@ pub fn finish(
         };
         let took = start.elapsed();
         let join = |handle: std::thread::ScopedJoinHandle<'_, String>| {
-            handle.join().map_err(|_| io::Error::other("the reader of a pipe failed"))
+            handle
+                .join()
+                .map_err(|_| io::Error::other("the reader of a pipe failed"))
         };
         let (stdout, stderr) = (join(stdout)?, join(stderr)?);
-        Ok(Finished { code: status.code().unwrap_or(-1), stdout, stderr, took })
+        Ok(Finished {
+            code: status.code().unwrap_or(-1),
+            stdout,
+            stderr,
+            took,
+        })
     })
 }
 
@@ -93,7 +108,10 @@ mod tests {
 
     #[test]
     fn more_than_a_pipe_holds_is_no_deadlock() {
-        let finished = sh("head -c 300000 /dev/zero | tr '\\0' x", Duration::from_secs(20));
+        let finished = sh(
+            "head -c 300000 /dev/zero | tr '\\0' x",
+            Duration::from_secs(20),
+        );
         assert_eq!((finished.code, finished.stdout.len()), (0, 300_000));
     }
 

@@ -16,7 +16,10 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
-        Self { device: vec![0; SIZE as usize], oracle: Oracle::new(SIZE) }
+        Self {
+            device: vec![0; SIZE as usize],
+            oracle: Oracle::new(SIZE),
+        }
     }
 
     fn put(&mut self, range: Range<u64>, content: Content) {
@@ -43,7 +46,10 @@ impl Pair {
 
 #[test]
 fn bytes_follow_from_the_stamp_and_the_place() {
-    let stamp = Stamp { stream: 3, counter: 77 };
+    let stamp = Stamp {
+        stream: 3,
+        counter: 77,
+    };
     let mut whole = vec![0; 1000];
     stamp.fill(4093, &mut whole);
     assert!(stamp.matches(4093, &whole));
@@ -55,8 +61,20 @@ fn bytes_follow_from_the_stamp_and_the_place() {
     whole[999] ^= 1;
     assert!(!stamp.matches(4093, &whole));
     whole[999] ^= 1;
-    assert!(!Stamp { stream: 3, counter: 78 }.matches(4093, &whole));
-    assert!(!Stamp { stream: 4, counter: 77 }.matches(4093, &whole));
+    assert!(
+        !Stamp {
+            stream: 3,
+            counter: 78
+        }
+        .matches(4093, &whole)
+    );
+    assert!(
+        !Stamp {
+            stream: 4,
+            counter: 77
+        }
+        .matches(4093, &whole)
+    );
 }
 
 #[test]
@@ -232,12 +250,19 @@ fn random_histories_of_a_correct_device_pass_and_one_forgotten_write_shows() {
         pair.oracle.give_up_all();
         let losses = pair.losses();
         if !shadow.contains(&(forgotten + 1)) {
-            assert_eq!(losses, [], "round {round}: nothing of the forgotten write has to be there");
+            assert_eq!(
+                losses,
+                [],
+                "round {round}: nothing of the forgotten write has to be there"
+            );
             continue;
         }
         visible += 1;
         // Where it overlapped in time with another write, that one's bytes are legal too.
         detected += u32::from(!losses.is_empty());
     }
-    assert!(visible > 10 && detected * 10 >= visible * 8, "{detected} of {visible}");
+    assert!(
+        visible > 10 && detected * 10 >= visible * 8,
+        "{detected} of {visible}"
+    );
 }
