@@ -1,1 +1,3 @@
-//! placeholder
+//! The daemon `repld`: serves replicated volumes over NBD.
+
+pub mod nbd;
