@@ -1,2 +1,7 @@
-//! x
-fn main() {}
+//! `replctl`: the operator's command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tools::cli::main(std::env::args_os()).into()
+}

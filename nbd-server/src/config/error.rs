@@ -266,6 +266,22 @@ pub enum Refusal {
         /// What uses it already.
         other: String,
     },
+    /// A volume or journal that does not fit its device.
+    #[error(
+        "{what} is {}, larger than {path} with {}; write size = \"{}\" or less, or name a larger \
+         device", size::format(*bytes), size::format(*device_bytes),
+        size::format(device_bytes / 4096 * 4096)
+    )]
+    LargerThanDevice {
+        /// The volume or the journal.
+        what: String,
+        /// Its configured size.
+        bytes: u64,
+        /// The device.
+        path: String,
+        /// The device's size.
+        device_bytes: u64,
+    },
     /// Certificates are given.
     #[error(
         "TLS is not supported by this version; remove {0}, and use insecure = true on a trusted \

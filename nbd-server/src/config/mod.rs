@@ -110,6 +110,8 @@ pub struct Volume {
     pub size_bytes: u64,
     /// The configured store as it is written, `%n` and all.
     pub store: Option<String>,
+    /// The line of its size, for refusals that come later.
+    pub size_line: usize,
 }
 
 /// The journal's part of the config.
@@ -119,6 +121,8 @@ pub struct Journal {
     pub size_bytes: u64,
     /// The configured device as it is written, `%n` and all.
     pub device: Option<String>,
+    /// The line of its size, for refusals that come later.
+    pub size_line: usize,
 }
 
 /// The policies.
@@ -207,6 +211,67 @@ impl Config {
                     known: names.join(", "),
                 }
             })
+    }
+
+    /// Refuses a store that is smaller than its volume.
+    ///
+    /// # Errors
+    /// A refusal that names the line of the volume's size.
+    pub fn check_store(
+        &self,
+        volume: &Volume,
+        path: &Path,
+        device_bytes: u64,
+    ) -> Result<(), ConfigError> {
+        let what = format!("volume {:?}", volume.name);
+        self.check_device(
+            what,
+            volume.size_bytes,
+            volume.size_line,
+            path,
+            device_bytes,
+        )
+    }
+
+    /// Refuses a device or file that is smaller than the journal.
+    ///
+    /// # Errors
+    /// A refusal that names the line of the journal's size.
+    pub fn check_journal(&self, path: &Path, device_bytes: u64) -> Result<(), ConfigError> {
+        let journal = &self.journal;
+        let what = "the journal".to_owned();
+        self.check_device(
+            what,
+            journal.size_bytes,
+            journal.size_line,
+            path,
+            device_bytes,
+        )
+    }
+
+    fn check_device(
+        &self,
+        what: String,
+        bytes: u64,
+        line: usize,
+        path: &Path,
+        device_bytes: u64,
+    ) -> Result<(), ConfigError> {
+        if bytes <= device_bytes {
+            return Ok(());
+        }
+        let path = path.display().to_string();
+        let refusal = Refusal::LargerThanDevice {
+            what,
+            bytes,
+            path,
+            device_bytes,
+        };
+        Err(ConfigError::Refused {
+            file: self.file.clone(),
+            line,
+            refusal,
+        })
     }
 
     /// A number over what must be equal on all nodes: resource, nodes with role and address, volumes

@@ -69,6 +69,10 @@ struct Table<'t> {
 }
 
 impl<'t> Table<'t> {
+    fn line(&self, span: &Range<usize>) -> usize {
+        line_of(self.text, span.start)
+    }
+
     fn refuse<T>(&self, span: &Range<usize>, refusal: Refusal) -> Result<T> {
         Err(Refused {
             line: line_of(self.text, span.start),
@@ -411,11 +415,13 @@ fn volumes(root: &Table<'_>) -> Result<Vec<Located<Volume>>> {
         let store = table.opt_text("store", "store = \"/dev/vg0/NAME\"")?;
         let span = store.as_ref().map_or(name_span, |store| store.span.clone());
         let store = store.map(|store| store.value.to_owned());
+        let size_line = table.line(&size.span);
         volumes.push(Located {
             value: Volume {
                 name,
                 size_bytes: size.value,
                 store,
+                size_line,
             },
             span,
         });
@@ -447,6 +453,7 @@ fn journal(root: &Table<'_>) -> Result<Located<Journal>> {
         return table.refuse(&size.span, Refusal::JournalTooSmall(size.value));
     }
     let device = table.opt_text("device", "device = \"/dev/vg0/pbx-journal\"")?;
+    let size_line = table.line(&size.span);
     let span = device
         .as_ref()
         .map_or(size.span, |device| device.span.clone());
@@ -455,6 +462,7 @@ fn journal(root: &Table<'_>) -> Result<Located<Journal>> {
         value: Journal {
             size_bytes: size.value,
             device,
+            size_line,
         },
         span,
     })

@@ -1,0 +1,10 @@
+//! What `replctl` is made of.
+
+pub mod cli;
+pub mod create;
+pub mod demo;
+mod failure;
+mod output;
+mod status;
+
+pub use failure::Failure;
