@@ -75,9 +75,9 @@ pub enum CreateError {
     /// No randomness.
     #[error("the system has no random numbers: {0}")]
     Random(getrandom::Error),
-    /// The core does not take the config.
-    #[error("the metadata can not be made: {0}")]
-    Format(String),
+    /// A name that does not fit the metadata.
+    #[error("{0:?} is too long; names have at most 63 bytes")]
+    LongName(String),
 }
 
 /// Adds to a system error what was tried and on what.

@@ -127,7 +127,7 @@ impl Place {
     pub(super) fn make_journal(
         &self,
         bytes: u64,
-        label: &[u8; BLOCK_BYTES],
+        label: &[u8],
         made: &mut Made,
     ) -> Result<(), CreateError> {
         let path = self.path();
@@ -155,7 +155,7 @@ impl Place {
         };
         file.sync_all().map_err(failed("make durable", path))?;
         let mut aligned = Aligned::zeroed(BLOCK_BYTES);
-        aligned.bytes_mut().copy_from_slice(label);
+        aligned.bytes_mut()[..label.len()].copy_from_slice(label);
         file.write_all_at(aligned.bytes(), 0)
             .and_then(|()| file.sync_all())
             .map_err(failed("write", path))?;
