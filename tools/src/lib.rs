@@ -1,5 +1,11 @@
-//! `replctl` as a library: what the command and the tests with real processes share.
+//! What `replctl` is made of.
 
+pub mod cli;
+pub mod create;
 pub mod demo;
+mod failure;
+mod output;
+mod status;
 
 pub use demo::cluster;
+pub use failure::Failure;

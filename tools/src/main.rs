@@ -1,16 +1,7 @@
-//! x
-use clap::Parser;
-#[derive(Parser)]
-struct A {
-    #[command(subcommand)]
-    v: V,
-}
-#[derive(clap::Subcommand)]
-enum V {
-    /// demo
-    Demo(tools::demo::DemoArgs),
-}
-fn main() -> std::process::ExitCode {
-    let V::Demo(a) = A::parse().v;
-    tools::demo::run(a)
+//! `replctl`: the operator's command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tools::cli::main(std::env::args_os()).into()
 }

@@ -26,15 +26,15 @@ pub mod stores;
 pub mod workload;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use crate::Failure;
 use cluster::{Cluster, ClusterError, Programs, Spec};
-use connection::{Connection, ConnectionError};
+use nbd_server::nbd::client::ClientError;
 pub use place::{probe_direct_io, scratch_dir};
 use report::{Kept, Progress, Report};
 use workload::{End, Job, Pace, Running, Stream, Tally, VerifyError, Volume, verify};
@@ -62,7 +62,7 @@ pub enum DemoError {
     Cluster(#[from] ClusterError),
     /// An export could not be used.
     #[error(transparent)]
-    Connection(#[from] ConnectionError),
+    Connection(#[from] ClientError),
     /// Data could not be read back.
     #[error(transparent)]
     Verify(#[from] VerifyError),
@@ -73,12 +73,6 @@ pub enum DemoError {
         phase: &'static str,
         /// How the stream ended.
         end: End,
-    },
-    /// The first I/O after the failover failed.
-    #[error("the new Primary answered its first request with NBD error {errno}")]
-    FirstIo {
-        /// NBD's number.
-        errno: u32,
     },
     /// Signals can not be handled.
     #[error("can not handle signals: {0}")]
@@ -97,28 +91,24 @@ const BOUND: Duration = Duration::from_secs(60);
 
 const MIB: u64 = 1 << 20;
 
-/// Runs the demo and prints what it saw: exit code 0 only if nothing was lost and all stores are equal.
-#[must_use]
-pub fn run(args: DemoArgs) -> ExitCode {
-    match try_run(&args) {
-        Ok(report) => {
-            if args.json {
-                // A struct of numbers and strings always serializes.
-                println!("{}", serde_json::to_string(&report).unwrap_or_default());
-            } else {
-                println!("\n{report}");
-            }
-            if report.ok {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            }
-        }
-        Err(error) => {
-            eprintln!("replctl demo: {error}");
-            ExitCode::FAILURE
-        }
+/// Runs the demo and prints what it saw. It fails unless nothing was lost and all stores are equal.
+pub fn run(args: DemoArgs) -> Result<(), Failure> {
+    let report = try_run(&args).map_err(|error| Failure::Failed(error.to_string()))?;
+    if args.json {
+        let text = serde_json::to_string(&report);
+        println!(
+            "{}",
+            text.map_err(|error| Failure::Failed(error.to_string()))?
+        );
+    } else {
+        println!("\n{report}");
     }
+    if report.ok {
+        return Ok(());
+    }
+    Err(Failure::Failed(
+        "the demo found what must not be; its findings are above".into(),
+    ))
 }
 
 fn try_run(args: &DemoArgs) -> Result<Report, DemoError> {
@@ -245,7 +235,7 @@ impl Demo {
         if load.any_ended() {
             let (_, ends) = load.stop(BOUND);
             expect_stopped("the Primary was up", ends)?;
-            return Err(ConnectionError::Protocol("a client stopped by itself").into());
+            return Err(connection::lost("a client stopped by itself").into());
         }
         Ok(load)
     }
@@ -291,14 +281,11 @@ impl Demo {
     ) -> Result<(), DemoError> {
         cluster.promote(node, BOUND)?;
         writer.write_once(&cluster.nbd_socket(node), &self.tally)?;
-        let mut reader = Connection::open(&cluster.nbd_socket(node), &self.volumes[0].name)?;
-        reader.send_read(0, 4096)?;
-        let data = reader
-            .receive()?
-            .result
-            .map_err(|errno| DemoError::FirstIo { errno })?;
+        let (mut reader, _) = connection::open(&cluster.nbd_socket(node), &self.volumes[0].name)?;
+        let mut data = vec![0; 4096];
+        reader.read_at(0, &mut data)?;
         self.report.failover_ms = killed_at.elapsed().as_secs_f64() * 1e3;
-        reader.close()?;
+        reader.disconnect()?;
         let losses = self.volumes[0].oracle().settle(0, &data);
         self.tally
             .note_checked(&self.volumes[0].name, data.len() as u64, losses);
@@ -393,7 +380,10 @@ pub fn stop_cleanly(cluster: &mut Cluster, primary: usize) -> Result<(), Cluster
         BOUND,
         |cluster| {
             let status = cluster.status(primary)?;
-            let quiet = status.volumes.iter().all(|volume| volume.nbd_clients == 0)
+            let quiet = status
+                .volumes
+                .iter()
+                .all(|volume| volume.nbd_clients == Some(0))
                 && status
                     .peers
                     .iter()

@@ -54,7 +54,7 @@ pub struct Volume {
     /// DRBD's disk states.
     pub disk_state: String,
     /// NBD connections in transmission.
-    pub nbd_clients: u64,
+    pub nbd_clients: Option<u64>,
     /// Where a client finds it.
     pub uri: Option<String>,
 }
@@ -129,7 +129,7 @@ mod tests {
         let status: Status = serde_json::from_str(text).expect("the contract's example");
         assert!(status.serves());
         assert!(status.peer("pbx-b").expect("a peer").up_to_date());
-        assert_eq!(status.volume("db").expect("a volume").nbd_clients, 1);
+        assert_eq!(status.volume("db").expect("a volume").nbd_clients, Some(1));
         assert_eq!(status.seq.applied, None);
     }
 }

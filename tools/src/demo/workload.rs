@@ -13,7 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::connection::{Answer, Connection, ConnectionError, Hangup};
+use nbd_server::nbd::client::{Client, ClientError, ClientRequest, Completion};
+use nbd_server::nbd::{Cookie, NbdError};
+
+use super::connection::{self, Hangup, lost};
 use super::oracle::{self, Content, Loss, Oracle, Stamp, WriteId, mix};
 
 /// A volume and the model of what it holds.
@@ -115,14 +118,14 @@ pub enum End {
     /// The connection broke; this many requests were unanswered.
     Lost {
         /// Why.
-        error: ConnectionError,
+        error: ClientError,
         /// How many.
         unanswered: usize,
     },
     /// The server answered with an error number.
     Failed {
-        /// NBD's number.
-        errno: u32,
+        /// NBD's error.
+        error: NbdError,
     },
     /// A read returned something else than it had to.
     Wrong,
@@ -202,9 +205,9 @@ impl Stream {
     }
 
     /// Writes the whole region once, front to back.
-    pub fn fill(&mut self, socket: &Path, tally: &Tally) -> Result<(), ConnectionError> {
+    pub fn fill(&mut self, socket: &Path, tally: &Tally) -> Result<(), ClientError> {
         const CHUNK: u64 = 256 << 10;
-        let mut connection = Connection::open(socket, &self.volume.name)?;
+        let (mut connection, _) = connection::open(socket, &self.volume.name)?;
         let mut pending = BTreeMap::new();
         let mut at = self.region.start;
         while at < self.region.end || !pending.is_empty() {
@@ -214,35 +217,35 @@ impl Stream {
                 self.write(&mut connection, range, false, &mut pending)?;
                 continue;
             }
-            let answer = connection.receive()?;
+            let answer = connection.wait()?;
             if self.answered(answer, &mut pending, tally).is_some() {
-                return Err(ConnectionError::Protocol(
+                return Err(ClientError::Protocol(
                     "an error while the volume was filled",
                 ));
             }
         }
-        connection.close()
+        connection.disconnect().map(drop)
     }
 
     /// Makes one request of its kind and waits for the answer.
-    pub fn write_once(&mut self, socket: &Path, tally: &Tally) -> Result<(), ConnectionError> {
-        let mut connection = Connection::open(socket, &self.volume.name)?;
+    pub fn write_once(&mut self, socket: &Path, tally: &Tally) -> Result<(), ClientError> {
+        let (mut connection, _) = connection::open(socket, &self.volume.name)?;
         let mut pending = BTreeMap::new();
         self.issue(&mut connection, &mut pending)?;
         while !pending.is_empty() {
-            let answer = connection.receive()?;
+            let answer = connection.wait()?;
             if self.answered(answer, &mut pending, tally).is_some() {
-                return Err(ConnectionError::Protocol("an error to a first request"));
+                return Err(lost("the first request failed"));
             }
         }
-        connection.close()
+        connection.disconnect().map(drop)
     }
 
-    fn run(&mut self, mut connection: Connection, tally: &Tally) -> End {
+    fn run(&mut self, mut connection: Client, tally: &Tally) -> End {
         let mut pending = BTreeMap::new();
         match self.work(&mut connection, &mut pending, tally) {
-            Ok(End::Stopped) => match connection.close() {
-                Ok(()) => End::Stopped,
+            Ok(End::Stopped) => match connection.disconnect() {
+                Ok(_) => End::Stopped,
                 Err(error) => End::Lost {
                     error,
                     unanswered: 0,
@@ -262,10 +265,10 @@ impl Stream {
 
     fn work(
         &mut self,
-        connection: &mut Connection,
-        pending: &mut BTreeMap<u64, Pending>,
+        connection: &mut Client,
+        pending: &mut BTreeMap<Cookie, Pending>,
         tally: &Tally,
-    ) -> Result<End, ConnectionError> {
+    ) -> Result<End, ClientError> {
         let mut due = Instant::now();
         let mut left_in_burst = self.pace.burst;
         loop {
@@ -287,7 +290,7 @@ impl Stream {
                 std::thread::sleep(pause.min(Duration::from_millis(20)));
                 continue;
             }
-            let answer = connection.receive()?;
+            let answer = connection.wait()?;
             if let Some(end) = self.answered(answer, pending, tally) {
                 return Ok(end);
             }
@@ -296,9 +299,9 @@ impl Stream {
 
     fn issue(
         &mut self,
-        connection: &mut Connection,
-        pending: &mut BTreeMap<u64, Pending>,
-    ) -> Result<(), ConnectionError> {
+        connection: &mut Client,
+        pending: &mut BTreeMap<Cookie, Pending>,
+    ) -> Result<(), ClientError> {
         match self.job {
             Job::Commit { page } => {
                 let pages = (self.region.end - self.region.start) / page;
@@ -318,7 +321,7 @@ impl Stream {
                 self.position = range.end;
                 self.write(connection, range, false, pending)?;
                 if self.counter.is_multiple_of(flush_every) {
-                    pending.insert(connection.send_flush()?, Pending::Flush);
+                    pending.insert(connection.submit(&ClientRequest::Flush)?, Pending::Flush);
                 }
                 Ok(())
             }
@@ -327,7 +330,10 @@ impl Stream {
                 let span = self.region.end - self.region.start - length + 1;
                 let offset = self.region.start + self.random(span);
                 let since = self.volume.oracle().now();
-                let cookie = connection.send_read(offset, length as u32)?;
+                let cookie = connection.submit(&ClientRequest::Read {
+                    offset,
+                    len: length as u32,
+                })?;
                 pending.insert(cookie, Pending::Read { offset, since });
                 Ok(())
             }
@@ -339,11 +345,22 @@ impl Stream {
                 match mix(self.counter ^ 0x5c71_bb1e) % 10 {
                     kind @ 0..2 => {
                         let id = self.volume.oracle().begin(range.clone(), Content::Zeroes);
-                        let sent = if kind == 0 {
-                            connection.send_trim(start, length as u32)
+                        let (offset, len) = (start, length as u32);
+                        let request = if kind == 0 {
+                            ClientRequest::Trim {
+                                offset,
+                                len,
+                                fua: false,
+                            }
                         } else {
-                            connection.send_zeroes(start, length as u32)
+                            ClientRequest::WriteZeroes {
+                                offset,
+                                len,
+                                fua: false,
+                                no_hole: false,
+                            }
                         };
+                        let sent = connection.submit(&request);
                         self.sent(sent, range, id, pending)
                     }
                     kind => self.write(connection, range, kind < 4, pending),
@@ -354,11 +371,11 @@ impl Stream {
 
     fn write(
         &mut self,
-        connection: &mut Connection,
+        connection: &mut Client,
         range: Range<u64>,
         durable: bool,
-        pending: &mut BTreeMap<u64, Pending>,
-    ) -> Result<(), ConnectionError> {
+        pending: &mut BTreeMap<Cookie, Pending>,
+    ) -> Result<(), ClientError> {
         self.counter += 1;
         let stamp = Stamp {
             stream: self.id,
@@ -370,17 +387,21 @@ impl Stream {
             .volume
             .oracle()
             .begin(range.clone(), Content::Written(stamp));
-        let sent = connection.send_write(range.start, &data, durable);
+        let sent = connection.submit(&ClientRequest::Write {
+            offset: range.start,
+            data: &data,
+            fua: durable,
+        });
         self.sent(sent, range, id, pending)
     }
 
     fn sent(
         &self,
-        sent: Result<u64, ConnectionError>,
+        sent: Result<Cookie, ClientError>,
         range: Range<u64>,
         id: WriteId,
-        pending: &mut BTreeMap<u64, Pending>,
-    ) -> Result<(), ConnectionError> {
+        pending: &mut BTreeMap<Cookie, Pending>,
+    ) -> Result<(), ClientError> {
         match sent {
             Ok(cookie) => {
                 pending.insert(cookie, Pending::Write { range, id });
@@ -396,12 +417,12 @@ impl Stream {
 
     fn answered(
         &mut self,
-        answer: Answer,
-        pending: &mut BTreeMap<u64, Pending>,
+        answer: Completion,
+        pending: &mut BTreeMap<Cookie, Pending>,
         tally: &Tally,
     ) -> Option<End> {
         let Some(request) = pending.remove(&answer.cookie) else {
-            let error = ConnectionError::Protocol("an answer to nothing");
+            let error = ClientError::Protocol("an answer to nothing");
             return Some(End::Lost {
                 error,
                 unanswered: pending.len(),
@@ -413,9 +434,9 @@ impl Stream {
                 self.volume.oracle().acknowledge(range, id);
                 None
             }
-            (Pending::Write { range, id }, Err(errno)) => {
+            (Pending::Write { range, id }, Err(error)) => {
                 self.volume.oracle().give_up(range, id);
-                Some(End::Failed { errno })
+                Some(End::Failed { error })
             }
             (Pending::Read { offset, since }, Ok(data)) => {
                 let (losses, checked) = self.volume.oracle().check_since(since, offset, &data);
@@ -425,12 +446,12 @@ impl Stream {
                 wrong.then_some(End::Wrong)
             }
             (Pending::Flush, Ok(_)) => None,
-            (Pending::Read { .. } | Pending::Flush, Err(errno)) => Some(End::Failed { errno }),
+            (Pending::Read { .. } | Pending::Flush, Err(error)) => Some(End::Failed { error }),
         }
     }
 
     /// The answers will not come: these writes may have happened or not, and appends are done again.
-    fn give_up(&mut self, pending: BTreeMap<u64, Pending>) {
+    fn give_up(&mut self, pending: BTreeMap<Cookie, Pending>) {
         let mut first: Option<(WriteId, u64)> = None;
         for request in pending.into_values() {
             if let Pending::Write { range, id } = request {
@@ -465,13 +486,13 @@ impl Running {
         streams: Vec<Stream>,
         socket: &Path,
         tally: &Arc<Tally>,
-    ) -> Result<Self, ConnectionError> {
+    ) -> Result<Self, ClientError> {
         tally.stop.store(false, Ordering::Relaxed);
         let mut hangups = Vec::new();
         let mut ready = Vec::new();
         for stream in streams {
-            let connection = Connection::open(socket, &stream.volume.name)?;
-            hangups.push(connection.hangup()?);
+            let (connection, hangup) = connection::open(socket, &stream.volume.name)?;
+            hangups.push(hangup);
             ready.push((stream, connection));
         }
         let threads = ready
@@ -537,30 +558,36 @@ pub fn verify(socket: &Path, volumes: &[Arc<Volume>], tally: &Tally) -> Result<u
     let mut wrong = 0;
     for volume in volumes {
         let size = volume.oracle().size();
-        let mut connection = Connection::open(socket, &volume.name)?;
+        let (mut connection, _) = connection::open(socket, &volume.name)?;
         let mut pending = BTreeMap::new();
         let mut at = 0;
         while at < size || !pending.is_empty() {
             if at < size && pending.len() < DEPTH {
                 let length = CHUNK.min(size - at);
-                pending.insert(connection.send_read(at, length as u32)?, at);
+                pending.insert(
+                    connection.submit(&ClientRequest::Read {
+                        offset: at,
+                        len: length as u32,
+                    })?,
+                    at,
+                );
                 at += length;
                 continue;
             }
-            let answer = connection.receive()?;
+            let answer = connection.wait()?;
             let Some(offset) = pending.remove(&answer.cookie) else {
-                return Err(ConnectionError::Protocol("an answer to nothing").into());
+                return Err(ClientError::Protocol("an answer to nothing").into());
             };
-            let data = answer.result.map_err(|errno| VerifyError::Read {
+            let data = answer.result.map_err(|error| VerifyError::Read {
                 volume: volume.name.clone(),
                 offset,
-                errno,
+                error,
             })?;
             let losses = volume.oracle().settle(offset, &data);
             wrong += losses.len();
             tally.note_checked(&volume.name, data.len() as u64, losses);
         }
-        connection.close()?;
+        connection.disconnect()?;
     }
     Ok(wrong)
 }
@@ -571,16 +598,16 @@ pub fn verify(socket: &Path, volumes: &[Arc<Volume>], tally: &Tally) -> Result<u
 pub enum VerifyError {
     /// The connection failed.
     #[error(transparent)]
-    Connection(#[from] ConnectionError),
+    Connection(#[from] ClientError),
     /// A read failed.
-    #[error("reading {volume} at {offset}: NBD error {errno}")]
+    #[error("reading {volume} at {offset}: {error}")]
     Read {
         /// The volume.
         volume: String,
         /// Where.
         offset: u64,
-        /// NBD's number.
-        errno: u32,
+        /// NBD's error.
+        error: NbdError,
     },
 }
 

@@ -1,0 +1,172 @@
+//! The admin protocol: what `replctl` and `repld` say to each other over `RUN_DIR/admin.sock`.
+//!
+//! One JSON object per line each way, a line at most [`LINE_BYTES_MAX`]. The client sends one [`Request`]; it is
+//! answered by one [`Response`], or for `watch` and `events` by one after the other until the client hangs up.
+//! After an answer that is not an error the client may send its next request on the same connection.
+
+pub mod client;
+mod event;
+mod line;
+mod status;
+#[cfg(test)]
+mod tests;
+
+pub use event::{Event, EventKind, EventObject, changes, timestamp};
+pub use line::{LineBuffer, LineError};
+pub use status::{
+    Connection, DiskState, Health, JournalStatus, Limits, MemoryStatus, PeerStatus, Replication,
+    Role, SeqStatus, Status, Suspended, VolumeStatus,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The longest line, newline included.
+pub const LINE_BYTES_MAX: usize = 64 << 10;
+
+/// How long `promote` tries where nothing is said.
+pub const PROMOTE_TIMEOUT_MS_DEFAULT: u64 = 30_000;
+
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// The node's view, once: [`Response::Status`].
+    Status,
+    /// The node's view, at each change and each second.
+    Watch,
+    /// The present state as `exists` events, then every change: [`Response::Event`].
+    Events,
+    /// Makes the node Primary; answers when the exports serve.
+    Promote {
+        /// How long to try, in milliseconds.
+        timeout_ms: u64,
+        /// Without a majority; not supported by this version.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Stops serving.
+    Demote {
+        /// Also while clients are attached.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Restores replication with a peer.
+    Connect {
+        /// Its name.
+        peer: String,
+    },
+    /// Ends replication with a peer.
+    Disconnect {
+        /// Its name.
+        peer: String,
+    },
+}
+
+/// What the daemon answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// To `status` and `watch`.
+    Status(Box<Status>),
+    /// To `events`.
+    Event(Event),
+    /// A command was carried out.
+    Done {
+        /// What the operator should know besides, for example that the quorum is lost now.
+        notice: Option<String>,
+    },
+    /// It was refused, or failed.
+    Error(AdminError),
+}
+
+/// Why something was refused, or failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct AdminError {
+    /// What `replctl` exits with.
+    pub code: ExitCode,
+    /// One line: what is wrong and what to do.
+    pub message: String,
+}
+
+impl AdminError {
+    /// An error with its code.
+    pub fn new(code: ExitCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+}
+
+/// The exit codes of `replctl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "u8", try_from = "u8")]
+#[repr(u8)]
+pub enum ExitCode {
+    /// Done.
+    Done = 0,
+    /// Failed; the message says why.
+    Failed = 1,
+    /// Usage or config error.
+    Usage = 2,
+    /// `repld` of this node can not be reached.
+    Unreachable = 3,
+    /// No quorum: a majority of voters can not be reached, or did not promise.
+    NoQuorum = 10,
+    /// Another node is Primary.
+    OtherPrimary = 11,
+    /// In use: an NBD client is attached.
+    InUse = 12,
+    /// No access to up-to-date data.
+    NotUpToDate = 17,
+}
+
+impl ExitCode {
+    /// Every code.
+    pub const ALL: [Self; 8] = [
+        Self::Done,
+        Self::Failed,
+        Self::Usage,
+        Self::Unreachable,
+        Self::NoQuorum,
+        Self::OtherPrimary,
+        Self::InUse,
+        Self::NotUpToDate,
+    ];
+}
+
+impl From<ExitCode> for u8 {
+    fn from(code: ExitCode) -> Self {
+        code as Self
+    }
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        Self::from(u8::from(code))
+    }
+}
+
+/// A number that is no exit code of `replctl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is no exit code of replctl")]
+pub struct UnknownExitCode(u8);
+
+impl TryFrom<u8> for ExitCode {
+    type Error = UnknownExitCode;
+
+    fn try_from(code: u8) -> Result<Self, UnknownExitCode> {
+        Self::ALL
+            .into_iter()
+            .find(|known| u8::from(*known) == code)
+            .ok_or(UnknownExitCode(code))
+    }
+}
+
+/// A message as a line, newline included; `None` if it would be too long.
+pub fn to_line<M: Serialize>(message: &M) -> Option<Vec<u8>> {
+    let mut line = serde_json::to_vec(message).ok()?;
+    line.push(b'\n');
+    (line.len() <= LINE_BYTES_MAX).then_some(line)
+}

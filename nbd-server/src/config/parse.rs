@@ -1,0 +1,763 @@
+//! From TOML with spans to a [`Config`]: every value is looked at where it stands, so that every
+//! refusal names its line.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    Ack, BLOCK_BYTES, Config, DATA_NODES_MAX, JOURNAL_BYTES_MIN, Journal, LEASE_MS_DEFAULT,
+    LEASE_MS_RANGE, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, NAME_BYTES_MAX, Node, NodeRole,
+    OnNoQuorum, Policy, Refusal, SOCKET_PATH_BYTES_MAX, StorePath, Tls, VOLUME_BYTES_MAX,
+    VOLUMES_MAX, Volume, WITNESSES_MAX, size,
+};
+
+/// A refusal and the line that it is about.
+pub(super) struct Refused {
+    pub(super) line: usize,
+    pub(super) refusal: Refusal,
+}
+
+type Result<T> = std::result::Result<T, Refused>;
+
+pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
+    let root = DeTable::parse(text).map_err(|error| Refused {
+        line: error.span().map_or(1, |span| line_of(text, span.start)),
+        refusal: Refusal::Syntax(one_line(error.message())),
+    })?;
+    let root = Table {
+        text,
+        place: "the file",
+        span: root.span(),
+        table: root.get_ref(),
+    };
+    root.only(&["resource", "node", "volume", "journal", "policy", "tls"])?;
+
+    let resource = root.name("resource", "resource = \"pbx\" at the top")?.0;
+    let tls = tls(&root)?;
+    let volumes = volumes(&root)?;
+    let journal = journal(&root)?;
+    let policy = policy(&root)?;
+    let nodes = nodes(&root, &tls, &volumes, &journal)?;
+    Ok(Config {
+        file: file.to_owned(),
+        resource,
+        nodes,
+        volumes: volumes.into_iter().map(|located| located.value).collect(),
+        journal: journal.value,
+        policy,
+        tls,
+    })
+}
+
+/// A value and where it stands.
+struct Located<T> {
+    value: T,
+    span: Range<usize>,
+}
+
+/// A table with what its refusals need.
+struct Table<'t> {
+    text: &'t str,
+    place: &'static str,
+    span: Range<usize>,
+    table: &'t DeTable<'t>,
+}
+
+impl<'t> Table<'t> {
+    fn line(&self, span: &Range<usize>) -> usize {
+        line_of(self.text, span.start)
+    }
+
+    fn refuse<T>(&self, span: &Range<usize>, refusal: Refusal) -> Result<T> {
+        Err(Refused {
+            line: line_of(self.text, span.start),
+            refusal,
+        })
+    }
+
+    /// Refuses every key that is not one of `known`.
+    fn only(&self, known: &[&'static str]) -> Result<()> {
+        // The first in the file is the one to name; the map is sorted by name.
+        let unknown = self
+            .table
+            .keys()
+            .filter(|key| !known.contains(&key.get_ref().as_ref()));
+        let Some(key) = unknown.min_by_key(|key| key.span().start) else {
+            return Ok(());
+        };
+        let place = self.place;
+        let name = key.get_ref().to_string();
+        let nearest = known
+            .iter()
+            .map(|known| (distance(&name, known), *known))
+            .min();
+        self.refuse(
+            &key.span(),
+            match nearest {
+                Some((distance, nearest)) if distance <= 1 + nearest.len() / 4 => {
+                    Refusal::UnknownKeyNear {
+                        key: name,
+                        place,
+                        nearest,
+                    }
+                }
+                _ => Refusal::UnknownKey {
+                    key: name,
+                    place,
+                    known: known.join(", "),
+                },
+            },
+        )
+    }
+
+    fn get(&self, key: &str) -> Option<&'t Spanned<DeValue<'t>>> {
+        self.table.get(key)
+    }
+
+    fn missing<T>(&self, key: &'static str, example: &'static str) -> Result<T> {
+        self.refuse(
+            &self.span,
+            Refusal::Missing {
+                place: self.place,
+                key,
+                example,
+            },
+        )
+    }
+
+    fn wrong_type<T>(
+        &self,
+        key: &'static str,
+        value: &Spanned<DeValue<'_>>,
+        example: &'static str,
+    ) -> Result<T> {
+        let found = match value.get_ref() {
+            DeValue::String(_) => "a text",
+            DeValue::Integer(_) => "a number",
+            DeValue::Float(_) => "a fraction",
+            DeValue::Boolean(_) => "true or false",
+            DeValue::Datetime(_) => "a date",
+            DeValue::Array(_) => "a list",
+            DeValue::Table(_) => "a table",
+        };
+        self.refuse(
+            &value.span(),
+            Refusal::WrongType {
+                key,
+                found,
+                example,
+            },
+        )
+    }
+
+    fn opt_text(
+        &self,
+        key: &'static str,
+        example: &'static str,
+    ) -> Result<Option<Located<&'t str>>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.get_ref() {
+            DeValue::String(text) => Ok(Some(Located {
+                value: text.as_ref(),
+                span: value.span(),
+            })),
+            _ => self.wrong_type(key, value, example),
+        }
+    }
+
+    fn text(&self, key: &'static str, example: &'static str) -> Result<Located<&'t str>> {
+        match self.opt_text(key, example)? {
+            Some(text) => Ok(text),
+            None => self.missing(key, example),
+        }
+    }
+
+    fn name(&self, key: &'static str, example: &'static str) -> Result<(String, Range<usize>)> {
+        let name = self.text(key, example)?;
+        let first_ok = name
+            .value
+            .bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_alphanumeric());
+        let all_ok = name
+            .value
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if !first_ok || !all_ok || name.value.len() > NAME_BYTES_MAX {
+            let found = name.value.chars().take(80).collect();
+            return self.refuse(&name.span, Refusal::BadName { key, found });
+        }
+        Ok((name.value.to_owned(), name.span))
+    }
+
+    fn opt_integer(
+        &self,
+        key: &'static str,
+        example: &'static str,
+    ) -> Result<Option<Located<i128>>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let DeValue::Integer(integer) = value.get_ref() else {
+            return self.wrong_type(key, value, example);
+        };
+        match i128::from_str_radix(integer.as_str(), integer.radix()) {
+            Ok(number) => Ok(Some(Located {
+                value: number,
+                span: value.span(),
+            })),
+            Err(_) => self.wrong_type(key, value, example),
+        }
+    }
+
+    fn opt_bool(&self, key: &'static str, example: &'static str) -> Result<Option<bool>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => match value.get_ref().as_bool() {
+                Some(flag) => Ok(Some(flag)),
+                None => self.wrong_type(key, value, example),
+            },
+        }
+    }
+
+    fn opt_size(&self, key: &'static str, example: &'static str) -> Result<Option<Located<u64>>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let span = value.span();
+        let bytes = match value.get_ref() {
+            DeValue::String(text) => size::parse(text),
+            DeValue::Integer(_) => match self.opt_integer(key, example)? {
+                Some(n) => u64::try_from(n.value).map_err(|_| match n.value {
+                    negative @ ..0 => size::SizeError::Negative(negative),
+                    huge => size::SizeError::TooLarge(huge.to_string()),
+                }),
+                None => return Ok(None),
+            },
+            _ => return self.wrong_type(key, value, example),
+        };
+        match bytes {
+            Err(source) => self.refuse(&span, Refusal::Size { key, source }),
+            Ok(bytes) if !bytes.is_multiple_of(BLOCK_BYTES) => {
+                self.refuse(&span, Refusal::SizeUnaligned { key, bytes })
+            }
+            Ok(bytes) if bytes > VOLUME_BYTES_MAX => {
+                self.refuse(&span, Refusal::TooLarge { key, bytes })
+            }
+            Ok(value) => Ok(Some(Located { value, span })),
+        }
+    }
+
+    fn size(&self, key: &'static str, example: &'static str) -> Result<Located<u64>> {
+        match self.opt_size(key, example)? {
+            Some(size) => Ok(size),
+            None => self.missing(key, example),
+        }
+    }
+
+    /// The table under `key`, or an empty one.
+    fn opt_table(&self, key: &'static str, place: &'static str) -> Result<Option<Table<'t>>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.get_ref() {
+            DeValue::Table(table) => Ok(Some(Table {
+                text: self.text,
+                place,
+                span: value.span(),
+                table,
+            })),
+            _ => self.wrong_type(key, value, place),
+        }
+    }
+
+    /// The tables under `[[key]]`; at least one.
+    fn tables(&self, key: &'static str, place: &'static str) -> Result<Vec<Table<'t>>> {
+        let end = self.text.len()..self.text.len();
+        let Some(value) = self.get(key) else {
+            return self.refuse(&end, Refusal::None { what: key });
+        };
+        let DeValue::Array(array) = value.get_ref() else {
+            return self.wrong_type(key, value, place);
+        };
+        if array.is_empty() {
+            return self.refuse(&value.span(), Refusal::None { what: key });
+        }
+        array
+            .iter()
+            .map(|value| match value.get_ref() {
+                DeValue::Table(table) => Ok(Table {
+                    text: self.text,
+                    place,
+                    span: value.span(),
+                    table,
+                }),
+                _ => self.wrong_type(key, value, place),
+            })
+            .collect()
+    }
+
+    fn opt_address(&self, key: &'static str) -> Result<Option<Located<SocketAddr>>> {
+        let Some(text) = self.opt_text(key, "an address such as \"10.0.0.1:7789\"")? else {
+            return Ok(None);
+        };
+        let found = text.value.to_owned();
+        match text.value.parse::<SocketAddr>() {
+            Err(_) => self.refuse(&text.span, Refusal::BadAddress { key, found }),
+            Ok(address) if address.port() == 0 => {
+                self.refuse(&text.span, Refusal::PortZero { key, found })
+            }
+            Ok(value) => Ok(Some(Located {
+                value,
+                span: text.span,
+            })),
+        }
+    }
+
+    /// A path with `%n` replaced by the node's name.
+    fn expand(&self, key: &'static str, located: &Located<&str>, node: &str) -> Result<PathBuf> {
+        let found = || located.value.to_owned();
+        let mut path = String::new();
+        let mut chars = located.value.chars();
+        while let Some(c) = chars.next() {
+            match c {
+                '%' => match chars.next() {
+                    Some('n') => path.push_str(node),
+                    Some('%') => path.push('%'),
+                    _ => {
+                        return self.refuse(
+                            &located.span,
+                            Refusal::BadPercent {
+                                key,
+                                found: found(),
+                            },
+                        );
+                    }
+                },
+                '\0' => {
+                    return self.refuse(
+                        &located.span,
+                        Refusal::BadPath {
+                            key,
+                            found: found(),
+                        },
+                    );
+                }
+                c => path.push(c),
+            }
+        }
+        if !path.starts_with('/') {
+            return self.refuse(
+                &located.span,
+                Refusal::BadPath {
+                    key,
+                    found: found(),
+                },
+            );
+        }
+        Ok(PathBuf::from(path))
+    }
+}
+
+fn tls(root: &Table<'_>) -> Result<Tls> {
+    let Some(table) = root.opt_table("tls", "a table [tls]")? else {
+        return Ok(Tls::default());
+    };
+    let table = Table {
+        place: "[tls]",
+        ..table
+    };
+    table.only(&["insecure", "ca", "cert", "key"])?;
+    for key in ["ca", "cert", "key"] {
+        if let Some(value) = table.get(key) {
+            return table.refuse(&value.span(), Refusal::Tls(key));
+        }
+    }
+    let insecure = table.opt_bool("insecure", "insecure = true or insecure = false")?;
+    Ok(Tls {
+        insecure: insecure.unwrap_or(false),
+        ca: None,
+        cert: None,
+        key: None,
+    })
+}
+
+fn volumes(root: &Table<'_>) -> Result<Vec<Located<Volume>>> {
+    let mut volumes: Vec<Located<Volume>> = Vec::new();
+    let tables = root.tables("volume", "[[volume]]")?;
+    let count = tables.len();
+    for table in tables {
+        table.only(&["name", "size", "store"])?;
+        let (name, name_span) = table.name("name", "name = \"db\"")?;
+        if volumes.iter().any(|other| other.value.name == name) {
+            return table.refuse(
+                &name_span,
+                Refusal::DuplicateName {
+                    what: "volume",
+                    name,
+                },
+            );
+        }
+        if volumes.len() == VOLUMES_MAX {
+            return table.refuse(&table.span, Refusal::TooManyVolumes(count));
+        }
+        let size = table.size("size", "size = \"8GiB\"")?;
+        if size.value == 0 {
+            return table.refuse(&size.span, Refusal::VolumeEmpty);
+        }
+        let store = table.opt_text("store", "store = \"/dev/vg0/NAME\"")?;
+        let span = store.as_ref().map_or(name_span, |store| store.span.clone());
+        let store = store.map(|store| store.value.to_owned());
+        let size_line = table.line(&size.span);
+        volumes.push(Located {
+            value: Volume {
+                name,
+                size_bytes: size.value,
+                store,
+                size_line,
+            },
+            span,
+        });
+    }
+    volumes.sort_by(|a, b| a.value.name.cmp(&b.value.name));
+    Ok(volumes)
+}
+
+fn journal(root: &Table<'_>) -> Result<Located<Journal>> {
+    let Some(table) = root.opt_table("journal", "a table [journal]")? else {
+        let end = root.text.len()..root.text.len();
+        let example = "[journal] with size = \"1GiB\"";
+        return root.refuse(
+            &end,
+            Refusal::Missing {
+                place: root.place,
+                key: "journal",
+                example,
+            },
+        );
+    };
+    let table = Table {
+        place: "[journal]",
+        ..table
+    };
+    table.only(&["size", "device"])?;
+    let size = table.size("size", "size = \"1GiB\"")?;
+    if size.value < JOURNAL_BYTES_MIN {
+        return table.refuse(&size.span, Refusal::JournalTooSmall(size.value));
+    }
+    let device = table.opt_text("device", "device = \"/dev/vg0/pbx-journal\"")?;
+    let size_line = table.line(&size.span);
+    let span = device
+        .as_ref()
+        .map_or(size.span, |device| device.span.clone());
+    let device = device.map(|device| device.value.to_owned());
+    Ok(Located {
+        value: Journal {
+            size_bytes: size.value,
+            device,
+            size_line,
+        },
+        span,
+    })
+}
+
+fn policy(root: &Table<'_>) -> Result<Policy> {
+    let mut policy = Policy {
+        on_no_quorum: OnNoQuorum::SuspendIo,
+        ack: Ack::Majority,
+        lease_ms: LEASE_MS_DEFAULT,
+        memory_bytes: MEMORY_BYTES_DEFAULT,
+    };
+    let Some(table) = root.opt_table("policy", "a table [policy]")? else {
+        return Ok(policy);
+    };
+    let table = Table {
+        place: "[policy]",
+        ..table
+    };
+    table.only(&["on_no_quorum", "ack", "lease_ms", "memory"])?;
+
+    let known = "\"suspend-io\" or \"io-error\"";
+    if let Some(word) = table.opt_text("on_no_quorum", known)? {
+        policy.on_no_quorum = match word.value {
+            "suspend-io" => OnNoQuorum::SuspendIo,
+            "io-error" => OnNoQuorum::IoError,
+            found => {
+                let found = found.to_owned();
+                let refusal = Refusal::UnknownWord {
+                    key: "on_no_quorum",
+                    found,
+                    known,
+                };
+                return table.refuse(&word.span, refusal);
+            }
+        };
+    }
+    let known = "\"majority\" or \"all\"";
+    if let Some(word) = table.opt_text("ack", known)? {
+        policy.ack = match word.value {
+            "majority" => Ack::Majority,
+            "all" => Ack::All,
+            found => {
+                let refusal = Refusal::UnknownWord {
+                    key: "ack",
+                    found: found.to_owned(),
+                    known,
+                };
+                return table.refuse(&word.span, refusal);
+            }
+        };
+    }
+    if let Some(lease) = table.opt_integer("lease_ms", "lease_ms = 1000")? {
+        match u32::try_from(lease.value) {
+            Ok(lease_ms) if LEASE_MS_RANGE.contains(&lease_ms) => policy.lease_ms = lease_ms,
+            _ => return table.refuse(&lease.span, Refusal::LeaseOutOfRange { found: lease.value }),
+        }
+    }
+    if let Some(memory) = table.opt_size("memory", "memory = \"256MiB\"")? {
+        if memory.value < MEMORY_BYTES_MIN {
+            return table.refuse(&memory.span, Refusal::MemoryTooSmall(memory.value));
+        }
+        policy.memory_bytes = memory.value;
+    }
+    Ok(policy)
+}
+
+fn nodes(
+    root: &Table<'_>,
+    tls: &Tls,
+    volumes: &[Located<Volume>],
+    journal: &Located<Journal>,
+) -> Result<Vec<Node>> {
+    let mut nodes: Vec<Node> = Vec::new();
+    let mut addresses: BTreeMap<SocketAddr, String> = BTreeMap::new();
+    let mut first_witness = None;
+    for table in root.tables("node", "[[node]]")? {
+        let (node, role_span) = node(&table, &nodes, tls, &mut addresses, volumes, journal)?;
+        if node.role == NodeRole::Witness {
+            first_witness.get_or_insert(role_span);
+        }
+        nodes.push(node);
+        let data = nodes
+            .iter()
+            .filter(|node| node.role == NodeRole::Data)
+            .count();
+        let witnesses = nodes.len() - data;
+        if data > DATA_NODES_MAX {
+            return table.refuse(&table.span, Refusal::TooManyDataNodes(data));
+        }
+        if witnesses > WITNESSES_MAX {
+            return table.refuse(&table.span, Refusal::TooManyWitnesses(witnesses));
+        }
+    }
+    if let Some(span) = first_witness {
+        return root.refuse(&span, Refusal::Witness);
+    }
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(nodes)
+}
+
+/// One node, and where its role stands.
+fn node(
+    table: &Table<'_>,
+    before: &[Node],
+    tls: &Tls,
+    addresses: &mut BTreeMap<SocketAddr, String>,
+    volumes: &[Located<Volume>],
+    journal: &Located<Journal>,
+) -> Result<(Node, Range<usize>)> {
+    table.only(&[
+        "name",
+        "address",
+        "data_dir",
+        "run_dir",
+        "nbd_listen",
+        "role",
+    ])?;
+    let (name, name_span) = table.name("name", "name = \"pbx-a\"")?;
+    if before.iter().any(|other| other.name == name) {
+        return table.refuse(&name_span, Refusal::DuplicateName { what: "node", name });
+    }
+    let Some(address) = table.opt_address("address")? else {
+        return table.missing("address", "address = \"10.0.0.1:7789\"");
+    };
+    if address.value.ip().is_unspecified() {
+        return table.refuse(
+            &address.span,
+            Refusal::Unspecified(address.value.to_string()),
+        );
+    }
+    let nbd_listen = table.opt_address("nbd_listen")?;
+    let used = [
+        ("address", Some(&address)),
+        ("nbd_listen", nbd_listen.as_ref()),
+    ];
+    for (key, located) in used {
+        let Some(Located { value, span }) = located else {
+            continue;
+        };
+        // 0.0.0.0:PORT is every host's own.
+        let own = value.ip().is_unspecified();
+        if let Some(node) = (!own)
+            .then(|| addresses.insert(*value, name.clone()))
+            .flatten()
+        {
+            let address = value.to_string();
+            return table.refuse(span, Refusal::DuplicateAddress { address, node });
+        }
+        if !value.ip().to_canonical().is_loopback() && !tls.insecure {
+            let address = value.to_string();
+            return table.refuse(span, Refusal::NeedsInsecure { key, address });
+        }
+    }
+
+    let data_dir_text = table.text("data_dir", "data_dir = \"/var/lib/replicator/pbx\"")?;
+    let data_dir = table.expand("data_dir", &data_dir_text, &name)?;
+    let run_dir_text = table.text("run_dir", "run_dir = \"/run/replicator/pbx\"")?;
+    let run_dir = table.expand("run_dir", &run_dir_text, &name)?;
+    let known = "\"data\" or \"witness\"";
+    let role_text = table.opt_text("role", known)?;
+    let role_span = role_text
+        .as_ref()
+        .map_or(name_span, |role| role.span.clone());
+    let role = match role_text.as_ref().map_or("data", |role| role.value) {
+        "data" => NodeRole::Data,
+        "witness" => NodeRole::Witness,
+        found => {
+            let refusal = Refusal::UnknownWord {
+                key: "role",
+                found: found.to_owned(),
+                known,
+            };
+            return table.refuse(&role_span, refusal);
+        }
+    };
+
+    let mut node = Node {
+        name,
+        address: address.value,
+        data_dir,
+        run_dir,
+        nbd_listen: nbd_listen.map(|listen| listen.value),
+        role,
+        journal_device: None,
+        stores: Vec::new(),
+    };
+    for path in [node.nbd_socket(), node.admin_socket()] {
+        if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            let path = path.display().to_string();
+            return table.refuse(&run_dir_text.span, Refusal::SocketPathTooLong { path });
+        }
+    }
+    stores(table, &mut node, volumes, journal)?;
+    Ok((node, role_span))
+}
+
+/// Works out where journal and stores are on a node; no two things may share a path.
+fn stores(
+    table: &Table<'_>,
+    node: &mut Node,
+    volumes: &[Located<Volume>],
+    journal: &Located<Journal>,
+) -> Result<()> {
+    if let Some(device) = &journal.value.device {
+        let located = Located {
+            value: device.as_str(),
+            span: journal.span.clone(),
+        };
+        node.journal_device = Some(table.expand("device", &located, &node.name)?);
+    }
+    let mut used = BTreeMap::from([
+        (node.meta_path(), "the metadata".to_owned()),
+        (node.lock_path(), "the lock".to_owned()),
+    ]);
+    let mut claim = |path: &Path, what: String, span: &Range<usize>| match used
+        .insert(path.to_owned(), what.clone())
+    {
+        None => Ok(()),
+        Some(other) => table.refuse(
+            span,
+            Refusal::DuplicatePath {
+                what,
+                path: path.display().to_string(),
+                node: node.name.clone(),
+                other,
+            },
+        ),
+    };
+    claim(
+        &node.journal_path(),
+        "the journal".to_owned(),
+        &journal.span,
+    )?;
+    for Located {
+        value: volume,
+        span,
+    } in volumes
+    {
+        let path = match &volume.store {
+            None => node.store_path(volume),
+            Some(store) => {
+                let located = Located {
+                    value: store.as_str(),
+                    span: span.clone(),
+                };
+                table.expand("store", &located, &node.name)?
+            }
+        };
+        claim(&path, format!("volume {:?}", volume.name), span)?;
+        node.stores.push(StorePath {
+            volume: volume.name.clone(),
+            path,
+        });
+    }
+    Ok(())
+}
+
+/// The line of a byte, counted from 1.
+fn line_of(text: &str, at: usize) -> usize {
+    let end = at.min(text.len());
+    let lines = 1 + text.as_bytes()[..end]
+        .iter()
+        .filter(|&&byte| byte == b'\n')
+        .count();
+    // Past the last newline there is no line to name.
+    lines.min(text.lines().count().max(1))
+}
+
+fn one_line(text: &str) -> String {
+    text.split('\n')
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// How many letters have to be changed, added, removed or swapped to make `b` of `a`.
+fn distance(a: &str, b: &str) -> usize {
+    let a: Vec<char> = a.chars().take(64).collect();
+    let b: Vec<char> = b.chars().collect();
+    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
+    for i in 1..=a.len() {
+        let mut row = vec![i];
+        for j in 1..=b.len() {
+            let differs = usize::from(a[i - 1] != b[j - 1]);
+            let mut best = (rows[i - 1][j] + 1)
+                .min(row[j - 1] + 1)
+                .min(rows[i - 1][j - 1] + differs);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                best = best.min(rows[i - 2][j - 2] + 1);
+            }
+            row.push(best);
+        }
+        rows.push(row);
+    }
+    rows[a.len()][b.len()]
+}

@@ -1,0 +1,185 @@
+//! The one door between the control thread and the data thread.
+//!
+//! The control thread sends [`ToData`] messages and rings the data thread's bell (an eventfd that its ring polls).
+//! The data thread answers operators through their [`oneshot`] senders, reports what the control thread has to act
+//! upon as [`ToControl`], and publishes a [`Snapshot`] each turn, so that status is answered also when the data
+//! thread hangs. The data thread never waits for the control thread: it only ever tries the lock.
+
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+
+use nix::sys::eventfd::EventFd;
+use replicator::types::{AdminId, NodeId, Time, VOLUMES_MAX, VolumeId};
+use replicator::view::View;
+use tokio::sync::{mpsc, oneshot};
+
+/// A connected stream socket, with no operation in flight on it.
+#[derive(Debug)]
+pub enum Stream {
+    /// A Unix socket.
+    Unix(UnixStream),
+    /// A TCP socket, TCP_NODELAY set.
+    Tcp(TcpStream),
+}
+
+impl From<Stream> for OwnedFd {
+    fn from(stream: Stream) -> Self {
+        match stream {
+            Stream::Unix(s) => s.into(),
+            Stream::Tcp(s) => s.into(),
+        }
+    }
+}
+
+/// What an operator may ask of the data thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DataCommand {
+    /// Become Primary, trying for `timeout_ms`.
+    Promote {
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+    },
+    /// Stop being Primary; refused as in use (12) while a client is attached, unless `force`.
+    Demote {
+        /// Drop the clients.
+        force: bool,
+    },
+    /// Replicate with this peer again.
+    Connect {
+        /// Which.
+        peer: NodeId,
+    },
+    /// End replication with this peer.
+    Disconnect {
+        /// Which.
+        peer: NodeId,
+    },
+    /// Demote, apply, make durable, and end the data thread.
+    Stop,
+}
+
+/// Why the data thread refused. `code` is an exit code of `replctl`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DataError {
+    /// 1, 10, 11, 12 or 17.
+    pub code: u8,
+    /// One sentence.
+    pub message: String,
+}
+
+/// What the control thread tells the data thread.
+#[derive(Debug)]
+pub enum ToData {
+    /// A client has negotiated.
+    Client {
+        /// Its socket.
+        stream: Stream,
+        /// The export it chose.
+        volume: VolumeId,
+        /// Bytes that were read past the negotiation.
+        leftover: Vec<u8>,
+    },
+    /// A peer has said hello, and the hellos fit.
+    Peer {
+        /// Its socket.
+        stream: Stream,
+        /// Who it is.
+        peer: NodeId,
+        /// Bytes that were read past the hello.
+        leftover: Vec<u8>,
+    },
+    /// An operator's command.
+    Command {
+        /// What to do.
+        command: DataCommand,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Result<(), DataError>>,
+    },
+}
+
+/// What the data thread tells the control thread.
+#[derive(Debug)]
+pub enum ToControl {
+    /// The connection to this peer ended; dial again or await it, if it is wanted.
+    PeerDown {
+        /// Which.
+        peer: NodeId,
+    },
+    /// Whether this peer is to be dialled and accepted (`connect`), or not (`disconnect`, StandAlone).
+    Reach {
+        /// Which.
+        peer: NodeId,
+        /// Whether to.
+        wanted: bool,
+    },
+    /// State changed in a way that status watchers and `events` want to see: read the snapshot.
+    Changed,
+    /// The data thread has ended. `failed` says why if it was not asked to.
+    Ended {
+        /// Why.
+        failed: Option<String>,
+    },
+}
+
+/// What the data thread publishes each turn.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// The core's own view.
+    pub view: View,
+    /// When it was published, on CLOCK_BOOTTIME: older than a moment means that the data thread hangs.
+    pub at: Time,
+    /// NBD connections in transmission, per volume.
+    pub nbd_clients: [u32; VOLUMES_MAX],
+    /// Whether the memory of the data path is locked.
+    pub memory_locked: bool,
+    /// Whether its buffers are registered with the ring.
+    pub buffers_registered: bool,
+    /// Bytes of memory set aside for the data path.
+    pub memory_bytes: u64,
+    /// Bytes of it in use.
+    pub memory_used_bytes: u64,
+}
+
+/// The control thread's end.
+#[derive(Clone, Debug)]
+pub struct DataHandle {
+    /// Messages to the data thread.
+    pub sender: std::sync::mpsc::Sender<ToData>,
+    /// Rings the data thread's bell.
+    pub bell: Arc<EventFd>,
+    /// What it published last.
+    pub snapshot: Arc<Mutex<Snapshot>>,
+}
+
+impl DataHandle {
+    /// Sends a message and rings the bell. `false` if the data thread has ended.
+    pub fn send(&self, message: ToData) -> bool {
+        self.sender.send(message).is_ok() && self.bell.write(1).is_ok()
+    }
+
+    /// What the data thread published last.
+    pub fn snapshot(&self) -> Snapshot {
+        self.snapshot
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// The data thread's end.
+#[derive(Debug)]
+pub struct ControlHandle {
+    /// Messages from the control thread.
+    pub receiver: std::sync::mpsc::Receiver<ToData>,
+    /// Readable when there are messages.
+    pub bell: Arc<EventFd>,
+    /// Where to publish.
+    pub snapshot: Arc<Mutex<Snapshot>>,
+    /// Messages to the control thread. Unbounded, but only a handful per connection or command are ever sent.
+    pub sender: mpsc::UnboundedSender<ToControl>,
+}
+
+/// Names for commands on their way through the core.
+pub type CommandId = AdminId;

@@ -1,0 +1,3 @@
+//! The write-order journal: a ring of batches.
+
+pub mod batch;

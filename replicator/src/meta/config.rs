@@ -1,0 +1,161 @@
+//! The membership of a resource: who votes, and whose journals count. It is changed by committed records only
+//! (protocol M1 to M6), so it has a raw form that goes into records, reports and the superblock alike.
+
+use arrayvec::ArrayVec;
+use zerocopy::little_endian::{U16, U32, U64, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::types::*;
+
+/// The most bytes of a node's name.
+pub const NAME_BYTES_MAX: usize = 63;
+
+/// The name of a node or of a volume: 1 to [`NAME_BYTES_MAX`] bytes.
+pub type Name = arrayvec::ArrayString<NAME_BYTES_MAX>;
+
+/// One node's standing. Two incarnations of a node are two nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// The node's name.
+    pub name: Name,
+    /// Which life of its disks.
+    pub incarnation: Incarnation,
+    /// Whether it votes.
+    pub voter: bool,
+    /// Whether its journal counts.
+    pub member: bool,
+}
+
+/// Who votes and whose journals count.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ClusterConfig {
+    /// Rises by one with each change.
+    pub version: u64,
+    /// The nodes.
+    pub nodes: ArrayVec<Standing, NODES_MAX>,
+}
+
+/// A config and the record that brought it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConfigAt {
+    /// The epoch or membership record.
+    pub at: RecordId,
+    /// The config.
+    pub config: ClusterConfig,
+}
+
+/// `floor(n/2) + 1`.
+#[must_use]
+pub fn majority(n: usize) -> usize {
+    n / 2 + 1
+}
+
+impl ClusterConfig {
+    /// How many vote.
+    #[must_use]
+    pub fn voters(&self) -> usize {
+        self.nodes.iter().filter(|n| n.voter).count()
+    }
+
+    /// How many journals count.
+    #[must_use]
+    pub fn members(&self) -> usize {
+        self.nodes.iter().filter(|n| n.member).count()
+    }
+
+    /// The standing of an incarnation, if it has one.
+    #[must_use]
+    pub fn standing(&self, incarnation: Incarnation) -> Option<&Standing> {
+        self.nodes.iter().find(|n| n.incarnation == incarnation)
+    }
+
+    /// Whether this incarnation's journal counts.
+    #[must_use]
+    pub fn is_member(&self, incarnation: Incarnation) -> bool {
+        self.standing(incarnation).is_some_and(|n| n.member)
+    }
+
+    /// Whether this incarnation votes.
+    #[must_use]
+    pub fn is_voter(&self, incarnation: Incarnation) -> bool {
+        self.standing(incarnation).is_some_and(|n| n.voter)
+    }
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+/// One [`Standing`] as it is on disk and on the wire.
+pub struct RawStanding {
+    name_bytes: u8,
+    flags: u8,
+    reserved: [u8; 7],
+    name: [u8; NAME_BYTES_MAX],
+    incarnation: U128,
+}
+const _: () = assert!(size_of::<RawStanding>() == 88);
+
+/// [`ClusterConfig`] as it is on disk and on the wire: 720 bytes.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+pub struct RawConfig {
+    version: U64,
+    count: U16,
+    reserved: U16,
+    reserved2: U32,
+    nodes: [RawStanding; NODES_MAX],
+}
+const _: () = assert!(size_of::<RawConfig>() == 720);
+
+const VOTER: u8 = 1;
+const MEMBER: u8 = 2;
+
+impl RawConfig {
+    /// All zeroes: no config.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self::read_from_bytes(&[0; size_of::<Self>()]).expect("the length is the type's own")
+    }
+}
+
+impl ClusterConfig {
+    /// As it goes to disk and wire.
+    #[must_use]
+    pub fn to_raw(&self) -> RawConfig {
+        let mut raw = RawConfig::empty();
+        raw.version = U64::new(self.version);
+        raw.count = U16::new(u16::try_from(self.nodes.len()).expect("at most 8 nodes"));
+        for (out, node) in raw.nodes.iter_mut().zip(&self.nodes) {
+            out.name_bytes = u8::try_from(node.name.len()).expect("a name has at most 63 bytes");
+            out.name[..node.name.len()].copy_from_slice(node.name.as_bytes());
+            out.flags = if node.voter { VOTER } else { 0 } | if node.member { MEMBER } else { 0 };
+            out.incarnation = U128::new(node.incarnation.0);
+        }
+        raw
+    }
+
+    /// Reads what [`ClusterConfig::to_raw`] wrote; `None` if it can not have.
+    #[must_use]
+    pub fn from_raw(raw: &RawConfig) -> Option<Self> {
+        let count = usize::from(raw.count.get());
+        let mut nodes = ArrayVec::<Standing, NODES_MAX>::new();
+        for node in raw.nodes.get(..count)? {
+            let text = node.name.get(..usize::from(node.name_bytes))?;
+            let name = Name::from(std::str::from_utf8(text).ok()?).ok()?;
+            let incarnation = Incarnation(node.incarnation.get());
+            if name.is_empty() || incarnation.0 == 0 || nodes.iter().any(|n| n.name == name) {
+                return None;
+            }
+            nodes.push(Standing {
+                name,
+                incarnation,
+                voter: node.flags & VOTER != 0,
+                member: node.flags & MEMBER != 0,
+            });
+        }
+        let config = Self {
+            version: raw.version.get(),
+            nodes,
+        };
+        (config.version > 0 && config.voters() > 0 && config.members() > 0).then_some(config)
+    }
+}

@@ -1,0 +1,5 @@
+//! What a node knows of itself besides its log: identity, promises, membership, floors.
+
+pub mod config;
+pub mod label;
+pub mod superblock;

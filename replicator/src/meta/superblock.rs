@@ -1,0 +1,361 @@
+//! The superblock: what must be known before the log is read, and what must never be forgotten.
+//!
+//! The metadata file holds [`COPIES`] copies of it, each one block, [`COPY_STRIDE_BYTES`] apart, so that no plausible
+//! single fault hits two. An update writes copies 0 and 1 durably, then 2 and 3; so at every instant at least two
+//! copies of the newest complete version are intact. A reader takes the newest version of which it finds two: the
+//! newest single copy may be a version that was never relied on, or one that went astray.
+
+use zerocopy::little_endian::{U16, U32, U64, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::meta::config::{ClusterConfig, ConfigAt, NAME_BYTES_MAX, Name, RawConfig};
+use crate::types::*;
+use crate::wire::frame::{EPOCH_HISTORY_MAX, EpochHistory};
+
+/// The version of the metadata format.
+pub const META_VERSION: u16 = 1;
+
+/// How many copies there are.
+pub const COPIES: usize = 4;
+
+/// How many equal copies make a superblock.
+pub const COPIES_QUORUM: usize = 2;
+
+/// Bytes from one copy to the next.
+pub const COPY_STRIDE_BYTES: u64 = 64 << 10;
+
+/// Bytes of the metadata file.
+pub const META_BYTES: u64 = COPIES as u64 * COPY_STRIDE_BYTES;
+
+const MAGIC: u64 = 0x5245_5055_534c_5052; // "RPLSUPER"
+
+/// A volume as it was when the node was created.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VolumeRecord {
+    /// Its name.
+    pub name: Name,
+    /// Its size in bytes.
+    pub bytes: u64,
+}
+
+/// The place in the log up to which the stores hold everything, durably: recovery begins there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct AppliedFloor {
+    /// The last record applied.
+    pub id: RecordId,
+    /// The place in the ring after its batch, in blocks, counted on and on over the laps.
+    pub position: u64,
+    /// Blocks of its batch; 0 if nothing was ever applied.
+    pub blocks: u32,
+    /// The checksum of its batch.
+    pub checksum: u32,
+}
+
+/// What a node durably knows of itself, besides its log (protocol S1).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Superblock {
+    /// Rises by one with every write.
+    pub version: u64,
+    /// The resource's name.
+    pub resource: Name,
+    /// This node's name.
+    pub node: Name,
+    /// This life of its disks.
+    pub incarnation: Incarnation,
+    /// The resource; 0 while fresh.
+    pub uuid: ResourceUuid,
+    /// The history; 0 while fresh.
+    pub history: HistoryId,
+    /// The highest epoch promised.
+    pub promised: Epoch,
+    /// To whom; empty if to nobody.
+    pub promised_to: Name,
+    /// The longest lease that a Primary ever told this node, in milliseconds.
+    pub lease_ms: u32,
+    /// Where recovery begins.
+    pub applied: AppliedFloor,
+    /// A committed floor; the log may know a higher one.
+    pub committed: Seq,
+    /// A record that this node has acknowledged; a log that recovers to less is damaged (protocol S3).
+    pub acked: RecordId,
+    /// If not none: this node counts for nothing until its log reaches this record.
+    pub damaged_until: RecordId,
+    /// The config at the applied floor.
+    pub config: Option<ConfigAt>,
+    /// The epoch history at the applied floor.
+    pub epochs: EpochHistory,
+    /// Bytes of the journal file or device in use.
+    pub journal_bytes: u64,
+    /// The volumes.
+    pub volumes: arrayvec::ArrayVec<VolumeRecord, VOLUMES_MAX>,
+}
+
+/// Why the metadata can not be used.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MetaError {
+    /// Nothing there looks like a superblock.
+    #[error("this node is not created: run `replctl create`")]
+    Blank,
+    /// Superblocks, but no two intact copies of one version.
+    #[error(
+        "the metadata is damaged: {intact} of {COPIES} copies are intact and no two agree. \
+         Wipe this node and create it anew; it catches up from its peers"
+    )]
+    Damaged {
+        /// How many copies verify.
+        intact: usize,
+    },
+    /// Of another version of this program.
+    #[error("the metadata is of format version {0}, this program knows {META_VERSION}")]
+    Version(u16),
+    /// The disk failed.
+    #[error("the metadata can not be read: {0}")]
+    Read(crate::io::DiskError),
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawName {
+    length: u8,
+    bytes: [u8; NAME_BYTES_MAX],
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawVolume {
+    name: RawName,
+    bytes: U64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawId {
+    epoch: U64,
+    seq: U64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawSuperblock {
+    magic: U64,
+    format: U16,
+    copy: u8,
+    flags: u8,
+    checksum: U32,
+    version: U64,
+    resource: RawName,
+    node: RawName,
+    promised_to: RawName,
+    incarnation: U128,
+    uuid: U128,
+    history: U128,
+    promised: U64,
+    applied: RawId,
+    applied_position: U64,
+    applied_blocks: U32,
+    applied_checksum: U32,
+    committed: U64,
+    acked: RawId,
+    damaged_until: RawId,
+    config_at: RawId,
+    journal_bytes: U64,
+    lease_ms: U32,
+    epoch_count: U16,
+    volume_count: U16,
+    config: RawConfig,
+    volumes: [RawVolume; VOLUMES_MAX],
+    epochs: [RawId; EPOCH_HISTORY_MAX],
+    reserved: [u8; 824],
+}
+const _: () = assert!(size_of::<RawSuperblock>() == BLOCK_BYTES);
+const CHECKSUM_AT: usize = 12;
+const HAS_CONFIG: u8 = 1;
+
+fn raw_name(name: &Name) -> RawName {
+    let mut raw = RawName {
+        length: 0,
+        bytes: [0; NAME_BYTES_MAX],
+    };
+    raw.length = u8::try_from(name.len()).expect("a name has at most 63 bytes");
+    raw.bytes[..name.len()].copy_from_slice(name.as_bytes());
+    raw
+}
+
+fn name(raw: &RawName) -> Option<Name> {
+    Name::from(std::str::from_utf8(raw.bytes.get(..usize::from(raw.length))?).ok()?).ok()
+}
+
+fn raw_id(id: RecordId) -> RawId {
+    RawId {
+        epoch: U64::new(id.epoch.0),
+        seq: U64::new(id.seq.0),
+    }
+}
+
+fn id(raw: &RawId) -> RecordId {
+    RecordId {
+        epoch: Epoch(raw.epoch.get()),
+        seq: Seq(raw.seq.get()),
+    }
+}
+
+fn checksum(block: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&block[..CHECKSUM_AT]);
+    hasher.update(&[0; 4]);
+    hasher.update(&block[CHECKSUM_AT + 4..]);
+    hasher.finalize()
+}
+
+impl Superblock {
+    /// Whether this node holds no config and no record (protocol D3).
+    #[must_use]
+    pub fn fresh(&self) -> bool {
+        self.config.is_none() && self.applied.id == RecordId::NONE
+    }
+
+    /// Writes copy `copy` of it to a block.
+    ///
+    /// # Panics
+    /// If `block` is no block, or there is no such copy.
+    pub fn encode(&self, copy: usize, block: &mut [u8]) {
+        assert!(copy < COPIES && block.len() == BLOCK_BYTES);
+        let mut raw = RawSuperblock::read_from_bytes(&[0; BLOCK_BYTES])
+            .expect("the length is the type's own");
+        raw.magic = U64::new(MAGIC);
+        raw.format = U16::new(META_VERSION);
+        raw.copy = u8::try_from(copy).expect("there are four copies");
+        raw.version = U64::new(self.version);
+        raw.resource = raw_name(&self.resource);
+        raw.node = raw_name(&self.node);
+        raw.promised_to = raw_name(&self.promised_to);
+        raw.incarnation = U128::new(self.incarnation.0);
+        raw.uuid = U128::new(self.uuid.0);
+        raw.history = U128::new(self.history.0);
+        raw.promised = U64::new(self.promised.0);
+        raw.applied = raw_id(self.applied.id);
+        raw.applied_position = U64::new(self.applied.position);
+        raw.applied_blocks = U32::new(self.applied.blocks);
+        raw.applied_checksum = U32::new(self.applied.checksum);
+        raw.committed = U64::new(self.committed.0);
+        raw.acked = raw_id(self.acked);
+        raw.damaged_until = raw_id(self.damaged_until);
+        raw.journal_bytes = U64::new(self.journal_bytes);
+        raw.lease_ms = U32::new(self.lease_ms);
+        if let Some(config) = &self.config {
+            raw.flags = HAS_CONFIG;
+            raw.config_at = raw_id(config.at);
+            raw.config = config.config.to_raw();
+        }
+        raw.epoch_count = U16::new(u16::try_from(self.epochs.len()).expect("at most 64"));
+        for (out, epoch) in raw.epochs.iter_mut().zip(&self.epochs) {
+            *out = raw_id(*epoch);
+        }
+        raw.volume_count = U16::new(u16::try_from(self.volumes.len()).expect("at most 16"));
+        for (out, volume) in raw.volumes.iter_mut().zip(&self.volumes) {
+            *out = RawVolume {
+                name: raw_name(&volume.name),
+                bytes: U64::new(volume.bytes),
+            };
+        }
+        raw.checksum = U32::new(checksum(raw.as_bytes()));
+        block.copy_from_slice(raw.as_bytes());
+    }
+
+    /// Reads copy `copy` from a block; `None` if it does not verify as just that copy.
+    ///
+    /// # Errors
+    /// [`MetaError::Version`] if it verifies and is of another version.
+    pub fn decode(copy: usize, block: &[u8]) -> Result<Option<Self>, MetaError> {
+        let Ok(raw) = RawSuperblock::ref_from_bytes(block) else {
+            return Ok(None);
+        };
+        if raw.magic.get() != MAGIC
+            || raw.checksum.get() != checksum(block)
+            || usize::from(raw.copy) != copy
+        {
+            return Ok(None);
+        }
+        if raw.format.get() != META_VERSION {
+            return Err(MetaError::Version(raw.format.get()));
+        }
+        Ok(Self::from_raw(raw))
+    }
+
+    fn from_raw(raw: &RawSuperblock) -> Option<Self> {
+        let config = if raw.flags & HAS_CONFIG == 0 {
+            None
+        } else {
+            Some(ConfigAt {
+                at: id(&raw.config_at),
+                config: ClusterConfig::from_raw(&raw.config)?,
+            })
+        };
+        let epochs = raw.epochs.get(..usize::from(raw.epoch_count.get()))?;
+        let volumes = raw.volumes.get(..usize::from(raw.volume_count.get()))?;
+        Some(Self {
+            version: raw.version.get(),
+            resource: name(&raw.resource)?,
+            node: name(&raw.node)?,
+            incarnation: Incarnation(raw.incarnation.get()),
+            uuid: ResourceUuid(raw.uuid.get()),
+            history: HistoryId(raw.history.get()),
+            promised: Epoch(raw.promised.get()),
+            promised_to: name(&raw.promised_to)?,
+            lease_ms: raw.lease_ms.get(),
+            applied: AppliedFloor {
+                id: id(&raw.applied),
+                position: raw.applied_position.get(),
+                blocks: raw.applied_blocks.get(),
+                checksum: raw.applied_checksum.get(),
+            },
+            committed: Seq(raw.committed.get()),
+            acked: id(&raw.acked),
+            damaged_until: id(&raw.damaged_until),
+            config,
+            epochs: epochs.iter().map(id).collect(),
+            journal_bytes: raw.journal_bytes.get(),
+            volumes: volumes
+                .iter()
+                .map(|v| {
+                    Some(VolumeRecord {
+                        name: name(&v.name)?,
+                        bytes: v.bytes.get(),
+                    })
+                })
+                .collect::<Option<_>>()?,
+        })
+    }
+}
+
+/// Where copy `copy` is in the metadata file, in bytes.
+#[must_use]
+pub fn copy_offset(copy: usize) -> u64 {
+    copy as u64 * COPY_STRIDE_BYTES
+}
+
+/// Chooses the superblock among the copies that were read: the newest version of which two are intact.
+///
+/// # Errors
+/// If there is none.
+pub fn choose(copies: &[[u8; BLOCK_BYTES]; COPIES]) -> Result<Superblock, MetaError> {
+    let mut intact = arrayvec::ArrayVec::<Superblock, COPIES>::new();
+    for (index, block) in copies.iter().enumerate() {
+        if let Some(superblock) = Superblock::decode(index, block)? {
+            intact.push(superblock);
+        }
+    }
+    let agreed = intact
+        .iter()
+        .filter(|a| intact.iter().filter(|b| b == a).count() >= COPIES_QUORUM)
+        .max_by_key(|a| a.version);
+    match agreed {
+        Some(superblock) => Ok(superblock.clone()),
+        None if intact.is_empty() && copies.iter().all(|c| c.iter().all(|&b| b == 0)) => {
+            Err(MetaError::Blank)
+        }
+        None => Err(MetaError::Damaged {
+            intact: intact.len(),
+        }),
+    }
+}

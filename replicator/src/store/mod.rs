@@ -1,0 +1,3 @@
+//! What is not in the stores yet, and how it gets there.
+
+pub mod extents;

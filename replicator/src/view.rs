@@ -1,0 +1,145 @@
+//! A snapshot of a replica, for status, metrics and tests: plain numbers, cheap to copy each turn.
+
+use arrayvec::ArrayVec;
+
+use crate::types::*;
+
+/// DRBD's words for roles.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Role {
+    /// Serves the exports.
+    Primary,
+    /// Holds a copy.
+    Secondary,
+    /// Not known.
+    #[default]
+    Unknown,
+}
+
+/// DRBD's words for the state of a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DiskState {
+    /// Not known.
+    #[default]
+    DUnknown,
+    /// Freshly created: holds nothing of the resource yet.
+    Inconsistent,
+    /// A consistent point in time, known to be behind.
+    Outdated,
+    /// A consistent point in time; nobody can be asked whether it is the newest.
+    Consistent,
+    /// The newest.
+    UpToDate,
+    /// A device failed.
+    Failed,
+}
+
+/// DRBD's words for a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ConnectionState {
+    /// Being attempted.
+    #[default]
+    Connecting,
+    /// Stands.
+    Connected,
+    /// Not attempted, until an operator says so.
+    StandAlone,
+}
+
+/// DRBD's words for what happens on a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ReplicationState {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Live.
+    Established,
+    /// The peer is being fed from the journal.
+    Behind,
+    /// The peer feeds this node from its journal.
+    Ahead,
+}
+
+/// Why I/O is held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Suspended {
+    /// It is not.
+    #[default]
+    No,
+    /// The lease is over or a majority can not be reached.
+    Quorum,
+}
+
+/// One verdict over everything.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Health {
+    /// As it should be.
+    #[default]
+    Ok,
+    /// Serving or ready, but redundancy is lost.
+    Degraded,
+    /// Can not serve.
+    Down,
+}
+
+/// What is known of a peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PeerView {
+    /// Which node.
+    pub node: NodeId,
+    /// Its role.
+    pub role: Role,
+    /// The connection.
+    pub connection: ConnectionState,
+    /// What happens on it.
+    pub replication: ReplicationState,
+    /// Its disk.
+    pub disk_state: DiskState,
+    /// How far its journal is known to be durable.
+    pub durable: Option<Seq>,
+    /// Journal bytes that it lacks.
+    pub behind_bytes: Option<u64>,
+}
+
+/// A snapshot of a replica.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct View {
+    /// This node's role.
+    pub role: Role,
+    /// The newest epoch in which this node has seen a Primary; 0 before the first promotion.
+    pub epoch: Epoch,
+    /// Who is Primary, as far as this node knows.
+    pub primary: Option<NodeId>,
+    /// Whether a majority of voters is reached.
+    pub quorum: bool,
+    /// Why I/O is held.
+    pub suspended: Suspended,
+    /// The verdict.
+    pub health: Health,
+    /// Why it is not ok; empty if it is.
+    pub health_reason: &'static str,
+    /// Whether exports serve: this node is Primary and its epoch record is committed.
+    pub serving: bool,
+    /// The newest record admitted here.
+    pub admitted: Seq,
+    /// The newest record such that it and all before are durable here.
+    pub durable: Seq,
+    /// The newest record known to be committed.
+    pub committed: Seq,
+    /// The newest record such that it and all before are in the stores.
+    pub applied: Seq,
+    /// The oldest record that the journal still has.
+    pub journal_floor: Seq,
+    /// The state of this node's disks.
+    pub disk_state: DiskState,
+    /// Bytes of the journal ring.
+    pub journal_bytes: u64,
+    /// Bytes of it that hold records not yet applied durably.
+    pub journal_used_bytes: u64,
+    /// Client requests being worked on, and their bound.
+    pub requests: u32,
+    /// The bound of `requests`.
+    pub requests_max: u32,
+    /// The peers, by node.
+    pub peers: ArrayVec<PeerView, NODES_MAX>,
+}

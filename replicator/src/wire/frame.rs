@@ -1,0 +1,608 @@
+//! Frames between nodes.
+//!
+//! A frame is a [`FrameHeader`] of 32 bytes, a body of at most [`BODY_BYTES_MAX`] bytes, and, after some kinds, a
+//! journal batch of `batch_blocks` blocks, byte for byte as it is in the journal. Header and body have a checksum
+//! each; the batch carries its own. All integers are little-endian. Nothing in a frame is trusted because of its
+//! checksum: the core checks what it says.
+
+use arrayvec::ArrayVec;
+use zerocopy::little_endian::{U16, U32, U64, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::memory::ALLOC_BLOCKS_MAX;
+use crate::meta::config::{ClusterConfig, ConfigAt, RawConfig};
+use crate::types::*;
+
+/// The version of the frames; the hello agrees on it.
+pub const FRAME_VERSION: u16 = 1;
+
+/// Bytes of a frame's header.
+pub const FRAME_HEADER_BYTES: usize = 32;
+
+/// The most bytes of a body.
+pub const BODY_BYTES_MAX: usize = 4096;
+
+/// The most bytes of a frame without its batch.
+pub const FRAME_BYTES_MAX: usize = FRAME_HEADER_BYTES + BODY_BYTES_MAX;
+
+/// The most entries of an epoch history in a report. Older epochs lie below the committed floor long since.
+pub const EPOCH_HISTORY_MAX: usize = 64;
+
+const MAGIC: u32 = 0x4d_46_50_52; // "RPFM"
+
+/// The first record of each epoch in a log, oldest first.
+pub type EpochHistory = ArrayVec<RecordId, EPOCH_HISTORY_MAX>;
+
+/// What a node says of itself: its answer to [`Frame::Ask`] and [`Frame::Promise`], and the first frame on a connection. What it
+/// asserts is durable.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Report {
+    /// The question that this answers; 0 if unasked.
+    pub token: u64,
+    /// The epoch that is granted to the asker by this report; `Epoch(0)` if none is.
+    pub granted: Epoch,
+    /// The resource, 0 while fresh.
+    pub uuid: ResourceUuid,
+    /// The history, 0 while fresh.
+    pub history: HistoryId,
+    /// This life of the node's disks.
+    pub incarnation: Incarnation,
+    /// The highest epoch promised, and to whom.
+    pub promised: Epoch,
+    /// To whom; `None` if nobody ever.
+    pub promised_to: Option<NodeId>,
+    /// The last durable record.
+    pub tail: RecordId,
+    /// The committed floor.
+    pub committed: Seq,
+    /// The oldest record in the journal.
+    pub journal_floor: Seq,
+    /// What this node knows that the receiver has acknowledged as durable.
+    pub you_acked: RecordId,
+    /// How long, in milliseconds, until the lease rule lets this node promise a newer epoch; 0 if it may.
+    pub lease_wait_ms: u32,
+    /// Holds no config and no record.
+    pub fresh: bool,
+    /// Is Primary and its lease runs.
+    pub serving: bool,
+    /// Is Primary, whether or not its lease runs.
+    pub primary: bool,
+    /// Is trying to become Primary right now.
+    pub candidate: bool,
+    /// Counts for nothing until it is repaired: its grants are void.
+    pub damaged: bool,
+    /// The newest Primary that it knows has committed a demote record.
+    pub demoted: Epoch,
+    /// The latest config and the record that brought it.
+    pub config: Option<ConfigAt>,
+    /// The epoch history, back to the committed floor at least.
+    pub epochs: EpochHistory,
+}
+
+/// What nodes say to each other.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Frame {
+    /// Who I am and what I have.
+    Report(Box<Report>),
+    /// Send me a report with this token. Promises nothing.
+    Ask {
+        /// Comes back in the report.
+        token: u64,
+    },
+    /// Promise me this epoch.
+    Promise {
+        /// Comes back in the report.
+        token: u64,
+        /// The epoch.
+        epoch: Epoch,
+        /// The candidate's incarnation.
+        incarnation: Incarnation,
+    },
+    /// Send me what follows this record in your log (one answer: [`Frame::Fetched`]).
+    Fetch {
+        /// Comes back in the answer.
+        token: u64,
+        /// The last record that both logs hold.
+        after: Seq,
+    },
+    /// A batch for a candidate that asked; a batch follows unless `batch_blocks` of the header is 0 (no more there).
+    Fetched {
+        /// From the question.
+        token: u64,
+    },
+    /// The next batch of the log, from a Primary (or the winner of a promotion) of this epoch; a batch follows.
+    Append {
+        /// The sender's epoch.
+        epoch: Epoch,
+        /// The sender's committed floor.
+        committed: Seq,
+    },
+    /// My log equals yours through this record, durably.
+    Ack {
+        /// The Primary's epoch.
+        epoch: Epoch,
+        /// Through this record.
+        seq: Seq,
+    },
+    /// The Primary lives. Also carries the committed floor when no batch does.
+    Heartbeat {
+        /// The Primary's epoch.
+        epoch: Epoch,
+        /// Comes back in the answer.
+        number: u64,
+        /// The sender's committed floor.
+        committed: Seq,
+        /// The newest record of its log.
+        tail: Seq,
+        /// The length of the lease, in milliseconds.
+        lease_ms: u32,
+    },
+    /// I heard that heartbeat and support the lease.
+    HeartbeatAck {
+        /// The Primary's epoch.
+        epoch: Epoch,
+        /// From the heartbeat.
+        number: u64,
+    },
+    /// Your epoch is over for me: I promised a newer one.
+    Refused {
+        /// The epoch promised.
+        promised: Epoch,
+        /// To whom.
+        promised_to: Option<NodeId>,
+    },
+    /// My demote record of this epoch is committed; I answer nothing any more.
+    Demoted {
+        /// The epoch that ended.
+        epoch: Epoch,
+        /// Its last record.
+        committed: Seq,
+    },
+    /// What you lack is no longer in my journal.
+    TooFarBehind {
+        /// The oldest record that is.
+        journal_floor: Seq,
+    },
+    /// I live.
+    Ping,
+}
+
+/// Why bytes are not a frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The magic number is wrong: this is no peer, or the stream is out of step.
+    #[error("not a frame of this protocol")]
+    Magic,
+    /// The header's checksum is wrong.
+    #[error("the frame's header is damaged")]
+    HeaderChecksum,
+    /// The body's checksum is wrong.
+    #[error("the frame's body is damaged")]
+    BodyChecksum,
+    /// No such kind.
+    #[error("unknown kind of frame {0}")]
+    Kind(u16),
+    /// A length beyond its bound, or one that does not fit the kind.
+    #[error("the frame has a length that its kind can not have")]
+    Length,
+    /// A field has a value that it can not have.
+    #[error("the frame has a field with an impossible value")]
+    Field,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawHeader {
+    magic: U32,
+    kind: U16,
+    body_bytes: U16,
+    batch_blocks: U32,
+    body_crc: U32,
+    reserved: [u8; 12],
+    header_crc: U32,
+}
+const _: () = assert!(size_of::<RawHeader>() == FRAME_HEADER_BYTES);
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawReport {
+    token: U64,
+    granted: U64,
+    uuid: U128,
+    history: U128,
+    incarnation: U128,
+    promised: U64,
+    tail_epoch: U64,
+    tail_seq: U64,
+    committed: U64,
+    journal_floor: U64,
+    you_acked_epoch: U64,
+    you_acked_seq: U64,
+    demoted: U64,
+    config_epoch: U64,
+    config_seq: U64,
+    lease_wait_ms: U32,
+    promised_to: u8,
+    flags: u8,
+    epoch_count: U16,
+    config: RawConfig,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawEpoch {
+    epoch: U64,
+    first: U64,
+}
+
+const _: () =
+    assert!(size_of::<RawReport>() + EPOCH_HISTORY_MAX * size_of::<RawEpoch>() <= BODY_BYTES_MAX);
+
+/// The small frames: up to four numbers.
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
+#[repr(C)]
+struct RawNumbers {
+    a: U64,
+    b: U64,
+    c: U64,
+    d: U64,
+    wide: U128,
+    small: U32,
+    node: u8,
+    reserved: [u8; 3],
+}
+
+const FRESH: u8 = 1;
+const SERVING: u8 = 2;
+const PRIMARY: u8 = 4;
+const CANDIDATE: u8 = 8;
+const DAMAGED: u8 = 16;
+const HAS_CONFIG: u8 = 32;
+const NOBODY: u8 = 0xff;
+
+const KIND_REPORT: u16 = 1;
+const KIND_ASK: u16 = 2;
+const KIND_PROMISE: u16 = 3;
+const KIND_FETCH: u16 = 4;
+const KIND_FETCHED: u16 = 5;
+const KIND_APPEND: u16 = 6;
+const KIND_ACK: u16 = 7;
+const KIND_HEARTBEAT: u16 = 8;
+const KIND_HEARTBEAT_ACK: u16 = 9;
+const KIND_REFUSED: u16 = 10;
+const KIND_DEMOTED: u16 = 11;
+const KIND_TOO_FAR_BEHIND: u16 = 12;
+const KIND_PING: u16 = 13;
+
+/// A frame's header, checked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrameHeader {
+    kind: u16,
+    body_crc: u32,
+    /// Bytes of the body that follows.
+    pub body_bytes: usize,
+    /// Blocks of the batch that follows the body; 0 if none does.
+    pub batch_blocks: u32,
+}
+
+impl FrameHeader {
+    /// Checks the first [`FRAME_HEADER_BYTES`] of a frame.
+    ///
+    /// # Errors
+    /// What is wrong with them; the stream is lost then.
+    pub fn decode(bytes: &[u8; FRAME_HEADER_BYTES]) -> Result<Self, FrameError> {
+        let raw = RawHeader::read_from_bytes(bytes).map_err(|_| FrameError::Length)?;
+        if raw.magic.get() != MAGIC {
+            return Err(FrameError::Magic);
+        }
+        if raw.header_crc.get() != crc32fast::hash(&bytes[..FRAME_HEADER_BYTES - 4]) {
+            return Err(FrameError::HeaderChecksum);
+        }
+        let kind = raw.kind.get();
+        let body_bytes = usize::from(raw.body_bytes.get());
+        let batch_blocks = raw.batch_blocks.get();
+        let with_batch = kind == KIND_APPEND || (kind == KIND_FETCHED && batch_blocks > 0);
+        if !(KIND_REPORT..=KIND_PING).contains(&kind) {
+            return Err(FrameError::Kind(kind));
+        }
+        if body_bytes > BODY_BYTES_MAX
+            || batch_blocks > ALLOC_BLOCKS_MAX
+            || with_batch != (batch_blocks > 0)
+        {
+            return Err(FrameError::Length);
+        }
+        Ok(Self {
+            kind,
+            body_crc: raw.body_crc.get(),
+            body_bytes,
+            batch_blocks,
+        })
+    }
+
+    /// Checks and reads the body.
+    ///
+    /// # Errors
+    /// What is wrong with it; the stream is lost then.
+    pub fn decode_body(&self, body: &[u8]) -> Result<Frame, FrameError> {
+        if body.len() != self.body_bytes {
+            return Err(FrameError::Length);
+        }
+        if crc32fast::hash(body) != self.body_crc {
+            return Err(FrameError::BodyChecksum);
+        }
+        if self.kind == KIND_REPORT {
+            return decode_report(body).map(|r| Frame::Report(Box::new(r)));
+        }
+        let n = RawNumbers::read_from_bytes(body).map_err(|_| FrameError::Length)?;
+        let (a, b, c, d) = (n.a.get(), n.b.get(), n.c.get(), n.d.get());
+        Ok(match self.kind {
+            KIND_ASK => Frame::Ask { token: a },
+            KIND_PROMISE => Frame::Promise {
+                token: a,
+                epoch: Epoch(b),
+                incarnation: Incarnation(n.wide.get()),
+            },
+            KIND_FETCH => Frame::Fetch {
+                token: a,
+                after: Seq(b),
+            },
+            KIND_FETCHED => Frame::Fetched { token: a },
+            KIND_APPEND => Frame::Append {
+                epoch: Epoch(a),
+                committed: Seq(b),
+            },
+            KIND_ACK => Frame::Ack {
+                epoch: Epoch(a),
+                seq: Seq(b),
+            },
+            KIND_HEARTBEAT => Frame::Heartbeat {
+                epoch: Epoch(a),
+                number: b,
+                committed: Seq(c),
+                tail: Seq(d),
+                lease_ms: n.small.get(),
+            },
+            KIND_HEARTBEAT_ACK => Frame::HeartbeatAck {
+                epoch: Epoch(a),
+                number: b,
+            },
+            KIND_REFUSED => Frame::Refused {
+                promised: Epoch(a),
+                promised_to: node_from_wire(n.node)?,
+            },
+            KIND_DEMOTED => Frame::Demoted {
+                epoch: Epoch(a),
+                committed: Seq(b),
+            },
+            KIND_TOO_FAR_BEHIND => Frame::TooFarBehind {
+                journal_floor: Seq(a),
+            },
+            KIND_PING => Frame::Ping,
+            other => return Err(FrameError::Kind(other)),
+        })
+    }
+}
+
+fn node_from_wire(byte: u8) -> Result<Option<NodeId>, FrameError> {
+    match byte {
+        NOBODY => Ok(None),
+        n if usize::from(n) < NODES_MAX => Ok(Some(NodeId(n))),
+        _ => Err(FrameError::Field),
+    }
+}
+
+fn node_to_wire(node: Option<NodeId>) -> u8 {
+    node.map_or(NOBODY, |n| n.0)
+}
+
+fn decode_report(body: &[u8]) -> Result<Report, FrameError> {
+    let (raw, rest) = RawReport::ref_from_prefix(body).map_err(|_| FrameError::Length)?;
+    let count = usize::from(raw.epoch_count.get());
+    if count > EPOCH_HISTORY_MAX || rest.len() != count * size_of::<RawEpoch>() {
+        return Err(FrameError::Length);
+    }
+    let entries = <[RawEpoch]>::ref_from_bytes(rest).map_err(|_| FrameError::Length)?;
+    let mut epochs = EpochHistory::new();
+    for entry in entries {
+        let id = RecordId {
+            epoch: Epoch(entry.epoch.get()),
+            seq: Seq(entry.first.get()),
+        };
+        if epochs
+            .last()
+            .is_some_and(|last| last.epoch >= id.epoch || last.seq >= id.seq)
+        {
+            return Err(FrameError::Field);
+        }
+        epochs.push(id);
+    }
+    let flag = |bit: u8| raw.flags & bit != 0;
+    let config = if flag(HAS_CONFIG) {
+        Some(ConfigAt {
+            at: RecordId {
+                epoch: Epoch(raw.config_epoch.get()),
+                seq: Seq(raw.config_seq.get()),
+            },
+            config: ClusterConfig::from_raw(&raw.config).ok_or(FrameError::Field)?,
+        })
+    } else {
+        None
+    };
+    Ok(Report {
+        token: raw.token.get(),
+        granted: Epoch(raw.granted.get()),
+        uuid: ResourceUuid(raw.uuid.get()),
+        history: HistoryId(raw.history.get()),
+        incarnation: Incarnation(raw.incarnation.get()),
+        promised: Epoch(raw.promised.get()),
+        promised_to: node_from_wire(raw.promised_to)?,
+        tail: RecordId {
+            epoch: Epoch(raw.tail_epoch.get()),
+            seq: Seq(raw.tail_seq.get()),
+        },
+        committed: Seq(raw.committed.get()),
+        journal_floor: Seq(raw.journal_floor.get()),
+        you_acked: RecordId {
+            epoch: Epoch(raw.you_acked_epoch.get()),
+            seq: Seq(raw.you_acked_seq.get()),
+        },
+        lease_wait_ms: raw.lease_wait_ms.get(),
+        fresh: flag(FRESH),
+        serving: flag(SERVING),
+        primary: flag(PRIMARY),
+        candidate: flag(CANDIDATE),
+        damaged: flag(DAMAGED),
+        demoted: Epoch(raw.demoted.get()),
+        config,
+        epochs,
+    })
+}
+
+fn encode_report(report: &Report, out: &mut [u8]) -> usize {
+    let bit = |on: bool, bit: u8| if on { bit } else { 0 };
+    let config_at = report.config.as_ref().map_or(RecordId::NONE, |c| c.at);
+    let raw = RawReport {
+        token: U64::new(report.token),
+        granted: U64::new(report.granted.0),
+        uuid: U128::new(report.uuid.0),
+        history: U128::new(report.history.0),
+        incarnation: U128::new(report.incarnation.0),
+        promised: U64::new(report.promised.0),
+        tail_epoch: U64::new(report.tail.epoch.0),
+        tail_seq: U64::new(report.tail.seq.0),
+        committed: U64::new(report.committed.0),
+        journal_floor: U64::new(report.journal_floor.0),
+        you_acked_epoch: U64::new(report.you_acked.epoch.0),
+        you_acked_seq: U64::new(report.you_acked.seq.0),
+        demoted: U64::new(report.demoted.0),
+        config_epoch: U64::new(config_at.epoch.0),
+        config_seq: U64::new(config_at.seq.0),
+        lease_wait_ms: U32::new(report.lease_wait_ms),
+        promised_to: node_to_wire(report.promised_to),
+        flags: bit(report.fresh, FRESH)
+            | bit(report.serving, SERVING)
+            | bit(report.primary, PRIMARY)
+            | bit(report.candidate, CANDIDATE)
+            | bit(report.damaged, DAMAGED)
+            | bit(report.config.is_some(), HAS_CONFIG),
+        epoch_count: U16::new(u16::try_from(report.epochs.len()).expect("at most 64 epochs")),
+        config: report
+            .config
+            .as_ref()
+            .map_or_else(RawConfig::empty, |c| c.config.to_raw()),
+    };
+    let bytes = raw.as_bytes();
+    out[..bytes.len()].copy_from_slice(bytes);
+    let mut at = bytes.len();
+    for id in &report.epochs {
+        let raw = RawEpoch {
+            epoch: U64::new(id.epoch.0),
+            first: U64::new(id.seq.0),
+        };
+        out[at..at + size_of::<RawEpoch>()].copy_from_slice(raw.as_bytes());
+        at += size_of::<RawEpoch>();
+    }
+    at
+}
+
+/// Writes `frame`, without its batch of `batch_blocks` blocks, to the start of `out`; returns how many bytes it took.
+///
+/// # Panics
+/// If `out` is shorter than [`FRAME_BYTES_MAX`].
+#[must_use]
+pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
+    let (header, body) = out[..FRAME_BYTES_MAX].split_at_mut(FRAME_HEADER_BYTES);
+    let mut n = RawNumbers::read_from_bytes(&[0; size_of::<RawNumbers>()])
+        .expect("the length is the type's own");
+    let kind = match frame {
+        Frame::Report(_) => KIND_REPORT,
+        Frame::Ask { token } => {
+            n.a = U64::new(*token);
+            KIND_ASK
+        }
+        Frame::Promise {
+            token,
+            epoch,
+            incarnation,
+        } => {
+            n.a = U64::new(*token);
+            n.b = U64::new(epoch.0);
+            n.wide = U128::new(incarnation.0);
+            KIND_PROMISE
+        }
+        Frame::Fetch { token, after } => {
+            n.a = U64::new(*token);
+            n.b = U64::new(after.0);
+            KIND_FETCH
+        }
+        Frame::Fetched { token } => {
+            n.a = U64::new(*token);
+            KIND_FETCHED
+        }
+        Frame::Append { epoch, committed } => {
+            n.a = U64::new(epoch.0);
+            n.b = U64::new(committed.0);
+            KIND_APPEND
+        }
+        Frame::Ack { epoch, seq } => {
+            n.a = U64::new(epoch.0);
+            n.b = U64::new(seq.0);
+            KIND_ACK
+        }
+        Frame::Heartbeat {
+            epoch,
+            number,
+            committed,
+            tail,
+            lease_ms,
+        } => {
+            n.a = U64::new(epoch.0);
+            n.b = U64::new(*number);
+            n.c = U64::new(committed.0);
+            n.d = U64::new(tail.0);
+            n.small = U32::new(*lease_ms);
+            KIND_HEARTBEAT
+        }
+        Frame::HeartbeatAck { epoch, number } => {
+            n.a = U64::new(epoch.0);
+            n.b = U64::new(*number);
+            KIND_HEARTBEAT_ACK
+        }
+        Frame::Refused {
+            promised,
+            promised_to,
+        } => {
+            n.a = U64::new(promised.0);
+            n.node = node_to_wire(*promised_to);
+            KIND_REFUSED
+        }
+        Frame::Demoted { epoch, committed } => {
+            n.a = U64::new(epoch.0);
+            n.b = U64::new(committed.0);
+            KIND_DEMOTED
+        }
+        Frame::TooFarBehind { journal_floor } => {
+            n.a = U64::new(journal_floor.0);
+            KIND_TOO_FAR_BEHIND
+        }
+        Frame::Ping => KIND_PING,
+    };
+    let body_bytes = if let Frame::Report(report) = frame {
+        encode_report(report, body)
+    } else {
+        body[..size_of::<RawNumbers>()].copy_from_slice(n.as_bytes());
+        size_of::<RawNumbers>()
+    };
+    let mut raw = RawHeader {
+        magic: U32::new(MAGIC),
+        kind: U16::new(kind),
+        body_bytes: U16::new(u16::try_from(body_bytes).expect("a body has at most 4096 bytes")),
+        batch_blocks: U32::new(batch_blocks),
+        body_crc: U32::new(crc32fast::hash(&body[..body_bytes])),
+        reserved: [0; 12],
+        header_crc: U32::new(0),
+    };
+    raw.header_crc = U32::new(crc32fast::hash(&raw.as_bytes()[..FRAME_HEADER_BYTES - 4]));
+    header.copy_from_slice(raw.as_bytes());
+    FRAME_HEADER_BYTES + body_bytes
+}

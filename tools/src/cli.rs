@@ -1,0 +1,288 @@
+//! The command line of `replctl`, and what each verb does.
+
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use nbd_server::admin::client::{Client, ClientError};
+use nbd_server::admin::{ExitCode, Request, Response};
+use nbd_server::config::{Config, DEFAULT_FILE, Node};
+
+use crate::demo::DemoArgs;
+use crate::output::{Reader, print};
+use crate::{Failure, create, demo, status};
+
+/// Operates a node of a replicated disk.
+#[derive(Debug, Parser)]
+#[command(name = "replctl", version, about, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// The config file, the same on every node
+    #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_FILE)]
+    config: PathBuf,
+    /// The node whose repld is meant [default: this host's name]
+    #[arg(long, global = true, value_name = "NAME")]
+    node: Option<String>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done
+  1   failed; the message says why
+  2   usage or config error
+  3   repld of this node can not be reached
+  10  no quorum: a majority of voters can not be reached, or did not promise
+  11  another node is Primary
+  12  in use: an NBD client is attached
+  17  no access to up-to-date data";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Formats this node's journal, metadata and stores, which all read as zeroes afterwards
+    ///
+    /// Refuses to touch an existing one, or a device that is not blank, unless --wipe is given. Makes the directories.
+    /// repld need not run, and never may while this runs.
+    Create {
+        /// Destroy what is there: an existing node's data, or what is on the devices
+        #[arg(long)]
+        wipe: bool,
+    },
+    /// Shows this node's view of the resource, the volumes, the peers
+    Status {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+        /// Again at every change, until interrupted; with --json a line each
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Makes this node Primary; answers when the exports serve I/O
+    Promote(PromoteArgs),
+    /// Stops serving; refuses while a client is attached
+    Demote {
+        /// Also while a client is attached
+        #[arg(long)]
+        force: bool,
+    },
+    /// Restores replication with a peer
+    Connect {
+        /// The peer's name
+        peer: String,
+    },
+    /// Ends replication with a peer; says so when it costs the quorum, and does it
+    Disconnect {
+        /// The peer's name
+        peer: String,
+    },
+    /// Shows the present state, then every change, a line each
+    Events {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows the main job with three nodes on loopback: kills the Primary, promotes, checks every acknowledged write
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, Args)]
+struct PromoteArgs {
+    /// How long to try
+    #[arg(long, value_name = "SECS", default_value_t = 30,
+          value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    timeout: u64,
+    /// Also without a majority or up-to-date data; not in this version
+    #[arg(long, hide = true)]
+    force: bool,
+}
+
+/// Runs a command line, prints what went wrong, and says what to exit with.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            let failure = Failure::Usage(usage_text(&error));
+            eprintln!("replctl: {}", failure.line());
+            return failure.exit_code();
+        }
+        Err(help) => {
+            return match print(&help.render().to_string()) {
+                Ok(_) => ExitCode::Done,
+                Err(failure) => failure.exit_code(),
+            };
+        }
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::Done,
+        Err(failure) => {
+            eprintln!("replctl: {}", failure.line());
+            failure.exit_code()
+        }
+    }
+}
+
+/// The whole command line, for completions and man pages.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// What clap says, without its usage and in one line.
+fn usage_text(error: &clap::Error) -> String {
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "no verb is given; write replctl VERB, for example replctl status".to_owned();
+    }
+    let text = error.render().to_string();
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:"));
+    let lines: Vec<_> = lines.filter(|line| !line.is_empty()).collect();
+    lines.join(" ").trim_start_matches("error: ").to_owned()
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    if let Verb::Demo(args) = cli.verb {
+        return demo::run(args);
+    }
+    let config = Config::load(&cli.config)?;
+    let name = match cli.node {
+        Some(name) => name,
+        None => nix::unistd::gethostname()
+            .map_err(|errno| Failure::Usage(format!("no host name ({errno}): write --node NAME")))?
+            .to_string_lossy()
+            .into_owned(),
+    };
+    let (_, node) = config.node(&name)?;
+    match cli.verb {
+        Verb::Create { wipe } => create::create(&config, node, wipe)?,
+        Verb::Status { json, watch } => return show_status(node, json, watch),
+        Verb::Promote(PromoteArgs { force: true, .. }) => {
+            return Err(Failure::NotSupported("promote --force"));
+        }
+        Verb::Promote(PromoteArgs { timeout, force }) => {
+            return command_(
+                node,
+                &Request::Promote {
+                    timeout_ms: timeout * 1000,
+                    force,
+                },
+            );
+        }
+        Verb::Demote { force } => return command_(node, &Request::Demote { force }),
+        Verb::Connect { peer } => {
+            let peer = known_peer(&config, node, peer)?;
+            return command_(node, &Request::Connect { peer });
+        }
+        Verb::Disconnect { peer } => {
+            let peer = known_peer(&config, node, peer)?;
+            return command_(node, &Request::Disconnect { peer });
+        }
+        Verb::Events { json } => return show_events(node, json),
+        Verb::Demo(_) => {}
+    }
+    Ok(())
+}
+
+fn known_peer(config: &Config, node: &Node, name: String) -> Result<String, Failure> {
+    let peers = || config.nodes.iter().filter(|other| other.name != node.name);
+    if peers().any(|peer| peer.name == name) {
+        return Ok(name);
+    }
+    let known: Vec<_> = peers().map(|peer| peer.name.as_str()).collect();
+    let known = if known.is_empty() {
+        "none".to_owned()
+    } else {
+        known.join(", ")
+    };
+    Err(Failure::NoSuchPeer {
+        name,
+        node: node.name.clone(),
+        known,
+    })
+}
+
+/// Sends a command; what it has to say besides goes to stderr.
+fn command_(node: &Node, request: &Request) -> Result<(), Failure> {
+    match Client::connect(&node.admin_socket())?.call(request)? {
+        Response::Done { notice } => {
+            if let Some(notice) = notice {
+                eprintln!("replctl: {notice}");
+            }
+            Ok(())
+        }
+        Response::Error(error) => Err(error.into()),
+        Response::Status(_) | Response::Event(_) => Err(Failure::UnexpectedAnswer),
+    }
+}
+
+fn show_status(node: &Node, json: bool, watch: bool) -> Result<(), Failure> {
+    let terminal = std::io::stdout().is_terminal();
+    let colour = terminal && std::env::var_os("NO_COLOR").is_none();
+    let mut client = Client::connect(&node.admin_socket())?;
+    if !watch {
+        return match client.call(&Request::Status)? {
+            Response::Status(status) if json => print(&(to_json(&status, true)? + "\n")).map(drop),
+            Response::Status(status) => print(&status::table(&status, colour)).map(drop),
+            Response::Error(error) => Err(error.into()),
+            _ => Err(Failure::UnexpectedAnswer),
+        };
+    }
+    client.send(&Request::Watch)?;
+    let mut last = None;
+    loop {
+        let status = match client.next(None)? {
+            Response::Status(status) => status,
+            Response::Error(error) => return Err(error.into()),
+            _ => return Err(Failure::UnexpectedAnswer),
+        };
+        let mut shown = status.clone();
+        // That the data thread moves is no change; that it stands still is.
+        shown.last_progress_ms = shown.last_progress_ms.map(|ms| ms / 1000);
+        if last.as_ref() == Some(&shown) {
+            continue;
+        }
+        last = Some(shown);
+        let text = if json {
+            to_json(&status, false)? + "\n"
+        } else if terminal {
+            format!("\x1b[H\x1b[2J{}", status::table(&status, colour))
+        } else {
+            status::table(&status, false) + "\n"
+        };
+        if print(&text)? == Reader::Gone {
+            return Ok(());
+        }
+    }
+}
+
+fn show_events(node: &Node, json: bool) -> Result<(), Failure> {
+    let mut client = Client::connect(&node.admin_socket())?;
+    client.send(&Request::Events)?;
+    loop {
+        let event = match client.next(None) {
+            Ok(Response::Event(event)) => event,
+            Ok(Response::Error(error)) => return Err(error.into()),
+            Ok(_) => return Err(Failure::UnexpectedAnswer),
+            Err(error @ ClientError::Closed) => return Err(error.into()),
+            Err(error) => return Err(error.into()),
+        };
+        let line = if json {
+            to_json(&event, false)?
+        } else {
+            event.to_string()
+        };
+        if print(&(line + "\n"))? == Reader::Gone {
+            return Ok(());
+        }
+    }
+}
+
+fn to_json<T: serde::Serialize>(value: &T, pretty: bool) -> Result<String, Failure> {
+    if pretty {
+        serde_json::to_string_pretty(value)
+    } else {
+        serde_json::to_string(value)
+    }
+    .map_err(|error| Failure::Failed(format!("can not write JSON: {error}")))
+}

@@ -1,0 +1,132 @@
+//! What `create` makes, and what it does not touch.
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use nbd_server::config::Config;
+use nbd_server::lock::DataDirLock;
+use tempfile::TempDir;
+
+use super::{CreateError, create};
+
+fn config(dir: &Path, volume: &str) -> Config {
+    let dir = dir.display();
+    let text = format!(
+        "resource = \"r\"\njournal = {{ size = \"17MiB\" }}\n[[node]]\nname = \"a\"\n\
+         address = \"127.0.0.1:7001\"\ndata_dir = \"{dir}/x/d\"\nrun_dir = \"{dir}/run\"\n\
+         [[volume]]\nname = \"db\"\nsize = \"64MiB\"\n{volume}"
+    );
+    Config::parse(Path::new("pbx.toml"), &text).unwrap()
+}
+
+#[test]
+fn a_fresh_node_is_whole_and_reads_as_zeroes() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), "");
+    let node = &config.nodes[0];
+    create(&config, node, false).unwrap();
+    assert_eq!(
+        fs::metadata(&node.data_dir).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+    assert_eq!(
+        fs::metadata(&node.run_dir).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+    let store = fs::metadata(node.store_path(&config.volumes[0])).unwrap();
+    assert_eq!((store.len(), store.blocks()), (64 << 20, 0));
+    assert_eq!(store.permissions().mode() & 0o777, 0o600);
+    let journal = fs::metadata(node.journal_path()).unwrap();
+    assert_eq!(journal.len(), 17 << 20);
+    assert!(
+        journal.blocks() * 512 >= 17 << 20,
+        "the journal has to be written, not sparse"
+    );
+    assert!(fs::metadata(node.meta_path()).unwrap().len() > 0);
+    assert!(!node.meta_path().with_extension("new").exists());
+}
+
+#[test]
+fn an_existing_node_is_left_alone_unless_wiped() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), "");
+    let node = &config.nodes[0];
+    create(&config, node, false).unwrap();
+    let store = node.store_path(&config.volumes[0]);
+    let file = fs::OpenOptions::new().write(true).open(&store).unwrap();
+    file.write_all_at(b"data", 8192).unwrap();
+    let meta = fs::read(node.meta_path()).unwrap();
+
+    let error = create(&config, node, false).unwrap_err();
+    assert!(
+        matches!(&error, CreateError::Exists(path) if *path == node.meta_path()),
+        "{error}"
+    );
+    assert_eq!(fs::read(node.meta_path()).unwrap(), meta);
+    // What an interrupted create leaves is not taken either.
+    fs::remove_file(node.meta_path()).unwrap();
+    let error = create(&config, node, false).unwrap_err();
+    assert!(error.to_string().contains("journal") && error.to_string().contains("--wipe"));
+    assert_eq!(&fs::read(&store).unwrap()[8192..8196], b"data");
+
+    create(&config, node, true).unwrap();
+    assert!(fs::read(&store).unwrap().iter().all(|&byte| byte == 0));
+    assert_ne!(
+        fs::read(node.meta_path()).unwrap(),
+        meta,
+        "a wiped node is a new incarnation"
+    );
+}
+
+#[test]
+fn a_running_node_is_never_wiped() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), "");
+    let node = &config.nodes[0];
+    create(&config, node, false).unwrap();
+    let lock = DataDirLock::take(&node.data_dir).unwrap();
+    let error = create(&config, node, true).unwrap_err();
+    assert!(matches!(error, CreateError::Lock(_)), "{error}");
+    drop(lock);
+    create(&config, node, true).unwrap();
+}
+
+#[test]
+fn what_fails_half_way_leaves_nothing() {
+    let dir = TempDir::new().unwrap();
+    let blocker = dir.path().join("file");
+    fs::write(&blocker, "x").unwrap();
+    let store = format!(
+        "[[volume]]\nname = \"ok\"\nsize = 4096\n[[volume]]\nname = \"z\"\nsize = 4096\n\
+         store = \"{}/sub\"\n",
+        dir.path().join("x/d/meta.new").display()
+    );
+    let config = config(dir.path(), &store);
+    let node = &config.nodes[0];
+    // A file where a directory would have to be.
+    fs::create_dir_all(&node.data_dir).unwrap();
+    fs::write(node.data_dir.join("meta.new"), "x").unwrap();
+    let error = create(&config, node, false).unwrap_err();
+    assert!(matches!(error, CreateError::Io { .. }), "{error}");
+    assert!(!node.store_path(&config.volumes[0]).exists());
+    assert!(!node.journal_path().exists());
+    assert!(!node.meta_path().exists());
+}
+
+#[test]
+fn places_that_are_no_place() {
+    let dir = TempDir::new().unwrap();
+    for (path, fragment) in [
+        ("/dev/no-such-device", "there is no device"),
+        ("/dev/null", "neither a regular file nor a block device"),
+        ("/tmp", "neither a regular file nor a block device"),
+    ] {
+        let config = config(dir.path(), &format!("store = \"{path}\"\n"));
+        let error = create(&config, &config.nodes[0], true)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(fragment) && error.contains(path), "{error}");
+        assert!(!config.nodes[0].meta_path().exists());
+    }
+}

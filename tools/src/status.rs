@@ -1,0 +1,220 @@
+//! `replctl status` for people.
+
+use nbd_server::admin::{Connection, DiskState, Health, Role, Status};
+use nbd_server::config::size;
+
+#[cfg(test)]
+mod tests;
+
+#[derive(Clone, Copy)]
+enum Colour {
+    Plain,
+    Good,
+    Warn,
+    Bad,
+}
+
+#[derive(Clone)]
+struct Cell {
+    text: String,
+    colour: Colour,
+}
+
+fn cell(text: impl Into<String>, colour: Colour) -> Cell {
+    Cell {
+        text: text.into(),
+        colour,
+    }
+}
+
+fn plain(text: impl Into<String>) -> Cell {
+    cell(text, Colour::Plain)
+}
+
+/// The status as a compact table.
+pub(crate) fn table(status: &Status, colour: bool) -> String {
+    let paint = |cell: &Cell, width: usize| {
+        let code = match cell.colour {
+            Colour::Plain => None,
+            Colour::Good => Some(32),
+            Colour::Warn => Some(33),
+            Colour::Bad => Some(31),
+        };
+        let pad = " ".repeat(width.saturating_sub(cell.text.chars().count()));
+        match code.filter(|_| colour) {
+            Some(code) => format!("\x1b[{code}m{}\x1b[0m{pad}", cell.text),
+            None => format!("{}{pad}", cell.text),
+        }
+    };
+
+    let health = cell(
+        status.health.as_str(),
+        match status.health {
+            Health::Ok => Colour::Good,
+            Health::Degraded => Colour::Warn,
+            Health::Down => Colour::Bad,
+        },
+    );
+    let mut out = format!(
+        "{} on {}: {}, {}",
+        status.resource,
+        status.node,
+        status.role,
+        paint(&health, 0)
+    );
+    if !status.health_reason.is_empty() {
+        out.push_str(&format!(" ({})", status.health_reason));
+    }
+    out.push('\n');
+
+    let mut facts = Vec::new();
+    facts.push(match (&status.primary, status.epoch) {
+        (Some(primary), epoch) => format!("primary {primary}, epoch {epoch}"),
+        (None, 0) => "never promoted".to_owned(),
+        (None, epoch) => format!("primary unknown, epoch {epoch}"),
+    });
+    facts.push(match status.quorum {
+        Some(true) => "quorum".to_owned(),
+        Some(false) => "NO QUORUM".to_owned(),
+        None => "quorum unknown".to_owned(),
+    });
+    if status.suspended.as_str() != "no" {
+        facts.push(format!("I/O SUSPENDED ({})", status.suspended));
+    }
+    out.push_str(&format!("  {}\n", facts.join("; ")));
+
+    let mut facts = Vec::new();
+    if let (Some(committed), Some(applied)) = (status.seq.committed, status.seq.applied) {
+        facts.push(format!("committed {committed}, applied {applied}"));
+    }
+    if let (Some(total), Some(used)) = (status.limits.journal.size, status.limits.journal.used) {
+        facts.push(format!(
+            "journal {} of {}",
+            bytes(used),
+            size::format(total)
+        ));
+    }
+    if let Some(ms) = status.last_progress_ms.filter(|ms| *ms >= 1000) {
+        facts.push(format!("DATA THREAD STANDS STILL for {} s", ms / 1000));
+    }
+    if !facts.is_empty() {
+        out.push_str(&format!("  {}\n", facts.join("; ")));
+    }
+
+    let mut rows = vec![
+        ["VOLUME", "SIZE", "DISK", "CLIENTS", "URI"]
+            .map(plain)
+            .to_vec(),
+    ];
+    rows.extend(status.volumes.iter().map(|volume| {
+        vec![
+            plain(&volume.name),
+            plain(size::format(volume.size)),
+            disk(volume.disk_state),
+            plain(unknown(volume.nbd_clients)),
+            plain(&volume.uri),
+        ]
+    }));
+    let mut peers = vec![
+        [
+            "PEER",
+            "ROLE",
+            "CONNECTION",
+            "REPLICATION",
+            "DISK",
+            "BEHIND",
+            "SYNC",
+        ]
+        .map(plain)
+        .to_vec(),
+    ];
+    peers.extend(status.peers.iter().map(|peer| {
+        vec![
+            plain(&peer.name),
+            cell(
+                peer.role.as_str(),
+                match peer.role {
+                    Role::Primary => Colour::Good,
+                    _ => Colour::Plain,
+                },
+            ),
+            cell(
+                peer.connection.as_str(),
+                match peer.connection {
+                    Connection::Connected => Colour::Good,
+                    Connection::Connecting => Colour::Warn,
+                    Connection::StandAlone => Colour::Bad,
+                },
+            ),
+            plain(peer.replication.as_str()),
+            disk(peer.disk_state),
+            plain(peer.behind_bytes.map_or_else(|| "?".to_owned(), bytes)),
+            plain(
+                peer.sync_percent
+                    .map_or_else(|| "?".to_owned(), |p| format!("{p:.1}%")),
+            ),
+        ]
+    }));
+    for rows in [rows, peers] {
+        if rows.len() == 1 {
+            continue;
+        }
+        let widths: Vec<usize> = (0..rows[0].len())
+            .map(|i| {
+                rows.iter()
+                    .map(|row| row[i].text.chars().count())
+                    .max()
+                    .unwrap_or(0)
+            })
+            .collect();
+        out.push('\n');
+        for row in rows {
+            let cells: Vec<_> = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| paint(cell, *width))
+                .collect();
+            out.push_str(&format!("  {}", cells.join("  ")).trim_end().to_owned());
+            out.push('\n');
+        }
+    }
+    for peer in &status.peers {
+        if let Some(reason) = &peer.connection_reason {
+            out.push_str(&format!("  {}: {reason}\n", peer.name));
+        }
+    }
+    out
+}
+
+fn disk(state: DiskState) -> Cell {
+    cell(
+        state.as_str(),
+        match state {
+            DiskState::UpToDate => Colour::Good,
+            DiskState::Inconsistent | DiskState::Failed | DiskState::Diskless => Colour::Bad,
+            DiskState::Outdated | DiskState::Consistent => Colour::Warn,
+            DiskState::DUnknown => Colour::Plain,
+        },
+    )
+}
+
+fn unknown<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "?".to_owned(), |value| value.to_string())
+}
+
+/// Bytes as people read them; one decimal at most.
+fn bytes(count: u64) -> String {
+    let mut tenths = u128::from(count) * 10;
+    let mut unit = "B";
+    for next in ["KiB", "MiB", "GiB", "TiB", "PiB"] {
+        if tenths < 10_240 {
+            break;
+        }
+        tenths /= 1024;
+        unit = next;
+    }
+    match (tenths / 10, tenths % 10) {
+        (whole, 0) => format!("{whole} {unit}"),
+        (whole, tenth) => format!("{whole}.{tenth} {unit}"),
+    }
+}
