@@ -208,6 +208,10 @@ impl Cluster {
     /// SIGTERM; returns how the process ended. It is killed if it does not end in time.
     pub fn terminate(&mut self, node: usize) -> Result<ExitStatus, ClusterError> {
         self.signal(node, Signal::SIGTERM)?;
+        self.wait_stopped(node)
+    }
+
+    fn wait_stopped(&mut self, node: usize) -> Result<ExitStatus, ClusterError> {
         let what = format!("{} stops after SIGTERM", self.name(node));
         let result = self.wait(&what, PATIENCE, |cluster| {
             let Some(child) = &mut cluster.nodes[node].child else {
@@ -236,7 +240,7 @@ impl Cluster {
             self.signal(*node, Signal::SIGTERM)?;
         }
         for node in running {
-            let status = self.terminate(node)?;
+            let status = self.wait_stopped(node)?;
             if !status.success() {
                 let log = tail(&self.log_path(node));
                 return Err(ClusterError::Ended {
