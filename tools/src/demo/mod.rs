@@ -36,6 +36,7 @@ use crate::Failure;
 use cluster::{Cluster, ClusterError, Programs, Spec};
 use nbd_server::nbd::client::ClientError;
 pub use place::{probe_direct_io, scratch_dir};
+pub use process::{Finished, finish};
 use report::{Kept, Progress, Report};
 use workload::{End, Job, Pace, Running, Stream, Tally, VerifyError, Volume, verify};
 

@@ -37,7 +37,7 @@ impl Finished {
 }
 
 /// Runs a command; kills it when the bound passes or `interrupted` is set.
-pub(super) fn finish(
+pub fn finish(
     command: &mut Command,
     bound: Duration,
     interrupted: &AtomicBool,
