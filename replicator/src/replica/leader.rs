@@ -276,10 +276,8 @@ impl<M: Memory> Replica<M> {
         if let Some(peer) = self.peer_of(conn) {
             peer.acked = peer.acked.max(seq);
             peer.known.1 = peer.known.1.max(id);
-            if seq == tail {
-                peer.caught_up = true;
-            }
         }
+        self.judge_lag(conn);
     }
 
     /// A peer promised somebody else a newer epoch.
