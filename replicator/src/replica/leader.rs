@@ -494,12 +494,12 @@ impl<M: Memory> Replica<M> {
             return;
         }
         match demoting.record {
-            None if self.committed == self.log.tail().id.seq => {
-                if self.append_control(Kind::Demote, None) {
-                    let seq = self.log.tail().id.seq;
-                    if let Some(d) = self.leader.as_mut().and_then(|l| l.demoting.as_mut()) {
-                        d.record = Some(seq);
-                    }
+            None if self.committed == self.log.tail().id.seq
+                && self.append_control(Kind::Demote, None) =>
+            {
+                let seq = self.log.tail().id.seq;
+                if let Some(d) = self.leader.as_mut().and_then(|l| l.demoting.as_mut()) {
+                    d.record = Some(seq);
                 }
             }
             Some(seq) if self.committed >= seq => self.end_demotion(true),
