@@ -493,17 +493,17 @@ impl<M: Memory> Replica<M> {
             self.end_demotion(false);
             return;
         }
-        match demoting.record {
-            None if self.committed == self.log.tail().id.seq
-                && self.append_control(Kind::Demote, None) =>
-            {
-                let seq = self.log.tail().id.seq;
-                if let Some(d) = self.leader.as_mut().and_then(|l| l.demoting.as_mut()) {
-                    d.record = Some(seq);
-                }
+        let record = demoting.record;
+        let all_committed = self.committed == self.log.tail().id.seq;
+        if let Some(seq) = record {
+            if self.committed >= seq {
+                self.end_demotion(true);
             }
-            Some(seq) if self.committed >= seq => self.end_demotion(true),
-            _ => {}
+        } else if all_committed && self.append_control(Kind::Demote, None) {
+            let seq = self.log.tail().id.seq;
+            if let Some(d) = self.leader.as_mut().and_then(|l| l.demoting.as_mut()) {
+                d.record = Some(seq);
+            }
         }
     }
 
