@@ -537,3 +537,6 @@ pub fn write_config(config: &ClusterConfig, block: &mut [u8]) {
     let raw = config.to_raw();
     block[..size_of::<RawConfig>()].copy_from_slice(raw.as_bytes());
 }
+
+#[cfg(test)]
+mod tests;
