@@ -5,6 +5,8 @@
 //! copies of the newest complete version are intact. A reader takes the newest version of which it finds two: the
 //! newest single copy may be a version that was never relied on, or one that went astray.
 
+use std::mem::offset_of;
+
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -168,6 +170,36 @@ struct RawSuperblock {
     reserved: [u8; 824],
 }
 const _: () = assert!(size_of::<RawSuperblock>() == BLOCK_BYTES);
+const _: () = {
+    assert!(offset_of!(RawSuperblock, format) == 8);
+    assert!(offset_of!(RawSuperblock, copy) == 10);
+    assert!(offset_of!(RawSuperblock, flags) == 11);
+    assert!(offset_of!(RawSuperblock, checksum) == CHECKSUM_AT);
+    assert!(offset_of!(RawSuperblock, version) == 16);
+    assert!(offset_of!(RawSuperblock, resource) == 24);
+    assert!(offset_of!(RawSuperblock, node) == 88);
+    assert!(offset_of!(RawSuperblock, promised_to) == 152);
+    assert!(offset_of!(RawSuperblock, incarnation) == 216);
+    assert!(offset_of!(RawSuperblock, uuid) == 232);
+    assert!(offset_of!(RawSuperblock, history) == 248);
+    assert!(offset_of!(RawSuperblock, promised) == 264);
+    assert!(offset_of!(RawSuperblock, applied) == 272);
+    assert!(offset_of!(RawSuperblock, applied_position) == 288);
+    assert!(offset_of!(RawSuperblock, applied_blocks) == 296);
+    assert!(offset_of!(RawSuperblock, applied_checksum) == 300);
+    assert!(offset_of!(RawSuperblock, committed) == 304);
+    assert!(offset_of!(RawSuperblock, acked) == 312);
+    assert!(offset_of!(RawSuperblock, damaged_until) == 328);
+    assert!(offset_of!(RawSuperblock, config_at) == 344);
+    assert!(offset_of!(RawSuperblock, journal_bytes) == 360);
+    assert!(offset_of!(RawSuperblock, lease_ms) == 368);
+    assert!(offset_of!(RawSuperblock, epoch_count) == 372);
+    assert!(offset_of!(RawSuperblock, volume_count) == 374);
+    assert!(offset_of!(RawSuperblock, config) == 376);
+    assert!(offset_of!(RawSuperblock, volumes) == 1096);
+    assert!(offset_of!(RawSuperblock, epochs) == 2248);
+    assert!(offset_of!(RawSuperblock, reserved) == 3272);
+};
 const CHECKSUM_AT: usize = 12;
 const HAS_CONFIG: u8 = 1;
 
@@ -359,3 +391,6 @@ pub fn choose(copies: &[[u8; BLOCK_BYTES]; COPIES]) -> Result<Superblock, MetaEr
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;
