@@ -5,6 +5,8 @@
 //! each; the batch carries its own. All integers are little-endian. Nothing in a frame is trusted because of its
 //! checksum: the core checks what it says.
 
+use std::mem::offset_of;
+
 use arrayvec::ArrayVec;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -202,6 +204,13 @@ struct RawHeader {
     header_crc: U32,
 }
 const _: () = assert!(size_of::<RawHeader>() == FRAME_HEADER_BYTES);
+const _: () = {
+    assert!(offset_of!(RawHeader, kind) == 4);
+    assert!(offset_of!(RawHeader, body_bytes) == 6);
+    assert!(offset_of!(RawHeader, batch_blocks) == 8);
+    assert!(offset_of!(RawHeader, body_crc) == 12);
+    assert!(offset_of!(RawHeader, header_crc) == 28);
+};
 
 /// The small frames: up to four numbers.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -216,6 +225,15 @@ struct RawNumbers {
     node: u8,
     reserved: [u8; 3],
 }
+const _: () = assert!(size_of::<RawNumbers>() == 56);
+const _: () = {
+    assert!(offset_of!(RawNumbers, b) == 8);
+    assert!(offset_of!(RawNumbers, c) == 16);
+    assert!(offset_of!(RawNumbers, d) == 24);
+    assert!(offset_of!(RawNumbers, wide) == 32);
+    assert!(offset_of!(RawNumbers, small) == 48);
+    assert!(offset_of!(RawNumbers, node) == 52);
+};
 
 const NOBODY: u8 = 0xff;
 

@@ -1,5 +1,7 @@
 //! The body of a report.
 
+use std::mem::offset_of;
+
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -42,6 +44,28 @@ struct RawEpoch {
     first: U64,
 }
 
+const _: () = assert!(size_of::<RawReport>() == 872);
+const _: () = {
+    assert!(offset_of!(RawReport, granted) == 8);
+    assert!(offset_of!(RawReport, uuid) == 16);
+    assert!(offset_of!(RawReport, history) == 32);
+    assert!(offset_of!(RawReport, incarnation) == 48);
+    assert!(offset_of!(RawReport, promised) == 64);
+    assert!(offset_of!(RawReport, tail_epoch) == 72);
+    assert!(offset_of!(RawReport, tail_seq) == 80);
+    assert!(offset_of!(RawReport, committed) == 88);
+    assert!(offset_of!(RawReport, journal_floor) == 96);
+    assert!(offset_of!(RawReport, you_acked_epoch) == 104);
+    assert!(offset_of!(RawReport, you_acked_seq) == 112);
+    assert!(offset_of!(RawReport, demoted) == 120);
+    assert!(offset_of!(RawReport, config_epoch) == 128);
+    assert!(offset_of!(RawReport, config_seq) == 136);
+    assert!(offset_of!(RawReport, lease_wait_ms) == 144);
+    assert!(offset_of!(RawReport, promised_to) == 148);
+    assert!(offset_of!(RawReport, flags) == 149);
+    assert!(offset_of!(RawReport, epoch_count) == 150);
+    assert!(offset_of!(RawReport, config) == 152);
+};
 const _: () =
     assert!(size_of::<RawReport>() + EPOCH_HISTORY_MAX * size_of::<RawEpoch>() <= BODY_BYTES_MAX);
 
