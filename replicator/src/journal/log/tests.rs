@@ -234,8 +234,10 @@ fn the_config_at_a_floor_is_the_last_one_below() {
 /// Protocol C1, with the ends that its wording is about.
 #[test]
 fn the_last_common_record_is_in_the_newest_shared_epoch_at_its_nearer_end() {
-    type Side<'a> = (&'a [(u64, u64)], (u64, u64));
-    let table: [(Side<'_>, Side<'_>, Option<(u64, u64)>); 10] = [
+    /// The first records of its epochs, and its tail.
+    type Side = (&'static [(u64, u64)], (u64, u64));
+    type Row = (Side, Side, Option<(u64, u64)>);
+    let table: [Row; 10] = [
         // Equal, behind, ahead.
         ((&[(1, 1)], (1, 9)), (&[(1, 1)], (1, 9)), Some((1, 9))),
         ((&[(1, 1)], (1, 9)), (&[(1, 1)], (1, 5)), Some((1, 5))),
