@@ -127,3 +127,6 @@ pub fn recover(
         scanned,
     })
 }
+
+#[cfg(test)]
+mod tests;

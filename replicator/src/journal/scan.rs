@@ -451,8 +451,7 @@ fn older<R: BlockRead>(
         // The window is filled forwards; begin it so that it holds what comes next on the way back.
         if position < window.from {
             let ahead = window.ahead.saturating_sub(u64::from(BATCH_BLOCKS_MAX));
-            let oldest = end.saturating_sub(window.ring_blocks);
-            let _ = window.get(position.saturating_sub(ahead).max(oldest), 1);
+            let _ = window.get(position.saturating_sub(ahead), 1);
         }
         let Ok(bytes) = window.get(position, at.blocks) else {
             break;

@@ -374,31 +374,37 @@ fn bytes_of_an_earlier_lap_end_the_log() {
 fn the_cut_tail_of_an_older_epoch_is_not_the_log() {
     let mut chain = Chain::new();
     let mut log = log_of(&mut chain);
+    log.extend([chain.write(1), chain.write(1)]);
+    let old = Disk::with(&log);
     let mut newer = chain.clone();
     newer.tail = log[3].tail();
-    let disk = Disk::with(&log);
     log.truncate(4);
-    for blocks in [None, Some(1)] {
-        let mut disk = disk.clone();
-        let mut log = log.clone();
-        let mut newer = newer.clone();
-        log.push(newer.epoch(2));
-        log.extend(blocks.map(|b| newer.write(b)));
-        for made in &log[4..] {
-            disk.put(made);
+    // Behind the new end begins a batch of the cut tail, or the middle of one; others follow.
+    log.push(newer.epoch(2));
+    for (label, decision) in [('E', Decision::End), ('G', Decision::Cut)] {
+        if label == 'G' {
+            log.push(newer.write(1));
         }
+        let mut disk = old.clone();
+        log[4..].iter().for_each(|made| disk.put(made));
         let found = scanned(&node(&log, Some(1), None), &mut disk);
-        assert_eq!(end_of(&found), newer.tail.id);
-        assert_ne!(found.end.decision, Decision::Damaged);
+        assert_eq!(verdict(&found, &log), (label, decision, log.len()));
         assert_eq!(found.damaged_until, RecordId::NONE);
-        let epochs: Vec<_> = found
-            .parts
-            .epochs
-            .iter()
-            .map(|e| (e.epoch.0, e.seq.0))
-            .collect();
-        assert_eq!(epochs, [(1, 1), (2, 5)]);
+        let epochs = found.parts.epochs.iter().map(|e| (e.epoch.0, e.seq.0));
+        assert!(epochs.eq([(1, 1), (2, 5)]));
     }
+}
+
+#[test]
+fn a_batch_with_the_right_name_and_another_past_is_not_taken() {
+    let log = six();
+    let mut other = Chain::new();
+    other.tail = log[3].tail();
+    other.tail.checksum ^= 1;
+    let mut disk = Disk::with(&log[..4]);
+    disk.put(&other.write(1));
+    let found = scanned(&node(&log, Some(1), Some(3)), &mut disk);
+    assert_eq!(verdict(&found, &log), ('E', Decision::End, 4));
 }
 
 #[test]

@@ -64,7 +64,7 @@ prop_compose! {
     fn story()(
         batches in proptest::collection::vec((1u32..40, fate()), 1..30),
         marks in any::<[prop::sample::Index; 3]>(),
-        used in any::<bool>(),
+        used in prop::bool::weighted(0.3),
     ) -> Story {
         let mut marks = marks.map(|m| m.index(batches.len() + 1));
         marks.sort_unstable();
