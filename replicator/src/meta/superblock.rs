@@ -1,8 +1,9 @@
 //! The superblock: what must be known before the log is read, and what must never be forgotten.
 //!
 //! The metadata file holds [`COPIES`] copies of it, each one block, [`COPY_STRIDE_BYTES`] apart, so that no plausible
-//! single fault hits two. An update writes copies 0 and 1 durably, then 2 and 3; so at every instant at least two
-//! copies of the newest complete version are intact. A reader takes the newest version of which it finds two: the
+//! single fault hits two. An update writes two copies durably, then the other two; so at every instant at least two
+//! copies of the newest complete version are intact. It begins with copies that do not hold the version before, if a
+//! crash or rot has left some. A reader takes the newest version of which it finds two: the
 //! newest single copy may be a version that was never relied on, or one that went astray.
 
 use std::mem::offset_of;
@@ -366,28 +367,41 @@ pub fn copy_offset(copy: usize) -> u64 {
     copy as u64 * COPY_STRIDE_BYTES
 }
 
+/// The superblock that the copies agree on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Chosen {
+    /// It.
+    pub superblock: Superblock,
+    /// In which order updates write the copies, two and then two: those that do not hold it first. A crash may have
+    /// left it in two copies only, and they must not be the two that the next update begins with.
+    pub order: [usize; COPIES],
+}
+
 /// Chooses the superblock among the copies that were read: the newest version of which two are intact.
 ///
 /// # Errors
 /// If there is none.
-pub fn choose(copies: &[[u8; BLOCK_BYTES]; COPIES]) -> Result<Superblock, MetaError> {
-    let mut intact = arrayvec::ArrayVec::<Superblock, COPIES>::new();
+pub fn choose(copies: &[[u8; BLOCK_BYTES]; COPIES]) -> Result<Chosen, MetaError> {
+    let mut read = arrayvec::ArrayVec::<Option<Superblock>, COPIES>::new();
     for (index, block) in copies.iter().enumerate() {
-        if let Some(superblock) = Superblock::decode(index, block)? {
-            intact.push(superblock);
-        }
+        read.push(Superblock::decode(index, block)?);
     }
-    let agreed = intact
-        .iter()
-        .filter(|a| intact.iter().filter(|b| b == a).count() >= COPIES_QUORUM)
+    let intact = || read.iter().flatten();
+    let agreed = intact()
+        .filter(|&a| intact().filter(|&b| b == a).count() >= COPIES_QUORUM)
         .max_by_key(|a| a.version);
     match agreed {
-        Some(superblock) => Ok(superblock.clone()),
-        None if intact.is_empty() && copies.iter().all(|c| c.iter().all(|&b| b == 0)) => {
-            Err(MetaError::Blank)
+        Some(superblock) => {
+            let mut order = std::array::from_fn(|copy| copy);
+            order.sort_by_key(|&copy| read[copy].as_ref() == Some(superblock));
+            Ok(Chosen {
+                superblock: superblock.clone(),
+                order,
+            })
         }
+        None if copies.iter().all(|c| c.iter().all(|&b| b == 0)) => Err(MetaError::Blank),
         None => Err(MetaError::Damaged {
-            intact: intact.len(),
+            intact: intact().count(),
         }),
     }
 }

@@ -87,7 +87,7 @@ fn a_created_node_is_found_again() {
         let at = usize::try_from(copy_offset(copy)).unwrap();
         meta[at..at + BLOCK_BYTES].try_into().unwrap()
     });
-    let found = crate::meta::superblock::choose(&copies).unwrap();
+    let found = crate::meta::superblock::choose(&copies).unwrap().superblock;
     assert!(found.fresh());
     assert_eq!(found.volumes, volumes);
     assert_eq!(found.damaged_until, RecordId::NONE);

@@ -13,6 +13,10 @@ fn copies_of(superblock: &Superblock) -> Copies {
     })
 }
 
+fn chosen(copies: &Copies) -> Result<Superblock, MetaError> {
+    choose(copies).map(|chosen| chosen.superblock)
+}
+
 fn version(version: u64) -> Superblock {
     Superblock {
         version,
@@ -87,9 +91,9 @@ fn a_copy_counts_in_its_own_place_only() {
     // Copy 1 went to the place of copy 2 and took it: one copy of the new version is left, which is not enough.
     let (old, new) = (copies_of(&version(1)), copies_of(&version(2)));
     let strayed = [old[0], old[1], new[1], old[3]];
-    assert_eq!(choose(&strayed), Ok(version(1)));
+    assert_eq!(chosen(&strayed), Ok(version(1)));
     assert_eq!(
-        choose(&[old[0], old[0], old[0], old[0]]),
+        chosen(&[old[0], old[0], old[0], old[0]]),
         Err(MetaError::Damaged { intact: 1 })
     );
 }
@@ -117,7 +121,50 @@ fn a_crash_leaves_the_old_superblock_or_the_new_one() {
             let states = [round_one[0], round_one[1], round_two[0], round_two[1]];
             let copies: Copies = std::array::from_fn(|copy| contents[states[copy]][copy]);
             let expected = if round_one == [2, 2] { &new } else { &old };
-            assert_eq!(choose(&copies).as_ref(), Ok(expected), "{states:?}");
+            assert_eq!(chosen(&copies).as_ref(), Ok(expected), "{states:?}");
+        }
+    }
+}
+
+/// The states of a crash in an update that writes the copies in this order.
+fn crashes(was: &Copies, is: &Copies, order: [usize; COPIES]) -> Vec<Copies> {
+    let mut states = Vec::new();
+    for state in 0..18 {
+        let mut copies = *was;
+        let second_round = state / 9;
+        if second_round == 1 {
+            copies[order[0]] = is[order[0]];
+            copies[order[1]] = is[order[1]];
+        }
+        let left = [state % 9 / 3, state % 3];
+        for (&copy, left) in order[2 * second_round..].iter().zip(left) {
+            match left {
+                0 => {}
+                1 => copies[copy] = [0x77; BLOCK_BYTES],
+                _ => copies[copy] = is[copy],
+            }
+        }
+        states.push(copies);
+    }
+    states
+}
+
+/// A crash may leave the new version in two copies only. The next update must not begin with those.
+#[test]
+fn a_second_crash_never_goes_behind_what_the_first_left() {
+    let versions: Vec<_> = (7..10).map(version).collect();
+    let copies: Vec<_> = versions.iter().map(copies_of).collect();
+    let in_order = std::array::from_fn(|copy| copy);
+    let mut starts = crashes(&copies[0], &copies[1], in_order);
+    for rotten in 0..COPIES {
+        starts.push(copies[0]);
+        starts.last_mut().unwrap()[rotten].fill(1);
+    }
+    for start in starts {
+        let Chosen { superblock, order } = choose(&start).unwrap();
+        for after in crashes(&start, &copies[2], order) {
+            let found = choose(&after).map(|c| c.superblock);
+            assert!(found == Ok(versions[2].clone()) || found == Ok(superblock.clone()));
         }
     }
 }
@@ -129,29 +176,29 @@ fn one_rotten_copy_does_no_harm() {
         for contents in [[0; BLOCK_BYTES], [0xff; BLOCK_BYTES], [0x5a; BLOCK_BYTES]] {
             let mut copies = good;
             copies[rotten] = contents;
-            assert_eq!(choose(&copies), Ok(full()));
+            assert_eq!(chosen(&copies), Ok(full()));
         }
         // An older one that was not overwritten, by a lost write, does none either.
         let mut copies = good;
         copies[rotten] = copies_of(&version(1))[rotten];
-        assert_eq!(choose(&copies), Ok(full()));
+        assert_eq!(chosen(&copies), Ok(full()));
     }
 }
 
 #[test]
 fn what_can_not_be_used_is_named() {
     let blank = [[0; BLOCK_BYTES]; COPIES];
-    assert_eq!(choose(&blank), Err(MetaError::Blank));
+    assert_eq!(chosen(&blank), Err(MetaError::Blank));
     let noise = [[1; BLOCK_BYTES]; COPIES];
-    assert_eq!(choose(&noise), Err(MetaError::Damaged { intact: 0 }));
+    assert_eq!(chosen(&noise), Err(MetaError::Damaged { intact: 0 }));
     let different: Copies = std::array::from_fn(|copy| copies_of(&version(copy as u64 + 1))[copy]);
-    assert_eq!(choose(&different), Err(MetaError::Damaged { intact: 4 }));
+    assert_eq!(chosen(&different), Err(MetaError::Damaged { intact: 4 }));
     let mut newer = copies_of(&full());
     for copy in &mut newer {
         copy[8] = 2;
         seal(copy);
     }
-    assert_eq!(choose(&newer), Err(MetaError::Version(2)));
+    assert_eq!(chosen(&newer), Err(MetaError::Version(2)));
 }
 
 /// Makes the checksum fit.
