@@ -30,10 +30,16 @@ pub(super) struct Metadata<B> {
     dirty: bool,
     writing: Option<Writing>,
     blocks: Vec<B>,
+    /// The order in which the copies are written.
+    order: [usize; COPIES],
 }
 
 impl<B: Buffer> Metadata<B> {
-    pub(super) fn new(superblock: Superblock, memory: &mut impl Memory<Buffer = B>) -> Self {
+    pub(super) fn new(
+        superblock: Superblock,
+        order: [usize; COPIES],
+        memory: &mut impl Memory<Buffer = B>,
+    ) -> Self {
         let blocks = (0..COPIES)
             .map(|_| {
                 memory
@@ -48,6 +54,7 @@ impl<B: Buffer> Metadata<B> {
             dirty: false,
             writing: None,
             blocks,
+            order,
         }
     }
 
@@ -99,7 +106,7 @@ impl<M: Memory> Replica<M> {
     }
 
     fn write_copies(&mut self, first: usize) {
-        for copy in first..first + COPIES / 2 {
+        for copy in self.metadata.order.into_iter().skip(first).take(COPIES / 2) {
             let mut parts = Parts::new();
             parts.push(self.metadata.blocks[copy].clone());
             let op = DiskOp::MetaWrite {
