@@ -7,4 +7,5 @@ mod failure;
 mod output;
 mod status;
 
+pub use demo::cluster;
 pub use failure::Failure;

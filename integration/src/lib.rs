@@ -1,0 +1,11 @@
+//! What the tests with real processes share.
+//!
+//! A [`Scene`] is a small cluster on loopback with the model of what its volumes hold. The tests are in
+//! `tests/`, named after the property that they check; `real/` has the scripts that use other people's
+//! programs, and `test.sh` runs everything.
+
+mod build;
+mod scene;
+
+pub use build::{BuildError, PROGRAMS_DIR, build_programs, programs};
+pub use scene::{BOUND, MIB, Scene, small};

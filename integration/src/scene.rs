@@ -1,0 +1,245 @@
+//! A cluster, its volumes' model, and the steps that most tests are made of.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nbd_server::nbd::client::{Client, Options, Uri};
+use tempfile::TempDir;
+use tools::cluster::{Cluster, Spec};
+use tools::demo::workload::{End, Job, Pace, Running, Stream, Tally, Volume, verify};
+use tools::demo::{scratch_dir, stop_cleanly, stores};
+
+use crate::programs;
+
+/// For everything that takes a second or two on a good day: a test that needs it is wrong, not slow.
+pub const BOUND: Duration = Duration::from_secs(60);
+
+/// 2^20.
+pub const MIB: u64 = 1 << 20;
+
+/// Clusters share the machine's cores; one at a time keeps their timing meaningful.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// Three nodes with small volumes and the smallest journal that is allowed, so that it wraps often.
+#[must_use]
+pub fn small() -> Spec {
+    Spec {
+        volumes: vec![("db".into(), 16 * MIB), ("recordings".into(), 32 * MIB)],
+        journal_bytes: 16 * MIB,
+        ..Spec::default()
+    }
+}
+
+/// A cluster and what its volumes have to hold.
+pub struct Scene {
+    /// The nodes.
+    pub cluster: Cluster,
+    /// The models, in the order of the config.
+    pub volumes: Vec<Arc<Volume>>,
+    /// What was acknowledged and found.
+    pub tally: Arc<Tally>,
+    _dir: TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Scene {
+    /// Lays a cluster out; formats and starts nothing.
+    #[must_use]
+    pub fn laid_out(spec: Spec) -> Self {
+        let programs = programs().clone();
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let dir = scratch_dir(None).unwrap_or_else(|error| panic!("{error}"));
+        let volumes = spec
+            .volumes
+            .iter()
+            .map(|(name, size)| Volume::new(name, *size))
+            .collect();
+        let never = Arc::new(AtomicBool::new(false));
+        let cluster = Cluster::new(dir.path(), programs, spec, never);
+        let cluster = cluster.unwrap_or_else(|error| panic!("{error}"));
+        Self {
+            cluster,
+            volumes,
+            tally: Arc::default(),
+            _dir: dir,
+            _alone: alone,
+        }
+    }
+
+    /// A cluster of running Secondaries.
+    #[must_use]
+    pub fn started(spec: Spec) -> Self {
+        let mut scene = Self::laid_out(spec);
+        scene
+            .cluster
+            .create_and_start()
+            .unwrap_or_else(|error| panic!("{error}"));
+        scene
+    }
+
+    /// A running cluster whose first node is Primary.
+    #[must_use]
+    pub fn serving(spec: Spec) -> Self {
+        let scene = Self::started(spec);
+        scene.promote(0);
+        scene
+    }
+
+    /// Promotes a node, however long the old Primary's lease takes.
+    pub fn promote(&self, node: usize) {
+        self.cluster
+            .promote(node, BOUND)
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Opens a volume on a node; nothing may stand still for longer than the bound.
+    #[must_use]
+    pub fn open(&self, node: usize, volume: &str) -> Client {
+        let uri = Uri::unix(volume, self.cluster.nbd_socket(node));
+        let options = Options {
+            idle_timeout: Some(BOUND),
+            ..Options::default()
+        };
+        Client::connect_with(&uri, &options)
+            .unwrap_or_else(|error| panic!("{volume} on {}: {error}", self.cluster.name(node)))
+    }
+
+    /// Commits, appends of both kinds and reads, as fast as they are answered.
+    #[must_use]
+    pub fn busy_streams(&self) -> Vec<Stream> {
+        let (db, recordings) = (&self.volumes[0], &self.volumes[1]);
+        let commit = Job::Commit { page: 8192 };
+        let record = Job::Append {
+            least: 64 << 10,
+            most: 256 << 10,
+            flush_every: 8,
+        };
+        let log = Job::Append {
+            least: 100,
+            most: 300,
+            flush_every: 64,
+        };
+        let read = Job::Read {
+            least: 1,
+            most: 20_000,
+        };
+        // Enough to fill any pipeline, and no more than a slow disk digests between two checks.
+        let brisk = |depth, burst| Pace {
+            depth,
+            burst,
+            every: Duration::from_millis(10),
+        };
+        vec![
+            Stream::new(1, db, 0..16 * MIB, commit, brisk(8, 8)),
+            Stream::new(2, db, 0..16 * MIB, commit, brisk(8, 8)),
+            Stream::new(3, recordings, 0..14 * MIB, record, brisk(2, 1)),
+            Stream::new(4, recordings, 14 * MIB..28 * MIB, record, brisk(2, 1)),
+            Stream::new(5, recordings, 28 * MIB..32 * MIB, log, brisk(4, 4)),
+            Stream::new(6, db, 0..16 * MIB, read, brisk(4, 4)),
+        ]
+    }
+
+    /// Sets streams to work on a node.
+    #[must_use]
+    pub fn work(&self, node: usize, streams: Vec<Stream>) -> Running {
+        Running::start(streams, &self.cluster.nbd_socket(node), &self.tally)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Waits until this many more writes were acknowledged.
+    pub fn await_writes(&mut self, load: &Running, more: u64) {
+        let (tally, enough) = (Arc::clone(&self.tally), self.tally.writes() + more);
+        let result = self.cluster.wait("the clients get on", BOUND, |_| {
+            let writes = tally.writes();
+            assert!(
+                writes >= enough || !load.any_ended(),
+                "a client was let down"
+            );
+            Ok(if writes >= enough {
+                Ok(())
+            } else {
+                Err(format!("{writes} of {enough}"))
+            })
+        });
+        result.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Lets streams finish what they have in flight; none may have been let down.
+    pub fn finish(&self, load: Running) -> Vec<Stream> {
+        let (streams, ends) = load.stop(BOUND);
+        for end in ends {
+            assert!(
+                matches!(end, End::Stopped),
+                "a client was let down: {end:?}"
+            );
+        }
+        streams
+    }
+
+    /// SIGKILL under load; returns the streams when they noticed, with their unanswered writes given up.
+    pub fn kill_under(&mut self, node: usize, load: Running) -> Vec<Stream> {
+        self.cluster
+            .kill(node)
+            .unwrap_or_else(|error| panic!("{error}"));
+        let (streams, ends) = load.collect(BOUND);
+        for end in ends {
+            assert!(
+                matches!(end, End::Lost { .. }),
+                "a kill can only break connections, but: {end:?}"
+            );
+        }
+        streams
+    }
+
+    /// Reads every byte through a node and compares it with the model.
+    pub fn verify(&self, node: usize) {
+        let result = verify(&self.cluster.nbd_socket(node), &self.volumes, &self.tally);
+        result.unwrap_or_else(|error| panic!("{error}"));
+        self.expect_no_loss();
+    }
+
+    /// Fails with the findings if there are any.
+    pub fn expect_no_loss(&self) {
+        let losses = self.tally.losses();
+        let first: Vec<String> = losses
+            .iter()
+            .take(8)
+            .map(|(volume, loss)| format!("{volume}: {loss}"))
+            .collect();
+        assert!(
+            losses.is_empty(),
+            "{} wrong ranges:\n{}",
+            losses.len(),
+            first.join("\n")
+        );
+    }
+
+    /// Waits until a node is connected to `seen_by`, UpToDate and not behind.
+    pub fn await_caught_up(&mut self, node: usize, seen_by: usize) {
+        let name = self.cluster.name(node).to_owned();
+        let what = format!("{name} has caught up");
+        let result = self.cluster.wait_status(seen_by, &what, BOUND, |status| {
+            let peer = status.peer(&name);
+            peer.is_some_and(|peer| peer.up_to_date() && peer.behind_bytes == Some(0))
+        });
+        result.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// The end of most tests: a clean stop of everything, then all stores are equal and as written.
+    pub fn stop_and_compare(mut self, primary: usize) {
+        stop_cleanly(&mut self.cluster, primary).unwrap_or_else(|error| panic!("{error}"));
+        let findings = stores::compare(&self.cluster, &self.volumes, &self.tally);
+        let findings = findings.unwrap_or_else(|error| panic!("{error}"));
+        assert!(findings.is_empty(), "{}", findings.join("\n"));
+        self.expect_no_loss();
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.cluster.logs());
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The shape of a small cluster, and its config file.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use super::error::ClusterError;
+
+/// The two programs.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// The daemon.
+    pub repld: PathBuf,
+    /// The operator's command.
+    pub replctl: PathBuf,
+}
+
+impl Programs {
+    /// The programs in a directory; an error if one is missing.
+    pub fn in_dir(dir: &Path) -> Result<Self, ClusterError> {
+        let programs = Self {
+            repld: dir.join("repld"),
+            replctl: dir.join("replctl"),
+        };
+        for path in [&programs.repld, &programs.replctl] {
+            if !path.is_file() {
+                return Err(ClusterError::NoProgram { path: path.clone() });
+            }
+        }
+        Ok(programs)
+    }
+}
+
+/// The shape of a cluster.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// The nodes' names.
+    pub nodes: Vec<String>,
+    /// The volumes: name and bytes.
+    pub volumes: Vec<(String, u64)>,
+    /// Bytes of each node's journal.
+    pub journal_bytes: u64,
+    /// `policy.on_no_quorum`, where it is not the default.
+    pub on_no_quorum: Option<String>,
+    /// `policy.ack`, where it is not the default.
+    pub ack: Option<String>,
+}
+
+impl Default for Spec {
+    fn default() -> Self {
+        Self {
+            nodes: ["pbx-a", "pbx-b", "pbx-c"].map(String::from).to_vec(),
+            volumes: vec![("db".into(), 64 << 20), ("recordings".into(), 256 << 20)],
+            journal_bytes: 64 << 20,
+            on_no_quorum: None,
+            ack: None,
+        }
+    }
+}
+
+/// Where one node is.
+pub(super) struct Place<'a> {
+    pub(super) name: &'a str,
+    pub(super) port: u16,
+    pub(super) data_dir: &'a Path,
+    pub(super) run_dir: &'a Path,
+}
+
+impl Spec {
+    /// The config file.
+    pub(super) fn config_text<'a>(&self, nodes: impl Iterator<Item = Place<'a>>) -> String {
+        let mut text = String::from("resource = \"pbx\"\n");
+        for node in nodes {
+            let _ = write!(
+                text,
+                "\n[[node]]\nname = \"{}\"\naddress = \"127.0.0.1:{}\"\ndata_dir = \"{}\"\nrun_dir = \"{}\"\n",
+                node.name,
+                node.port,
+                node.data_dir.display(),
+                node.run_dir.display()
+            );
+        }
+        for (name, bytes) in &self.volumes {
+            let _ = write!(text, "\n[[volume]]\nname = \"{name}\"\nsize = {bytes}\n");
+        }
+        let _ = write!(text, "\n[journal]\nsize = {}\n", self.journal_bytes);
+        if self.on_no_quorum.is_some() || self.ack.is_some() {
+            text.push_str("\n[policy]\n");
+            if let Some(policy) = &self.on_no_quorum {
+                let _ = writeln!(text, "on_no_quorum = \"{policy}\"");
+            }
+            if let Some(ack) = &self.ack {
+                let _ = writeln!(text, "ack = \"{ack}\"");
+            }
+        }
+        text
+    }
+}
