@@ -102,7 +102,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     let (me, node) = config.node(&name).map_err(Failure::usage)?;
     if !node.meta_path().exists() {
         return Err(Failure::usage(format!(
-            "{} does not exist: this node is not created; run `replctl --config {} --node {name} create`",
+            "{} does not exist: this node is not created; run `replctl create` for it, with --config {} --node {name}",
             node.meta_path().display(),
             args.config.display(),
         )));

@@ -86,6 +86,8 @@ impl<M: Memory> Replica<M> {
             self.acked_to_primary = Seq(0);
             self.primary_committed = Seq(0);
             self.primary_tail = Seq(0);
+            self.catch_up_to = None;
+            self.caught_up = false;
             self.told_outdated = false;
         }
         self.last_primary = Some(node);
@@ -122,6 +124,7 @@ impl<M: Memory> Replica<M> {
         self.heartbeat_heard_at = self.now;
         self.primary_committed = self.primary_committed.max(committed);
         self.primary_tail = self.primary_tail.max(tail);
+        self.catch_up_to.get_or_insert(tail);
         if self.metadata.wanted.lease_ms < lease_ms {
             self.metadata.wanted.lease_ms = lease_ms;
             self.lease_version = self.metadata.changed();
@@ -409,6 +412,8 @@ impl<M: Memory> Replica<M> {
         let committed = self.primary_committed.min(self.matched);
         self.committed = self.committed.max(committed);
         let durable = self.log.durable_id().seq.min(self.matched);
+        // Once it has what the Primary had when it was first heard, the rest is in flight.
+        self.caught_up |= self.catch_up_to.is_some_and(|seq| durable >= seq);
         if durable > self.acked_to_primary && self.metadata.durable_promised == following.epoch {
             self.acked_to_primary = durable;
             let frame = Frame::Ack {

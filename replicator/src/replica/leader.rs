@@ -276,10 +276,8 @@ impl<M: Memory> Replica<M> {
         if let Some(peer) = self.peer_of(conn) {
             peer.acked = peer.acked.max(seq);
             peer.known.1 = peer.known.1.max(id);
-            if seq == tail {
-                peer.caught_up = true;
-            }
         }
+        self.judge_lag(conn);
     }
 
     /// A peer promised somebody else a newer epoch.
@@ -495,17 +493,17 @@ impl<M: Memory> Replica<M> {
             self.end_demotion(false);
             return;
         }
-        match demoting.record {
-            None if self.committed == self.log.tail().id.seq => {
-                if self.append_control(Kind::Demote, None) {
-                    let seq = self.log.tail().id.seq;
-                    if let Some(d) = self.leader.as_mut().and_then(|l| l.demoting.as_mut()) {
-                        d.record = Some(seq);
-                    }
-                }
+        let record = demoting.record;
+        let all_committed = self.committed == self.log.tail().id.seq;
+        if let Some(seq) = record {
+            if self.committed >= seq {
+                self.end_demotion(true);
             }
-            Some(seq) if self.committed >= seq => self.end_demotion(true),
-            _ => {}
+        } else if all_committed && self.append_control(Kind::Demote, None) {
+            let seq = self.log.tail().id.seq;
+            if let Some(d) = self.leader.as_mut().and_then(|l| l.demoting.as_mut()) {
+                d.record = Some(seq);
+            }
         }
     }
 
