@@ -216,15 +216,22 @@ impl<M: Memory> Replica<M> {
         let number = leader.heartbeat;
         leader.sent[usize::try_from(number).expect("64 bits") % HEARTBEATS] = (number, now);
         leader.heartbeat_at = now.after(self.config.heartbeat_ns());
+        self.repeat_heartbeat();
+    }
+
+    /// Sends the last heartbeat again, with what is committed now. Its time of sending stays the earlier one, which only
+    /// makes the lease shorter.
+    fn repeat_heartbeat(&mut self) {
         for index in 0..self.peers.len() {
             if let Some(conn) = self.peers[index].conn {
-                self.heartbeat_frame(conn);
+                self.heartbeat_to(conn);
             }
         }
         self.committed_told = self.committed;
     }
 
-    fn heartbeat_frame(&mut self, conn: ConnId) {
+    /// The last heartbeat, to one peer.
+    pub(super) fn heartbeat_to(&mut self, conn: ConnId) {
         let Some(leader) = &self.leader else { return };
         let frame = Frame::Heartbeat {
             epoch: leader.epoch,
@@ -234,12 +241,6 @@ impl<M: Memory> Replica<M> {
             lease_ms: self.config.lease_ms,
         };
         self.send(conn, frame);
-    }
-
-    /// One more heartbeat, for a peer that has just connected. It carries the number of the last round: its time of
-    /// sending is earlier than now, which only makes the lease shorter.
-    pub(super) fn heartbeat_to(&mut self, conn: ConnId) {
-        self.heartbeat_frame(conn);
     }
 
     pub(super) fn got_heartbeat_ack(&mut self, conn: ConnId, epoch: Epoch, number: u64) {
@@ -399,7 +400,8 @@ impl<M: Memory> Replica<M> {
         if leader.tell_commit_at.is_some_and(|at| at <= now) {
             leader.tell_commit_at = None;
             if self.committed_told < self.committed {
-                self.heartbeat();
+                // Not a new heartbeat: only few of those are remembered, and a slow peer answers late.
+                self.repeat_heartbeat();
             }
         }
         self.pump_demoting();

@@ -311,8 +311,12 @@ impl<M: Memory> Replica<M> {
             }
         }
         let my_tail = self.log.durable_id();
-        let rolled_back =
-            !me_fresh && report.you_acked > my_tail && report.you_acked > sb.damaged_until;
+        // A promise made after that acknowledgement was written together with what was acknowledged then, and a newer
+        // Primary may have cut it since: only without one does the shorter log mean that something was lost.
+        let rolled_back = !me_fresh
+            && report.you_acked > my_tail
+            && report.you_acked.epoch >= sb.promised
+            && report.you_acked > sb.damaged_until;
         if rolled_back && self.incoming.is_empty() {
             self.log_error(format!(
                 "this node has acknowledged record {} and its log ends at {my_tail}: it was rolled back; \
