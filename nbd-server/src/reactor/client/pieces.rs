@@ -9,9 +9,12 @@ use replicator::types::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use super::{Client, CloseReason, Intake, JOBS_MAX, READ_AHEAD};
 use crate::nbd::Cookie;
 use crate::reactor::engine::{Asked, Core, Engine, Progress, ReadBudget};
-use crate::reactor::pool::PoolBuffer;
+use crate::reactor::pool::{Pool, PoolBuffer};
 use crate::reactor::replies::{Data, Reply};
 use crate::reactor::tag::Tag;
+
+/// Writes are not cut smaller than this for lack of memory: they rather wait.
+const PIECE_BYTES_MIN: u64 = 64 << 10;
 
 /// A write whose payload is received to where it stays.
 #[derive(Debug)]
@@ -126,20 +129,10 @@ impl Client {
             return Ok(());
         }
         let (offset, job) = (write.offset, write.job);
-        let length = piece_bytes(offset, u64::from(write.left), u64::from(WRITE_BYTES_MAX));
         if write.piece.is_none() {
-            let blocks = HEADER_BLOCKS + blocks_touched(offset, length);
             let memory = engine.core.memory_mut();
-            let buffer = memory
-                .alloc(Purpose::Client, blocks)
-                .ok_or(Progress::Starved)?;
-            write.piece = Some(Piece {
-                buffer,
-                start: HEADER_BLOCKS as usize * BLOCK_BYTES + (offset % BLOCK_BYTES_U64) as usize,
-                length: length as usize,
-                filled: 0,
-                direct: false,
-            });
+            let piece = Piece::alloc(memory, offset, u64::from(write.left));
+            write.piece = Some(piece.ok_or(Progress::Starved)?);
         }
         if self.link.is_receiving() {
             return Err(Progress::Waits);
@@ -173,15 +166,16 @@ impl Client {
         let Some(piece) = write.piece.take() else {
             return Ok(());
         };
-        write.offset += length;
-        write.left -= length as u32;
+        let length = u32::try_from(piece.length).expect("a piece is small");
+        write.offset += u64::from(length);
+        write.left -= length;
         if let Some(job) = self.jobs.get_mut(job) {
             job.waiting += 1;
         }
         let op = ClientOp::Write {
             volume: self.volume,
             offset,
-            length: length as u32,
+            length,
             data: WriteData::Owned(piece.buffer),
         };
         engine.input(Input::Client { req, op });
@@ -287,6 +281,32 @@ impl Client {
     }
 }
 
+impl Piece {
+    /// Memory for the next of `left` bytes from `offset` on: as large a piece as the core takes, or smaller ones while no
+    /// such gap is free.
+    fn alloc(memory: &mut Pool, offset: u64, left: u64) -> Option<Self> {
+        let mut most = u64::from(WRITE_BYTES_MAX);
+        loop {
+            let length = piece_bytes(offset, left, most);
+            let blocks = HEADER_BLOCKS + blocks_touched(offset, length);
+            if let Some(buffer) = memory.alloc(Purpose::Client, blocks) {
+                let start = HEADER_BLOCKS as usize * BLOCK_BYTES;
+                return Some(Self {
+                    buffer,
+                    start: start + (offset % BLOCK_BYTES_U64) as usize,
+                    length: length as usize,
+                    filled: 0,
+                    direct: false,
+                });
+            }
+            most /= 2;
+            if most < PIECE_BYTES_MIN {
+                return None;
+            }
+        }
+    }
+}
+
 impl Ready {
     pub(super) fn into_data(self) -> Data {
         (self.buffer, self.start, self.length, self.blocks)
@@ -319,6 +339,28 @@ fn blocks_touched(offset: u64, length: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reactor::pool::PoolSizes;
+
+    #[test]
+    fn a_write_is_cut_smaller_when_no_large_gap_is_free() {
+        let mut pool = Pool::new(&PoolSizes {
+            client_blocks: 1,
+            core_blocks: 1,
+            peer_blocks: 1,
+            connection_blocks: 1,
+        })
+        .unwrap();
+        let whole = Piece::alloc(&mut pool, 4095, 4 << 20).unwrap();
+        assert_eq!(whole.length, (1 << 20) - 4095);
+        let second = Piece::alloc(&mut pool, 1 << 20, 3 << 20).unwrap();
+        assert_eq!(second.length, 512 << 10);
+        while Piece::alloc(&mut pool, 0, 1 << 20).is_some_and(|piece| {
+            std::mem::forget(piece);
+            true
+        }) {}
+        assert!(Piece::alloc(&mut pool, 0, 1 << 20).is_none());
+        assert!(Piece::alloc(&mut pool, 0, 20_000).is_some());
+    }
 
     #[test]
     fn pieces_end_at_multiples_of_the_most() {
