@@ -278,7 +278,8 @@ impl<M: Memory> Replica<M> {
         }
         let config = batch::config_of(buffer.bytes(), header);
         if !self.same_identity(header, config.as_ref()) {
-            return self.fresh() && !self.metadata.is_durable(self.append_after);
+            // It waits for an identity that was just taken from it; one of another resource is of no use.
+            return self.metadata.is_durable(self.append_after);
         }
         let tail = self.log.tail();
         if header.last() <= tail.id.seq && self.log.contains(header.last_id()) {

@@ -325,6 +325,10 @@ impl Cluster {
             self.checks.saw(node, batch.bytes(), true);
         }
         let blocks = batch.as_ref().map_or(0, Buffer::blocks);
+        self.trace(|| {
+            let to = self.net.conns[conn].nodes[1 - side];
+            format!("{node} to {to} on {conn}: {frame:?} and {blocks} blocks")
+        });
         let mut bytes = vec![0; FRAME_BYTES_MAX];
         let length = encode(frame, blocks, &mut bytes);
         bytes.truncate(length);
