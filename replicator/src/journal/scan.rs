@@ -255,8 +255,10 @@ fn look<R: BlockRead>(
     }
 }
 
-/// Looks past the end for batches that can only have been written after it: the greatest floor that one of them knew,
-/// or `None` if there are none.
+/// Looks past the end for batches that can only have been made after it: `None` if there are none, else how far they
+/// prove that this node had acknowledged, if at all. One that may have been in flight together with what is missing
+/// proves nothing, whatever floor it knew: that floor can be the peers' doing. One that is further away than the bound of
+/// what is in flight was only begun when all before it was durable.
 fn survivors<R: BlockRead>(
     window: &mut Window<'_, R>,
     superblock: &Superblock,
@@ -274,7 +276,12 @@ fn survivors<R: BlockRead>(
             && header.epoch >= newest_epoch
             && header.first > tail.id.seq.next()
         {
-            found = found.max(Some(header.committed));
+            let proves = if position >= tail.position + INFLIGHT_BLOCKS_MAX {
+                header.committed.max(tail.id.seq.next())
+            } else {
+                Seq(0)
+            };
+            found = found.max(Some(proves));
         }
     }
     found

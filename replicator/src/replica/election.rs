@@ -544,6 +544,11 @@ impl<M: Memory> Replica<M> {
             self.reign();
             return;
         };
+        if self.leader.is_some() {
+            // A Primary that sought a higher epoch and finds a newer log was superseded: what its clients wait for is
+            // about to be cut.
+            self.step_down();
+        }
         let at_batch_end = match self.log.number_of(keep) {
             Some(number) => self.log.tail_before(number + 1).id.seq == keep,
             None => keep == self.log.start().id.seq,
