@@ -235,10 +235,8 @@ impl Cluster {
                 self.restart(node);
             }
             for peer in (0..self.nodes.len()).filter(|&p| p != node) {
-                if !self.nodes[node].wanted[peer] {
-                    let peer = node_id(peer);
-                    self.admin(node, AdminCommand::Connect { peer });
-                }
+                let peer = node_id(peer);
+                self.admin(node, AdminCommand::Connect { peer });
             }
             self.wake_by(node, self.now);
         }
@@ -269,7 +267,15 @@ impl Cluster {
             || self.run_until(20 * SECOND, |c| {
                 c.requests.values().all(|r| r.client.is_none())
             });
-        assert!(answered, "requests are never answered: {:?}", self.requests);
+        if !answered {
+            let replica = self.nodes[primary].replica.as_ref().expect("it runs");
+            panic!(
+                "requests are never answered at {primary}: {:?}\nmemory {:?}\n{:?}",
+                self.requests,
+                replica.memory(),
+                replica.view(),
+            );
+        }
         self.must_write(primary, 0, 3, 2);
         let fed = self.run_until(30 * SECOND, |c| c.fed(primary));
         assert!(
