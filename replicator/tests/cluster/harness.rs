@@ -27,6 +27,9 @@ pub(crate) const US: u64 = 1_000;
 pub(crate) const MS: u64 = 1_000_000;
 pub(crate) const SECOND: u64 = 1_000_000_000;
 
+/// More turns than any story needs.
+const TURNS_MAX: u64 = 2_000_000;
+
 /// What a cluster is made like.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -391,6 +394,7 @@ impl Cluster {
     /// A turn: all that has happened, the end, the outputs.
     fn turn(&mut self, node: usize) {
         self.turns += 1;
+        assert!(self.turns < TURNS_MAX, "the nodes chase their tails");
         let mut replica = self.nodes[node].replica.take().expect("only while it runs");
         let now = self.local(node, self.now);
         let waiting = std::mem::take(&mut self.nodes[node].waiting);

@@ -152,7 +152,11 @@ const REGRESSIONS: [u64; 0] = [];
 fn run_seeds(seeds: impl Iterator<Item = u64>) {
     let mut failed = Vec::new();
     let mut last = String::new();
+    let verbose = std::env::var_os("VERBOSE").is_some();
     for seed in seeds {
+        if verbose {
+            eprintln!("seed {seed}");
+        }
         match std::panic::catch_unwind(|| run(seed)) {
             Ok(story) => last = story,
             Err(_) => {
