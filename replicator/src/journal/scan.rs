@@ -309,11 +309,11 @@ fn survivors<R: BlockRead>(
             && header.first > next
         {
             survivors.found = true;
-            survivors.proven = survivors.proven.max(header.committed);
             survivors.last = survivors.last.max(header.last_id());
             if position >= tail.position + INFLIGHT_BLOCKS_MAX {
-                // Its write began only after the one at the end was durable.
-                survivors.proven = survivors.proven.max(next);
+                // Its write began only after the one at the end was durable. A nearer one proves nothing, whatever
+                // floor it knew: that can be the peers' doing.
+                survivors.proven = survivors.proven.max(header.committed).max(next);
             }
         }
     }

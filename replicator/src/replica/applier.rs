@@ -4,7 +4,7 @@
 use super::{Pending, Replica};
 use crate::io::{DiskError, DiskOp, PARTS_MAX, Parts};
 use crate::journal::batch::Kind;
-use crate::memory::{Buffer, Memory};
+use crate::memory::{Buffer, Memory, Purpose};
 use crate::replica::loads::LoadFor;
 use crate::store::extents::{Extent, ExtentMap, Source};
 use crate::types::*;
@@ -15,7 +15,8 @@ const WINDOW_RECORDS_MAX: usize = 4096;
 /// Blocks applied in one go, at most (32 MiB).
 const WINDOW_BLOCKS_MAX: u64 = 8192;
 
-/// Blocks of the window that may have to be read back from the journal.
+/// Batches of the window that may have to be read back from the journal. Their blocks are bounded too, by the share of the
+/// core's memory that they may hold: a window that does not fit would wait for ever.
 const WINDOW_LOADS_MAX: usize = 16;
 
 /// Store operations in flight, at most.
@@ -145,7 +146,9 @@ impl<M: Memory> Replica<M> {
         if !due {
             return;
         }
-        let (mut end, mut records, mut blocks, mut loads) = (from, 0, 0, 0);
+        let load_blocks_max = self.memory.total_blocks(Purpose::Core) / 4;
+        let (mut end, mut records, mut blocks) = (from, 0, 0);
+        let (mut loads, mut load_blocks) = (0, 0);
         while end < to {
             let entry = self
                 .log
@@ -153,10 +156,14 @@ impl<M: Memory> Replica<M> {
                 .expect("what is not applied is in the log");
             records += usize::from(entry.records);
             blocks += u64::from(entry.blocks);
-            loads += usize::from(entry.buffer.is_none());
+            if entry.buffer.is_none() {
+                loads += 1;
+                load_blocks += entry.blocks;
+            }
             let full = records > WINDOW_RECORDS_MAX
                 || blocks > WINDOW_BLOCKS_MAX
-                || loads > WINDOW_LOADS_MAX;
+                || loads > WINDOW_LOADS_MAX
+                || load_blocks > load_blocks_max;
             if full && end > from {
                 break;
             }

@@ -88,8 +88,10 @@ impl<M: Memory> Replica<M> {
         let wanted = &mut meta.wanted;
         wanted.version = version.0;
         wanted.applied = floor;
-        wanted.committed = self.committed;
+        // No more than this node's own journal has: a Primary's copy may lag its peers', and recovery takes a record
+        // that the superblock speaks of and the journal lacks for damage.
         wanted.acked = self.log.durable_id();
+        wanted.committed = self.committed.min(wanted.acked.seq);
         wanted.config = self.log.config_at(floor.id.seq).cloned();
         wanted.epochs = self.log.epochs_until(floor.id.seq);
         for (copy, block) in meta.blocks.iter_mut().enumerate() {
