@@ -12,8 +12,8 @@ const POISON: u8 = 0xc5;
 /// How much of each share is in use.
 #[derive(Debug)]
 struct Pool {
-    total: [u32; 3],
-    used: [Cell<u32>; 3],
+    total: [u32; 4],
+    used: [Cell<u32>; 4],
 }
 
 #[derive(Debug)]
@@ -132,15 +132,16 @@ fn share(purpose: Purpose) -> usize {
         Purpose::Client => 0,
         Purpose::Core => 1,
         Purpose::Peer => 2,
+        Purpose::Apply => 3,
     }
 }
 
 impl SimMemory {
-    /// Shares for clients, core and peers, in blocks.
-    pub(crate) fn new(total: [u32; 3]) -> Self {
+    /// Shares for clients, core, peers and applies, in blocks.
+    pub(crate) fn new(total: [u32; 4]) -> Self {
         Self(Rc::new(Pool {
             total,
-            used: [const { Cell::new(0) }; 3],
+            used: [const { Cell::new(0) }; 4],
         }))
     }
 }

@@ -47,7 +47,9 @@ fn stamp_of(bytes: &[u8], unit: u64) -> Result<u64, String> {
     if rest.iter().all(|&b| b == fill) {
         Ok(stamp)
     } else {
-        Err(format!("unit {unit} holds torn or foreign bytes, stamp {stamp}"))
+        Err(format!(
+            "unit {unit} holds torn or foreign bytes, stamp {stamp}"
+        ))
     }
 }
 

@@ -23,9 +23,9 @@ fn options(rng: &mut crate::rng::Rng) -> Options {
         },
         requests_max: u32::try_from(rng.between(4, 48)).expect("small"),
         shares: if tight {
-            [700, 800, 1100]
+            [700, 800, 1100, 400]
         } else {
-            [2048, 2048, 2048]
+            [2048, 2048, 2048, 1024]
         },
         volumes: vec![600, 64],
         disk_ns: rng.between(50, 2000) * US,
