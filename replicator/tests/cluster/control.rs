@@ -258,6 +258,8 @@ impl Cluster {
     pub(crate) fn conclude(&mut self) {
         self.mend();
         self.run_for(SECOND);
+        self.mend(); // What was about to fail has failed by now.
+        self.run_for(SECOND);
         let primary = self.promote_any();
         let answered = self.run_until(30 * SECOND, |c| {
             c.nodes[primary].view.serving && c.requests.values().all(|r| r.client.is_none())
