@@ -6,7 +6,9 @@
 
 use crate::io::DiskError;
 use crate::journal::batch::{self, BATCH_BLOCKS_MAX, BatchFault, Header};
-use crate::journal::log::{Entry, INFLIGHT_BLOCKS_MAX, LogParts, Tail};
+use crate::journal::log::{
+    Entry, INFLIGHT_BATCHES_MAX, INFLIGHT_BLOCKS_MAX, LogParts, Tail,
+};
 use crate::meta::label::LABEL_BLOCKS;
 use crate::meta::superblock::Superblock;
 use crate::recover::BlockRead;
@@ -257,8 +259,8 @@ fn look<R: BlockRead>(
 
 /// Looks past the end for batches that can only have been made after it: `None` if there are none, else how far they
 /// prove that this node had acknowledged, if at all. One that may have been in flight together with what is missing
-/// proves nothing, whatever floor it knew: that floor can be the peers' doing. One that is further away than the bound of
-/// what is in flight was only begun when all before it was durable.
+/// proves nothing, whatever floor it knew: that floor can be the peers' doing. But the last of more than can have been in
+/// flight, in blocks or in batches, was only begun when what is missing was durable.
 fn survivors<R: BlockRead>(
     window: &mut Window<'_, R>,
     superblock: &Superblock,
@@ -266,6 +268,7 @@ fn survivors<R: BlockRead>(
 ) -> Option<Seq> {
     let reach = INFLIGHT_BLOCKS_MAX + u64::from(BATCH_BLOCKS_MAX);
     let mut found = None;
+    let mut batches = 0;
     let newest_epoch = tail.id.epoch;
     for position in tail.position + 1..tail.position + reach.min(window.ring_blocks) {
         let Ok(block) = window.get(position, 1) else {
@@ -276,7 +279,9 @@ fn survivors<R: BlockRead>(
             && header.epoch >= newest_epoch
             && header.first > tail.id.seq.next()
         {
-            let proves = if position >= tail.position + INFLIGHT_BLOCKS_MAX {
+            batches += 1;
+            let too_far = position >= tail.position + INFLIGHT_BLOCKS_MAX;
+            let proves = if too_far || batches >= INFLIGHT_BATCHES_MAX {
                 header.committed.max(tail.id.seq.next())
             } else {
                 Seq(0)

@@ -86,7 +86,8 @@ struct Zone {
     /// The latest begin of one.
     last_begin: u64,
     asked: u64,
-    stamp: u64,
+    /// Shown when it is out of place.
+    _stamp: u64,
 }
 
 /// All that clients did.
@@ -199,7 +200,7 @@ impl Oracle {
                     first_end: end.min(write.ended),
                     last_begin: begin.max(write.asked),
                     asked: write.asked,
-                    stamp,
+                    _stamp: stamp,
                 });
             }
         }
