@@ -6,9 +6,7 @@
 
 use crate::io::DiskError;
 use crate::journal::batch::{self, BATCH_BLOCKS_MAX, BatchFault, Header};
-use crate::journal::log::{
-    Entry, INFLIGHT_BATCHES_MAX, INFLIGHT_BLOCKS_MAX, LogParts, Tail,
-};
+use crate::journal::log::{Entry, INFLIGHT_BATCHES_MAX, INFLIGHT_BLOCKS_MAX, LogParts, Tail};
 use crate::meta::label::LABEL_BLOCKS;
 use crate::meta::superblock::Superblock;
 use crate::recover::BlockRead;

@@ -495,17 +495,17 @@ impl<M: Memory> Replica<M> {
             self.end_demotion(false);
             return;
         }
-        match demoting.record {
-            None if self.committed == self.log.tail().id.seq => {
-                if self.append_control(Kind::Demote, None) {
-                    let seq = self.log.tail().id.seq;
-                    if let Some(d) = self.leader.as_mut().and_then(|l| l.demoting.as_mut()) {
-                        d.record = Some(seq);
-                    }
-                }
+        if let Some(seq) = demoting.record {
+            if self.committed >= seq {
+                self.end_demotion(true);
             }
-            Some(seq) if self.committed >= seq => self.end_demotion(true),
-            _ => {}
+        } else if self.committed == self.log.tail().id.seq
+            && self.append_control(Kind::Demote, None)
+        {
+            let seq = self.log.tail().id.seq;
+            if let Some(d) = self.leader.as_mut().and_then(|l| l.demoting.as_mut()) {
+                d.record = Some(seq);
+            }
         }
     }
 

@@ -135,7 +135,9 @@ impl<M: Memory> Replica<M> {
         let short = [Purpose::Client, Purpose::Core, Purpose::Peer]
             .into_iter()
             .any(|purpose| {
-                self.memory.free_blocks(purpose) < self.memory.total_blocks(purpose) / 4
+                // What is to be read back may be one large batch.
+                self.memory.free_blocks(purpose)
+                    < (self.memory.total_blocks(purpose) / 4).max(batch::BATCH_BLOCKS_MAX)
             });
         if !short {
             return;

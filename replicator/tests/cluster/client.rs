@@ -50,7 +50,9 @@ pub(crate) fn draw(rng: &mut Rng, blocks: u64, big_percent: u64) -> (Kind, Range
     .min(blocks - 1);
     // Most of it happens in the first blocks, so that requests meet each other.
     let reach = if rng.chance(70) && !big { 12 } else { blocks };
-    let start = rng.below((reach - span.min(reach - 1)).max(1)).min(blocks - span);
+    let start = rng
+        .below((reach - span.min(reach - 1)).max(1))
+        .min(blocks - span);
     let mut units = start * UNITS_PER_BLOCK..(start + span) * UNITS_PER_BLOCK;
     if rng.chance(40) {
         units.start += rng.below(UNITS_PER_BLOCK);

@@ -20,7 +20,12 @@ impl Cluster {
     pub(crate) fn command(&mut self, node: usize, command: AdminCommand) -> AdminResult {
         let id = self.admin(node, command);
         let answered = self.run_until(60 * SECOND, |c| c.admin_results.contains_key(&id));
-        assert!(answered, "node {node} never answered {command:?}");
+        assert!(
+            answered,
+            "node {node} never answered {command:?}: {:?} {:?}",
+            self.nodes[node].view,
+            self.nodes[node].replica.as_ref().map(|r| r.memory())
+        );
         self.admin_results[&id].clone()
     }
 

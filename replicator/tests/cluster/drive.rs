@@ -121,9 +121,7 @@ impl Cluster {
                 batches = self.journal_write(node, id, offset, &parts);
                 (Which::Journal, write_of(block_at(offset), parts))
             }
-            DiskOp::MetaWrite { offset, parts } => {
-                (Which::Meta, write_of(block_at(offset), parts))
-            }
+            DiskOp::MetaWrite { offset, parts } => (Which::Meta, write_of(block_at(offset), parts)),
             DiskOp::StoreWrite {
                 volume,
                 offset,
@@ -405,7 +403,8 @@ impl Cluster {
     pub(crate) fn dial(&mut self, a: usize, b: usize) {
         let wait = self.rng.between(20 * MS, 80 * MS);
         self.after(wait, Event::Dial(a, b));
-        let up = |n: usize| self.nodes[n].replica.is_some() && self.nodes[n].frozen_until <= self.now;
+        let up =
+            |n: usize| self.nodes[n].replica.is_some() && self.nodes[n].frozen_until <= self.now;
         let wanted = self.nodes[a].wanted[b] && self.nodes[b].wanted[a];
         let passes = self.net.passes(a, b) && self.net.passes(b, a);
         if !up(a) || !up(b) || !wanted || !passes || self.net.connected(a, b) {
@@ -419,12 +418,7 @@ impl Cluster {
         }
     }
 
-    fn reply(
-        &mut self,
-        node: usize,
-        id: u64,
-        result: Result<Answer<SimBuffer>, ClientError>,
-    ) {
+    fn reply(&mut self, node: usize, id: u64, result: Result<Answer<SimBuffer>, ClientError>) {
         let request = self.requests.remove(&id).expect("it waits for an answer");
         assert_eq!(request.node, node);
         let epoch = self.nodes[node].reign;

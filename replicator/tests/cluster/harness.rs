@@ -278,7 +278,8 @@ impl Cluster {
     /// When a node's own time is at least `local`.
     fn global(&self, node: usize, local: Time) -> u64 {
         let (from, ppm) = self.nodes[node].clock;
-        let passed = i128::from(local.0.min(u64::MAX / 4)) * 1_000_000 / i128::from(1_000_000 + ppm);
+        let passed =
+            i128::from(local.0.min(u64::MAX / 4)) * 1_000_000 / i128::from(1_000_000 + ppm);
         from + u64::try_from(passed).expect("time goes on") + 2
     }
 
@@ -609,7 +610,10 @@ impl Cluster {
         self.trace(|| {
             let s = &recovered.scanned;
             let tail = s.parts.entries.last().map(|e| e.id());
-            format!("{node} starts: tail {tail:?} committed {} {:?}", s.committed, s.seen)
+            format!(
+                "{node} starts: tail {tail:?} committed {} {:?}",
+                s.committed, s.seen
+            )
         });
         let replica = Replica::open(config, recovered, memory, now, seed);
         self.nodes[node].view = replica.view();

@@ -47,7 +47,9 @@ fn stamp_of(bytes: &[u8], unit: u64) -> Result<u64, String> {
     if rest.iter().all(|&b| b == fill) {
         Ok(stamp)
     } else {
-        Err(format!("unit {unit} holds torn or foreign bytes, stamp {stamp}"))
+        Err(format!(
+            "unit {unit} holds torn or foreign bytes, stamp {stamp}"
+        ))
     }
 }
 
@@ -89,6 +91,9 @@ struct Zone {
     /// Shown when it is out of place.
     _stamp: u64,
 }
+
+/// The zones of a unit, and the zeroings.
+type History<'a> = (Vec<Zone>, Vec<&'a Write>);
 
 /// All that clients did.
 #[derive(Default)]
@@ -183,7 +188,7 @@ impl Oracle {
 
     /// Judges all histories.
     pub(crate) fn judge(&self) -> Result<(), String> {
-        let mut by_unit: BTreeMap<(usize, u64), (Vec<Zone>, Vec<&Write>)> = BTreeMap::new();
+        let mut by_unit: BTreeMap<(usize, u64), History<'_>> = BTreeMap::new();
         for (&stamp, write) in &self.writes {
             for unit in write.units.clone() {
                 let key = (write.volume, unit);
