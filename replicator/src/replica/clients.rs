@@ -163,6 +163,11 @@ impl<B: Buffer> Clients<B> {
 
 impl<M: Memory> Replica<M> {
     pub(super) fn client(&mut self, req: ReqId, op: ClientOp<'_, M::Buffer>) {
+        if self.leader.is_none() || self.demoting() {
+            // It came with the event that ended the reign: its connection is being closed. Kept, it would be carried out
+            // in a later reign, behind what its client has long since written elsewhere.
+            return;
+        }
         match op {
             ClientOp::Read {
                 volume,
