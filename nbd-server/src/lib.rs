@@ -2,6 +2,8 @@
 
 pub mod admin;
 pub mod config;
+pub mod control;
 pub mod handle;
 pub mod lock;
 pub mod nbd;
+pub mod reactor;

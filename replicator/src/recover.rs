@@ -1,10 +1,129 @@
-//! What a node's disks say when it starts.
+//! What a node's disks say when it starts, put together: the superblock by quorum, the journal by its label and chain.
+
+use crate::io::DiskError;
+use crate::journal::scan::{Scanned, scan};
+use crate::meta::label::{self, LabelError};
+use crate::meta::superblock::{COPIES, MetaError, Superblock, choose, copy_offset};
+use crate::replica::ReplicaConfig;
+use crate::types::*;
 
 /// Reads the disks of a node that is not running yet. Blocking.
 pub trait BlockRead {
     /// Fills `buffer` (a multiple of 4 KiB, any alignment in memory) from byte `offset` (a multiple of 4 KiB) on.
     ///
     /// # Errors
-    /// The operating system's error number, or [`DiskError::Short`](crate::io::DiskError::Short) past the end.
-    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), crate::io::DiskError>;
+    /// The operating system's error number, or [`DiskError::Short`] past the end.
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError>;
+}
+
+/// What was found on this node's disks.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The metadata.
+    pub superblock: Superblock,
+    /// The log.
+    pub scanned: Scanned,
+}
+
+/// Why a node can not start from its disks.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// The metadata can not be used.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+    /// The journal is not this node's.
+    #[error(transparent)]
+    Label(#[from] LabelError),
+    /// The journal's label can not be read.
+    #[error("the journal can not be read: {0}")]
+    Journal(DiskError),
+    /// The metadata is another resource's.
+    #[error("the metadata belongs to resource `{found}`, the config is for `{expected}`")]
+    Resource {
+        /// In the metadata.
+        found: String,
+        /// In the config.
+        expected: String,
+    },
+    /// The metadata is another node's.
+    #[error("the metadata belongs to node `{found}`, this is `{expected}`: was the disk moved?")]
+    Node {
+        /// In the metadata.
+        found: String,
+        /// In the config.
+        expected: String,
+    },
+    /// The volumes changed.
+    #[error(
+        "the config's volumes are not those that this node was created with ({0}): \
+         restore the config, or wipe and create the node"
+    )]
+    Volumes(String),
+}
+
+/// Reads the superblock alone.
+///
+/// # Errors
+/// If it can not be used.
+pub fn read_superblock(meta: &mut impl BlockRead) -> Result<Superblock, MetaError> {
+    let mut copies = [[0; BLOCK_BYTES]; COPIES];
+    let mut last = None;
+    for (index, copy) in copies.iter_mut().enumerate() {
+        if let Err(error) = meta.read(copy_offset(index), copy) {
+            copy.fill(0xff);
+            last = Some(error);
+        }
+    }
+    choose(&copies).map_err(|error| match (error, last) {
+        (MetaError::Damaged { intact: 0 }, Some(disk)) => MetaError::Read(disk),
+        (other, _) => other,
+    })
+}
+
+/// Reads a node's disks.
+///
+/// # Errors
+/// If they can not be this node's, or can not be read at all. Damage that a peer can mend is no error: the node starts,
+/// and counts for nothing until it is mended.
+pub fn recover(
+    meta: &mut impl BlockRead,
+    journal: &mut impl BlockRead,
+    config: &ReplicaConfig,
+) -> Result<Recovered, RecoverError> {
+    let superblock = read_superblock(meta)?;
+    let me = config.nodes[usize::from(config.me.0)];
+    if superblock.resource != config.resource {
+        return Err(RecoverError::Resource {
+            found: superblock.resource.to_string(),
+            expected: config.resource.to_string(),
+        });
+    }
+    if superblock.node != me {
+        return Err(RecoverError::Node {
+            found: superblock.node.to_string(),
+            expected: me.to_string(),
+        });
+    }
+    let same = superblock.volumes.len() == config.volumes.len()
+        && superblock
+            .volumes
+            .iter()
+            .zip(&config.volumes)
+            .all(|(a, b)| a.name == b.name && a.bytes == b.bytes);
+    if !same {
+        let text: Vec<_> = superblock
+            .volumes
+            .iter()
+            .map(|v| format!("{} {}", v.name, v.bytes))
+            .collect();
+        return Err(RecoverError::Volumes(text.join(", ")));
+    }
+    let mut block = [0; BLOCK_BYTES];
+    journal.read(0, &mut block).map_err(RecoverError::Journal)?;
+    label::check(&superblock, &block)?;
+    let scanned = scan(&superblock, journal);
+    Ok(Recovered {
+        superblock,
+        scanned,
+    })
 }

@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use nbd_server::admin::client::{Client, ClientError};
+use nbd_server::admin::client::Client;
 use nbd_server::admin::{ExitCode, Request, Response};
 use nbd_server::config::{Config, DEFAULT_FILE, Node};
 
@@ -161,7 +161,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             return Err(Failure::NotSupported("promote --force"));
         }
         Verb::Promote(PromoteArgs { timeout, force }) => {
-            return command_(
+            return send(
                 node,
                 &Request::Promote {
                     timeout_ms: timeout * 1000,
@@ -169,14 +169,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
                 },
             );
         }
-        Verb::Demote { force } => return command_(node, &Request::Demote { force }),
+        Verb::Demote { force } => return send(node, &Request::Demote { force }),
         Verb::Connect { peer } => {
             let peer = known_peer(&config, node, peer)?;
-            return command_(node, &Request::Connect { peer });
+            return send(node, &Request::Connect { peer });
         }
         Verb::Disconnect { peer } => {
             let peer = known_peer(&config, node, peer)?;
-            return command_(node, &Request::Disconnect { peer });
+            return send(node, &Request::Disconnect { peer });
         }
         Verb::Events { json } => return show_events(node, json),
         Verb::Demo(_) => {}
@@ -203,7 +203,7 @@ fn known_peer(config: &Config, node: &Node, name: String) -> Result<String, Fail
 }
 
 /// Sends a command; what it has to say besides goes to stderr.
-fn command_(node: &Node, request: &Request) -> Result<(), Failure> {
+fn send(node: &Node, request: &Request) -> Result<(), Failure> {
     match Client::connect(&node.admin_socket())?.call(request)? {
         Response::Done { notice } => {
             if let Some(notice) = notice {
@@ -260,12 +260,10 @@ fn show_events(node: &Node, json: bool) -> Result<(), Failure> {
     let mut client = Client::connect(&node.admin_socket())?;
     client.send(&Request::Events)?;
     loop {
-        let event = match client.next(None) {
-            Ok(Response::Event(event)) => event,
-            Ok(Response::Error(error)) => return Err(error.into()),
-            Ok(_) => return Err(Failure::UnexpectedAnswer),
-            Err(error @ ClientError::Closed) => return Err(error.into()),
-            Err(error) => return Err(error.into()),
+        let event = match client.next(None)? {
+            Response::Event(event) => event,
+            Response::Error(error) => return Err(error.into()),
+            _ => return Err(Failure::UnexpectedAnswer),
         };
         let line = if json {
             to_json(&event, false)?

@@ -174,7 +174,7 @@ pub(crate) fn table(status: &Status, colour: bool) -> String {
                 .zip(&widths)
                 .map(|(cell, width)| paint(cell, *width))
                 .collect();
-            out.push_str(&format!("  {}", cells.join("  ")).trim_end().to_owned());
+            out.push_str(format!("  {}", cells.join("  ")).trim_end());
             out.push('\n');
         }
     }

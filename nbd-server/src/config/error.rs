@@ -34,7 +34,7 @@ pub enum ConfigError {
         /// The line, counted from 1.
         line: usize,
         /// What is wrong there and what to write instead.
-        refusal: Refusal,
+        refusal: Box<Refusal>,
     },
     /// The node that was asked for is not in the file.
     #[error("{}: there is no node {name:?}; its nodes are {known}: name one with --node NAME", file.display())]

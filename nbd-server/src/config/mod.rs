@@ -6,6 +6,7 @@
 mod error;
 mod parse;
 pub mod size;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -261,12 +262,12 @@ impl Config {
             return Ok(());
         }
         let path = path.display().to_string();
-        let refusal = Refusal::LargerThanDevice {
+        let refusal = Box::new(Refusal::LargerThanDevice {
             what,
             bytes,
             path,
             device_bytes,
-        };
+        });
         Err(ConfigError::Refused {
             file: self.file.clone(),
             line,

@@ -1,55 +1,54 @@
-//! The state machine.
-use crate::io::{Input, Output};
-use crate::memory::Memory;
-use crate::meta::config::Name;
+//! The state machine of one node's part in one resource. The rules are those of `docs/protocol.md`; comments name them.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `clients` | requests of clients: admission, widening, reads, answers |
+//! | `leader` | being Primary: lease, commit, demotion |
+//! | `follower` | being Secondary: the Primary's log, promises |
+//! | `election` | becoming Primary |
+//! | `peers` | connections, reports, feeding |
+//! | `writer`, `loads`, `applier` | the journal's way out, its way back, and the way to the stores |
+//! | `metadata` | the superblock |
+//! | `status` | the view |
+
+mod applier;
+mod clients;
+mod config;
+mod election;
+mod follower;
+mod leader;
+mod loads;
+mod metadata;
+mod peers;
+mod status;
+mod writer;
+
+use std::collections::VecDeque;
+
+pub use self::config::{AckPolicy, OnNoQuorum, ReplicaConfig};
+
+use self::applier::Applier;
+use self::clients::Clients;
+use self::election::Candidacy;
+use self::follower::Owed;
+use self::leader::Leader;
+use self::loads::Loads;
+use self::metadata::{MetaVersion, Metadata};
+use self::peers::Peer;
+use self::writer::Writer;
+use crate::io::*;
+use crate::journal::log::Log;
+use crate::memory::{Memory, Purpose};
+use crate::recover::Recovered;
+use crate::store::extents::ExtentMap;
 use crate::types::*;
-use crate::view::View;
+use crate::wire::frame::Frame;
 
-/// What to do when the majority is lost.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum OnNoQuorum {
-    /// Hold I/O.
-    SuspendIo,
-    /// Fail I/O.
-    IoError,
-}
+/// Records that the stores may lack, at most.
+const UNAPPLIED_MAX: usize = 1 << 16;
 
-/// Whom an acknowledgement waits for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum AckPolicy {
-    /// A majority of the members.
-    Majority,
-    /// Every connected member besides.
-    All,
-}
-
-/// A volume.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct VolumeSpec {
-    /// Its name.
-    pub name: Name,
-    /// Its size; a multiple of 4 KiB.
-    pub bytes: u64,
-}
-
-/// What the operator decided, the same on every node but for `me`.
-#[derive(Clone, Debug)]
-pub struct ReplicaConfig {
-    /// The names of the data nodes, sorted: `NodeId` is the position in here.
-    pub nodes: Vec<Name>,
-    /// Which of them this is.
-    pub me: NodeId,
-    /// The volumes, in the config's order.
-    pub volumes: Vec<VolumeSpec>,
-    /// The length of the lease, in milliseconds.
-    pub lease_ms: u32,
-    /// What to do when the majority is lost.
-    pub on_no_quorum: OnNoQuorum,
-    /// Whom an acknowledgement waits for.
-    pub ack: AckPolicy,
-    /// The bound of client requests being worked on.
-    pub requests_max: u32,
-}
+/// Client memory below which no further requests are taken, in blocks.
+const CLIENT_BLOCKS_MIN: u32 = 128;
 
 /// What the driver may hand in right now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,59 +57,533 @@ pub struct Capacity {
     pub requests: u32,
 }
 
-/// What was found on this node's disks. Made by `recover::recover`.
-#[derive(Debug)]
-pub struct Recovered;
+/// What a disk operation in flight is for.
+#[derive(Clone, Copy, Debug)]
+enum Pending {
+    Journal {
+        group: u64,
+    },
+    Metadata,
+    Load {
+        slot: usize,
+    },
+    Apply,
+    Read {
+        index: u32,
+        generation: u32,
+    },
+    Edge {
+        index: u32,
+        generation: u32,
+        which: usize,
+    },
+}
 
-/// One node's part in one resource.
+/// Disk operations in flight, by ticket.
+#[derive(Debug, Default)]
+struct PendingTable {
+    slots: Vec<Option<Pending>>,
+    generations: Vec<u32>,
+    free: Vec<u32>,
+}
+
+impl PendingTable {
+    fn add(&mut self, pending: Pending) -> Ticket {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.generations.push(0);
+            u32::try_from(self.slots.len() - 1).expect("far fewer than 2^32 operations")
+        });
+        self.slots[index as usize] = Some(pending);
+        Ticket(u64::from(self.generations[index as usize]) << 32 | u64::from(index))
+    }
+
+    fn take(&mut self, ticket: Ticket) -> Pending {
+        let index = (ticket.0 & u64::from(u32::MAX)) as usize;
+        assert_eq!(
+            u64::from(self.generations[index]),
+            ticket.0 >> 32,
+            "one completion each"
+        );
+        self.generations[index] = self.generations[index].wrapping_add(1);
+        self.free
+            .push(u32::try_from(index).expect("it came from a u32"));
+        self.slots[index].take().expect("one completion each")
+    }
+}
+
+/// A batch received from a Primary.
+#[derive(Debug)]
+struct Incoming<B> {
+    conn: ConnId,
+    epoch: Epoch,
+    buffer: B,
+}
+
+/// Whose log this Secondary takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Following {
+    conn: ConnId,
+    node: NodeId,
+    epoch: Epoch,
+}
+
+/// Who asked for a demotion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum DemoteFor {
+    Operator(AdminId),
+    Drain,
+}
+
+/// One node's part in one resource: a state machine without I/O, clock or randomness of its own.
+///
+/// # Contract
+///
+/// - **A turn.** The driver reaps what happened, reads the clock (`CLOCK_BOOTTIME`, after reaping), calls [`handle`](Self::handle) for each
+///   event, then [`end_turn`](Self::end_turn) once, then takes all outputs with [`poll`](Self::poll) and carries them out in that order.
+///   When [`poll_timeout`](Self::poll_timeout) passes with nothing to handle, a turn without events is due.
+/// - **Time** never decreases from call to call.
+/// - **Disk.** Every [`Output::Disk`] gets exactly one [`Input::DiskDone`]; they may come in any order. No order among operations in flight
+///   is relied upon.
+/// - **Durability** is decided here: a frame that asserts something durable is put out only after the completion that made it so
+///   was handled. The driver sends whatever it sees, at once.
+/// - **Connections.** Frames carry the connection they came on; those of a connection that is gone are ignored.
+/// - **Failure.** A durable write that fails is final: the replica drops its clients and peers and stays
+///   failed until the process is restarted.
+/// - **Bounds.** [`capacity`](Self::capacity) is the only back-pressure towards clients; memory comes from [`Memory`] alone, whose shares
+///   bound the rest.
+/// - **Determinism.** The same inputs and seed give the same outputs, bit for bit.
 #[derive(Debug)]
 pub struct Replica<M: Memory> {
+    config: ReplicaConfig,
     memory: M,
+    now: Time,
+    started_at: Time,
+    rng: u64,
+    token: u64,
+    out: VecDeque<Output<M::Buffer>>,
+    pending: PendingTable,
+    failed: Option<&'static str>,
+
+    log: Log<M::Buffer>,
+    metadata: Metadata<M::Buffer>,
+    writer: Writer,
+    loads: Loads<M::Buffer>,
+    applier: Applier,
+    overlay: ExtentMap,
+    evict_from: u64,
+    committed: Seq,
+    /// The committed floor that the peers were told last.
+    committed_told: Seq,
+
+    peers: Vec<Peer>,
+    clients: Clients<M::Buffer>,
+    leader: Option<Leader>,
+    candidacy: Option<Candidacy>,
+    drain: Option<AdminId>,
+
+    following: Option<Following>,
+    /// The last record verified to equal the present Primary's log.
+    matched: Seq,
+    acked_to_primary: Seq,
+    primary_committed: Seq,
+    primary_tail: Seq,
+    incoming: VecDeque<Incoming<M::Buffer>>,
+    /// Nothing is appended before this version of the superblock is durable.
+    append_after: MetaVersion,
+    lease_version: MetaVersion,
+    owed: Vec<(MetaVersion, Owed)>,
+    told_outdated: bool,
+
+    /// The newest Primary known, its epoch, and when it was last heard.
+    last_primary: Option<NodeId>,
+    primary_epoch: Epoch,
+    heartbeat_heard_at: Time,
+    /// That Primary is known to serve no more.
+    released: bool,
+    demoted: Epoch,
+    highest_seen: Epoch,
 }
 
 impl<M: Memory> Replica<M> {
-    /// Starts a node from what was recovered from its disks, as Secondary. `seed` is 32 bytes of randomness, for identities.
+    /// Starts a node, as Secondary, from what was recovered from its disks. `seed` is 32 bytes of randomness, for
+    /// identities and pauses.
+    ///
+    /// # Panics
+    /// If `memory` can not even hold the superblock, or the config has no such node.
     pub fn open(
-        _config: ReplicaConfig,
-        _recovered: Recovered,
-        memory: M,
-        _now: Time,
-        _seed: [u8; 32],
+        config: ReplicaConfig,
+        recovered: Recovered,
+        mut memory: M,
+        now: Time,
+        seed: [u8; 32],
     ) -> Self {
-        Self { memory }
+        assert!(usize::from(config.me.0) < config.nodes.len());
+        let Recovered {
+            superblock,
+            scanned,
+        } = recovered;
+        let rng = seed
+            .chunks_exact(8)
+            .fold(0x9e37_79b9_7f4a_7c15, |acc, chunk| {
+                let word = chunk.iter().fold(0u64, |w, &b| w << 8 | u64::from(b));
+                mix(acc ^ word)
+            });
+        let mut metadata = Metadata::new(superblock, &mut memory);
+        if metadata.wanted.damaged_until != scanned.damaged_until {
+            metadata.wanted.damaged_until = scanned.damaged_until;
+            metadata.changed();
+        }
+        let primary_epoch = scanned.parts.epochs.last().map_or(Epoch(0), |e| e.epoch);
+        let log = Log::new(scanned.parts, UNAPPLIED_MAX);
+        let writer = Writer::from_entry(log.next_number());
+        let peers = (0..config.nodes.len())
+            .map(|n| NodeId(u8::try_from(n).expect("at most 8 nodes")))
+            .filter(|&n| n != config.me)
+            .map(Peer::new)
+            .collect();
+        let clients = Clients::new(config.requests_max);
+        let mut replica = Self {
+            memory,
+            now,
+            started_at: now,
+            rng,
+            token: mix(rng) >> 1,
+            out: VecDeque::with_capacity(1024),
+            pending: PendingTable::default(),
+            failed: None,
+            overlay: ExtentMap::with_capacity(2 * UNAPPLIED_MAX + 4096),
+            applier: Applier::new(),
+            loads: Loads::new(),
+            evict_from: 0,
+            committed: scanned.committed,
+            committed_told: Seq(0),
+            peers,
+            clients,
+            leader: None,
+            candidacy: None,
+            drain: None,
+            following: None,
+            matched: Seq(0),
+            acked_to_primary: Seq(0),
+            primary_committed: Seq(0),
+            primary_tail: Seq(0),
+            incoming: VecDeque::with_capacity(1100),
+            append_after: MetaVersion::default(),
+            lease_version: MetaVersion::default(),
+            owed: Vec::with_capacity(2 * NODES_MAX),
+            told_outdated: false,
+            last_primary: None,
+            primary_epoch,
+            heartbeat_heard_at: Time(0),
+            released: scanned.demoted,
+            demoted: Epoch(0),
+            highest_seen: metadata.wanted.promised.max(primary_epoch),
+            metadata,
+            writer,
+            log,
+            config,
+        };
+        let tail = replica.log.tail().id;
+        let text = format!(
+            "the log was recovered up to record {tail} (committed {}, applied {}); row {} of the table: {:?} at the end, {:?}",
+            replica.committed,
+            replica.log.applied_id().seq,
+            scanned.end.label,
+            scanned.seen,
+            scanned.end.decision,
+        );
+        if replica.damaged() {
+            replica.log_error(text);
+            replica.log_error(
+                "acknowledged records of this node's journal are damaged or missing: it counts for nothing until it has caught up"
+                    .into(),
+            );
+        } else {
+            replica.log_info(text);
+        }
+        replica
     }
 
-    /// Takes one input. Never fails, never blocks.
-    pub fn handle(&mut self, _now: Time, _input: Input<'_, M::Buffer>) {}
+    fn random(&mut self) -> u64 {
+        self.rng = mix(self.rng.wrapping_add(0x9e37_79b9_7f4a_7c15));
+        self.rng
+    }
 
-    /// Call when [`Replica::poll_timeout`] has passed.
-    pub fn handle_timeout(&mut self, _now: Time) {}
+    fn random_wide(&mut self) -> u128 {
+        u128::from(self.random()) << 64 | u128::from(self.random()) | 1
+    }
 
-    /// Call once after all the inputs of a turn, before the outputs are taken: closes the open batch.
-    pub fn end_turn(&mut self, _now: Time) {}
+    fn node_named(&self, name: &str) -> Option<NodeId> {
+        let index = self.config.nodes.iter().position(|n| n.as_str() == name)?;
+        u8::try_from(index).ok().map(NodeId)
+    }
+
+    /// Takes one event. Never fails, never blocks.
+    pub fn handle(&mut self, now: Time, input: Input<'_, M::Buffer>) {
+        self.now = self.now.max(now);
+        match input {
+            Input::Client { req, op } => self.client(req, op),
+            Input::PeerUp { conn, peer } => {
+                if self.failed.is_some() {
+                    self.drop_conn(conn, DropReason::Failed, false);
+                } else {
+                    self.peer_up(conn, peer);
+                }
+            }
+            Input::PeerDown { conn } => self.peer_gone(conn),
+            Input::Frame { conn, frame, batch } => self.frame(conn, frame, batch),
+            Input::BatchSent { conn } => self.batch_sent(conn),
+            Input::DiskDone { ticket, result } => self.disk_done(ticket, result),
+            Input::Admin { id, command } => self.admin(id, command),
+        }
+    }
+
+    fn frame(&mut self, conn: ConnId, frame: Frame, batch: Option<M::Buffer>) {
+        let now = self.now;
+        let Some(peer) = self.peer_of(conn) else {
+            return;
+        };
+        peer.heard_at = now;
+        if peer.report.is_none() && !matches!(frame, Frame::Report(_)) {
+            let reason = DropReason::Protocol("its first frame was no report");
+            self.give_up(conn, reason, false);
+            return;
+        }
+        let node = peer.node;
+        match (frame, batch) {
+            (Frame::Report(report), None) => self.got_report(conn, report),
+            (Frame::Ask { token }, None) => {
+                let report = self.report_to(node, token, Epoch(0));
+                self.send(conn, Frame::Report(Box::new(report)));
+            }
+            (
+                Frame::Promise {
+                    token,
+                    epoch,
+                    incarnation,
+                },
+                None,
+            ) => {
+                self.got_promise(conn, token, epoch, incarnation);
+            }
+            (Frame::Fetch { token, after }, None) => self.got_fetch(conn, token, after),
+            (Frame::Fetched { token }, batch) => self.got_fetched(conn, token, batch),
+            (Frame::Append { epoch, committed }, Some(batch)) => {
+                self.got_append(conn, epoch, committed, batch);
+            }
+            (Frame::Ack { epoch, seq }, None) => self.got_ack(conn, epoch, seq),
+            (
+                Frame::Heartbeat {
+                    epoch,
+                    number,
+                    committed,
+                    tail,
+                    lease_ms,
+                },
+                None,
+            ) => {
+                self.got_heartbeat(conn, epoch, number, committed, tail, lease_ms);
+            }
+            (Frame::HeartbeatAck { epoch, number }, None) => {
+                self.got_heartbeat_ack(conn, epoch, number);
+            }
+            (
+                Frame::Refused {
+                    promised,
+                    promised_to: _,
+                },
+                None,
+            ) => self.got_refused(conn, promised),
+            (Frame::Demoted { epoch, committed }, None) => self.got_demoted(conn, epoch, committed),
+            (Frame::TooFarBehind { journal_floor: _ }, None) => self.got_too_far(conn),
+            (Frame::Ping, None) => {}
+            _ => {
+                let reason = DropReason::Protocol("a frame with a batch that it can not have");
+                self.give_up(conn, reason, false);
+            }
+        }
+    }
+
+    fn disk_done(&mut self, ticket: Ticket, result: Result<(), DiskError>) {
+        match self.pending.take(ticket) {
+            Pending::Journal { group } => self.journal_written(group, result),
+            Pending::Metadata => self.metadata_written(result),
+            Pending::Load { slot } => self.load_done(slot, result),
+            Pending::Apply => self.apply_done(result),
+            Pending::Read { index, generation } => self.read_done(index, generation, result),
+            Pending::Edge {
+                index,
+                generation,
+                which,
+            } => {
+                self.edge_read(index, generation, which, result);
+            }
+        }
+    }
+
+    fn admin(&mut self, id: AdminId, command: AdminCommand) {
+        if let Some(reason) = self.failed
+            && command != AdminCommand::Drain
+        {
+            let text = format!("this node has stepped aside: {reason}; mend that and restart it");
+            self.out.push_back(Output::AdminReply {
+                id,
+                result: Err(AdminError::Failed(text)),
+            });
+            return;
+        }
+        match command {
+            AdminCommand::Promote { deadline } => self.promote(id, deadline),
+            AdminCommand::Demote => {
+                self.end_candidacy(Err(AdminError::Failed("demoted meanwhile".into())));
+                self.demote(DemoteFor::Operator(id));
+            }
+            AdminCommand::Connect { peer } => {
+                let result = self.connect(peer);
+                self.out.push_back(Output::AdminReply { id, result });
+            }
+            AdminCommand::Disconnect { peer } => {
+                let result = self.disconnect(peer);
+                self.out.push_back(Output::AdminReply { id, result });
+            }
+            AdminCommand::Drain => {
+                self.end_candidacy(Err(AdminError::Failed("this node is stopping".into())));
+                self.demote(DemoteFor::Drain);
+                self.drain = Some(id);
+                self.applier.urgent = true;
+            }
+        }
+    }
+
+    /// Ends a turn: whatever its events made possible is done now, and the open batch leaves.
+    pub fn end_turn(&mut self, now: Time) {
+        self.now = self.now.max(now);
+        if self.failed.is_some() {
+            self.pump_drain();
+            return;
+        }
+        self.pump_silence();
+        self.pump_incoming();
+        self.pump_owed();
+        self.pump_follower();
+        self.pump_candidacy();
+        self.pump_commit();
+        self.pump_leader();
+        self.pump_widening();
+        self.pump_parked();
+        self.end_batch();
+        self.pump_writer();
+        self.pump_feeds();
+        self.pump_reads();
+        self.pump_ready();
+        self.pump_no_quorum();
+        self.pump_applier();
+        self.pump_evict();
+        self.pump_drain();
+        self.pump_metadata();
+    }
+
+    fn pump_drain(&mut self) {
+        let Some(id) = self.drain else { return };
+        let failed = self.failed.is_some();
+        let done = self.leader.is_none()
+            && self.applier.is_idle()
+            && self.all_applied()
+            && self.metadata.is_settled()
+            && self.log.floor_position() == self.log.applied_floor().position;
+        if done || failed {
+            self.drain = None;
+            let result = match self.failed {
+                None => Ok(()),
+                Some(reason) => Err(AdminError::Failed(reason.into())),
+            };
+            self.out.push_back(Output::AdminReply { id, result });
+        }
+    }
 
     /// The next thing to do; `None` when all is given out.
     pub fn poll(&mut self) -> Option<Output<M::Buffer>> {
-        None
+        self.out.pop_front()
     }
 
-    /// When [`Replica::handle_timeout`] wants to be called at the latest.
+    /// When a turn is due even if nothing happens.
+    #[must_use]
     pub fn poll_timeout(&self) -> Option<Time> {
-        None
+        if self.failed.is_some() {
+            return None;
+        }
+        [
+            self.leader_timeout(),
+            self.silence_timeout(),
+            self.applier.timeout(),
+            self.candidacy_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// How much more the driver may hand in.
+    #[must_use]
     pub fn capacity(&self) -> Capacity {
-        Capacity { requests: 0 }
+        let memory = self.memory.free_blocks(Purpose::Client) >= CLIENT_BLOCKS_MIN;
+        Capacity {
+            requests: if memory { self.clients.free() } else { 0 },
+        }
     }
 
-    /// Lends the memory, for the driver's own buffers (requests, frames).
+    /// Lends the memory, for the driver's own buffers: requests and frames.
     pub fn memory_mut(&mut self) -> &mut M {
         &mut self.memory
     }
 
-    /// A snapshot.
-    pub fn view(&self) -> View {
-        View::default()
+    /// Lends the memory for looking.
+    pub fn memory(&self) -> &M {
+        &self.memory
     }
+
+    /// A durable write failed, or an invariant of the data does not hold: this node steps aside for good.
+    fn fail(&mut self, reason: &'static str, error: Option<DiskError>) {
+        if self.failed.is_some() {
+            return;
+        }
+        let detail = error.map_or(String::new(), |e| format!(" ({e})"));
+        self.log_error(format!(
+            "{reason}{detail}: this node steps aside until it is restarted"
+        ));
+        self.end_candidacy(Err(AdminError::Failed(reason.into())));
+        if self.leader.is_some() {
+            self.step_down();
+        }
+        for index in 0..self.peers.len() {
+            if let Some(conn) = self.peers[index].conn {
+                self.give_up(conn, DropReason::Failed, false);
+            }
+        }
+        self.failed = Some(reason);
+    }
+
+    fn log_line(&mut self, level: LogLevel, text: String) {
+        self.out.push_back(Output::Log(LogLine { level, text }));
+    }
+
+    fn log_info(&mut self, text: String) {
+        self.log_line(LogLevel::Info, text);
+    }
+
+    fn log_warn(&mut self, text: String) {
+        self.log_line(LogLevel::Warn, text);
+    }
+
+    fn log_error(&mut self, text: String) {
+        self.log_line(LogLevel::Error, text);
+    }
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }

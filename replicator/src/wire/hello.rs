@@ -105,9 +105,9 @@ pub enum HelloError {
     )]
     Resource {
         /// What it said.
-        theirs: Name,
+        theirs: String,
         /// What was expected.
-        ours: Name,
+        ours: String,
     },
     /// Another sender.
     #[error(
@@ -115,9 +115,9 @@ pub enum HelloError {
     )]
     From {
         /// What it said.
-        theirs: Name,
+        theirs: String,
         /// What was expected.
-        ours: Name,
+        ours: String,
     },
     /// Meant for another node.
     #[error(
@@ -125,9 +125,9 @@ pub enum HelloError {
     )]
     To {
         /// What it said.
-        theirs: Name,
+        theirs: String,
         /// What was expected.
-        ours: Name,
+        ours: String,
     },
     /// Another config.
     #[error(
@@ -137,7 +137,7 @@ pub enum HelloError {
     Digest,
     /// It refused.
     #[error("the peer refused: {0}")]
-    Refused(Reason),
+    Refused(String),
 }
 
 impl Hello {
@@ -219,12 +219,14 @@ impl Hello {
     /// What does not fit, and what to do; or the other's own refusal.
     pub fn check(&self, expected: &Self) -> Result<(), HelloError> {
         if let Some(reason) = self.refusal {
-            return Err(HelloError::Refused(reason));
+            return Err(HelloError::Refused(reason.to_string()));
         }
         if self.version != expected.version {
             return Err(HelloError::Version(self.version));
         }
-        let differs = |theirs: Name, ours: Name| (theirs != ours).then_some((theirs, ours));
+        let differs = |theirs: Name, ours: Name| {
+            (theirs != ours).then(|| (theirs.to_string(), ours.to_string()))
+        };
         if let Some((theirs, ours)) = differs(self.resource, expected.resource) {
             return Err(HelloError::Resource { theirs, ours });
         }

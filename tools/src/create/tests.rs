@@ -95,8 +95,6 @@ fn a_running_node_is_never_wiped() {
 #[test]
 fn what_fails_half_way_leaves_nothing() {
     let dir = TempDir::new().unwrap();
-    let blocker = dir.path().join("file");
-    fs::write(&blocker, "x").unwrap();
     let store = format!(
         "[[volume]]\nname = \"ok\"\nsize = 4096\n[[volume]]\nname = \"z\"\nsize = 4096\n\
          store = \"{}/sub\"\n",

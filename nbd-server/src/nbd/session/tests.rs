@@ -228,3 +228,11 @@ fn output_is_bounded_by_one_answer() {
     );
     assert_eq!(session.output().len(), waiting);
 }
+
+#[test]
+fn a_session_can_move_to_the_thread_that_serves_requests() {
+    fn movable<T: Send + 'static>(_: &T) {}
+    movable(&Session::new(Limits::default()));
+    // It is small enough to be kept by value in a table of connections.
+    assert!(size_of::<Session>() <= 256);
+}

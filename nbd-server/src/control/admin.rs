@@ -1,0 +1,271 @@
+//! Operators: one request per line, answered from the snapshot or by the data thread.
+
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::unistd::geteuid;
+use replicator::meta::config::majority;
+use replicator::types::NodeId;
+use replicator::view::ConnectionState;
+use tokio::sync::oneshot;
+
+use super::Shared;
+use super::clients::ACCEPT_PAUSE;
+use super::listen::Slot;
+use super::runtime::{self, Socket, UnixListener};
+use crate::admin::{
+    AdminError, ExitCode, LineBuffer, Request, Response, Status, changes, timestamp, to_line,
+};
+use crate::handle::{DataCommand, Stream, ToData};
+
+/// How long a connection may wait with its first request.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long with the next.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an answer may take to be read.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the data thread may take where nothing else is said.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long it may take to apply what is pending.
+const DEMOTE_TIMEOUT: Duration = Duration::from_secs(110);
+/// How often watchers hear something when nothing changes.
+const TICK: Duration = Duration::from_secs(1);
+
+pub(super) async fn accept(shared: Rc<Shared>, listener: UnixListener) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!("an operator can not be accepted: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        runtime::spawn(connection(Rc::clone(&shared), stream));
+    }
+}
+
+async fn connection(shared: Rc<Shared>, stream: Stream) {
+    let slot = shared.admin_slots.take();
+    let admitted = admit(&stream, slot);
+    let socket = match Socket::new(stream) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::warn!("an operator is turned away: {error}"),
+    };
+    let done = match admitted {
+        Ok(_slot) => requests(&shared, &socket).await,
+        Err(refusal) => say(&socket, &Response::Error(refusal)).await,
+    };
+    if let Err(error) = done {
+        tracing::debug!("an operator's connection ended: {error}");
+    }
+}
+
+/// Whether whoever connected may ask at all.
+fn admit(stream: &Stream, slot: Option<Slot>) -> Result<Slot, AdminError> {
+    let Stream::Unix(stream) = stream else {
+        return Err(AdminError::new(
+            ExitCode::Failed,
+            "operators come by the Unix socket only",
+        ));
+    };
+    let uid = getsockopt(stream, PeerCredentials).map(|credentials| credentials.uid());
+    if !uid.is_ok_and(|uid| uid == 0 || uid == geteuid().as_raw()) {
+        let text = "only root and the user that repld runs as may operate it; become one of them";
+        return Err(AdminError::new(ExitCode::Failed, text));
+    }
+    slot.ok_or_else(|| {
+        let text = "too many operators are connected; end some of them and try again";
+        AdminError::new(ExitCode::Failed, text)
+    })
+}
+
+async fn requests(shared: &Shared, socket: &Socket) -> io::Result<()> {
+    let mut lines = LineBuffer::default();
+    let mut timeout = FIRST_REQUEST_TIMEOUT;
+    loop {
+        let line = match tokio::time::timeout(timeout, next_line(socket, &mut lines)).await {
+            Ok(Ok(Some(line))) => line,
+            Ok(Ok(None)) | Err(_) => return Ok(()),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                let error = AdminError::new(ExitCode::Failed, error.to_string());
+                return say(socket, &Response::Error(error)).await;
+            }
+            Ok(Err(error)) => return Err(error),
+        };
+        timeout = IDLE_TIMEOUT;
+        let answer = match serde_json::from_slice::<Request>(&line) {
+            Err(error) => {
+                let text = format!(
+                    "the request can not be read: {error}; use the replctl of this version"
+                );
+                Response::Error(AdminError::new(ExitCode::Failed, text))
+            }
+            Ok(Request::Watch) => return stream(shared, socket, false).await,
+            Ok(Request::Events) => return stream(shared, socket, true).await,
+            Ok(request) => shared.answer(request).await.unwrap_or_else(Response::Error),
+        };
+        say(socket, &answer).await?;
+        if matches!(answer, Response::Error(_)) {
+            return Ok(());
+        }
+    }
+}
+
+async fn next_line(socket: &Socket, lines: &mut LineBuffer) -> io::Result<Option<Vec<u8>>> {
+    loop {
+        let line = lines.next_line();
+        if let Some(line) =
+            line.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?
+        {
+            return Ok(Some(line));
+        }
+        let bytes = socket.read(4096).await?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        lines.push(&bytes);
+    }
+}
+
+async fn say(socket: &Socket, response: &Response) -> io::Result<()> {
+    let line = to_line(response).ok_or(io::ErrorKind::InvalidData)?;
+    tokio::time::timeout(WRITE_TIMEOUT, socket.write_all(line))
+        .await
+        .map_err(|_| io::ErrorKind::TimedOut)?
+}
+
+/// Statuses or events, until the other end hangs up, or says anything.
+async fn stream(shared: &Shared, socket: &Socket, events: bool) -> io::Result<()> {
+    let mut changed = shared.changed.subscribe();
+    let mut before: Option<Status> = None;
+    let hung_up = socket.read(1);
+    tokio::pin!(hung_up);
+    loop {
+        // Whatever changes from here on wakes the wait below.
+        changed.mark_unchanged();
+        let status = shared.status();
+        if events {
+            let time = timestamp(SystemTime::now());
+            for event in changes(before.as_ref(), &status, &time) {
+                say(socket, &Response::Event(event)).await?;
+            }
+            before = Some(status);
+        } else {
+            say(socket, &Response::Status(Box::new(status))).await?;
+        }
+        tokio::select! {
+            read = &mut hung_up => return read.map(drop),
+            _ = changed.changed() => {}
+            () = tokio::time::sleep(TICK) => {}
+        }
+    }
+}
+
+impl Shared {
+    async fn answer(&self, request: Request) -> Result<Response, AdminError> {
+        let done = |notice| Ok(Response::Done { notice });
+        match request {
+            Request::Status => Ok(Response::Status(Box::new(self.status()))),
+            Request::Promote { force: true, .. } => {
+                let text = "promote --force is not supported by this version";
+                Err(AdminError::new(ExitCode::Failed, text))
+            }
+            Request::Promote { timeout_ms, .. } => {
+                let timeout_ms = timeout_ms.min(86_400_000);
+                let timeout = COMMAND_TIMEOUT + Duration::from_millis(timeout_ms);
+                self.command(DataCommand::Promote { timeout_ms }, timeout)
+                    .await?;
+                done(None)
+            }
+            Request::Demote { force } => {
+                self.command(DataCommand::Demote { force }, DEMOTE_TIMEOUT)
+                    .await?;
+                done(None)
+            }
+            Request::Connect { peer } => {
+                let peer = self.peer(&peer)?;
+                self.command(DataCommand::Connect { peer }, COMMAND_TIMEOUT)
+                    .await?;
+                done(None)
+            }
+            Request::Disconnect { peer } => {
+                let peer = self.peer(&peer)?;
+                let notice = self.disconnect_notice(peer);
+                self.command(DataCommand::Disconnect { peer }, COMMAND_TIMEOUT)
+                    .await?;
+                done(notice)
+            }
+            Request::Watch | Request::Events => Err(AdminError::new(
+                ExitCode::Failed,
+                "a stream has no single answer",
+            )),
+        }
+    }
+
+    async fn command(&self, command: DataCommand, timeout: Duration) -> Result<(), AdminError> {
+        let (answer, answered) = oneshot::channel();
+        let stopping = || AdminError::new(ExitCode::Failed, "repld is stopping; start it again");
+        if self.stopping.get() || !self.data.send(ToData::Command { command, answer }) {
+            return Err(stopping());
+        }
+        match tokio::time::timeout(timeout, answered).await {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err(error))) => {
+                let code = ExitCode::try_from(error.code).unwrap_or(ExitCode::Failed);
+                Err(AdminError::new(code, error.message))
+            }
+            Ok(Err(_)) => Err(stopping()),
+            Err(_) => {
+                let text = "the data thread does not answer; a disk may hang, see replctl status";
+                Err(AdminError::new(ExitCode::Failed, text))
+            }
+        }
+    }
+
+    fn peer(&self, name: &str) -> Result<NodeId, AdminError> {
+        let peers = || {
+            self.config
+                .nodes
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| *i != self.me)
+        };
+        let index = peers()
+            .find(|(_, node)| node.name == name)
+            .map(|(index, _)| index);
+        index
+            .and_then(|index| u8::try_from(index).ok())
+            .map(NodeId)
+            .ok_or_else(|| {
+                let known: Vec<_> = peers().map(|(_, node)| node.name.as_str()).collect();
+                let text = format!(
+                    "there is no peer {name:?}; the peers are {}",
+                    known.join(", ")
+                );
+                AdminError::new(ExitCode::Usage, text)
+            })
+    }
+
+    /// What to say when it costs the quorum to lose this peer.
+    fn disconnect_notice(&self, peer: NodeId) -> Option<String> {
+        let view = self.data.snapshot().view;
+        let others = view
+            .peers
+            .iter()
+            .filter(|other| other.node != peer && other.connection == ConnectionState::Connected);
+        let left = 1 + others.count();
+        let needed = majority(self.config.nodes.len());
+        (view.quorum && left < needed).then(|| {
+            let name = &self.config.nodes[usize::from(peer.0)].name;
+            format!(
+                "without {name} this node reaches {left} of {} nodes: the quorum of {needed} is lost; \
+                 run replctl connect {name} to restore it",
+                self.config.nodes.len()
+            )
+        })
+    }
+}

@@ -1,0 +1,150 @@
+//! NBD clients, from the connection to the choice of an export; then they are the data thread's.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use replicator::types::VolumeId;
+
+use super::listen::Slot;
+use super::runtime::{self, Socket, TcpListener, UnixListener};
+use super::{NBD_CONNECTIONS_MAX, Shared};
+use crate::handle::{Stream, ToData};
+use crate::nbd::{ExportIndex, Limits, NegotiationEvent, Session};
+
+/// How long a client may take to choose an export.
+const NEGOTIATION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long to wait when the system has no file descriptor left.
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+const READ_BYTES: usize = 4096;
+
+pub(super) async fn accept_unix(shared: Rc<Shared>, listener: UnixListener) {
+    loop {
+        let accepted = listener.accept().await;
+        take(&shared, accepted).await;
+    }
+}
+
+pub(super) async fn accept_tcp(shared: Rc<Shared>, listener: TcpListener) {
+    loop {
+        let accepted = listener.accept().await;
+        take(&shared, accepted).await;
+    }
+}
+
+async fn take(shared: &Rc<Shared>, accepted: io::Result<Stream>) {
+    let stream = match accepted {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!("an NBD client can not be accepted: {error}");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            return;
+        }
+    };
+    if shared.stopping.get() {
+        return;
+    }
+    let transmitting: u32 = shared.data.snapshot().nbd_clients.iter().sum();
+    let room = transmitting + shared.nbd_slots.taken() < NBD_CONNECTIONS_MAX;
+    let Some(slot) = shared.nbd_slots.take().filter(|_| room) else {
+        tracing::warn!("an NBD client is turned away: there are too many");
+        return;
+    };
+    runtime::spawn(negotiate(Rc::clone(shared), stream, slot));
+}
+
+async fn negotiate(shared: Rc<Shared>, stream: Stream, _slot: Slot) {
+    let socket = match Socket::new(stream) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::warn!("an NBD client is turned away: {error}"),
+    };
+    match tokio::time::timeout(NEGOTIATION_TIMEOUT, choose(&shared, &socket)).await {
+        Ok(Ok(Some((ExportIndex(index), leftover)))) => {
+            let Ok(volume) = u16::try_from(index) else {
+                return;
+            };
+            // With an operation in flight it would be no socket to hand on.
+            let Some(stream) = socket.into_stream() else {
+                return;
+            };
+            let volume = VolumeId(volume);
+            if !shared.data.send(ToData::Client {
+                stream,
+                volume,
+                leftover,
+            }) {
+                tracing::warn!("an NBD client is turned away: the data thread has ended");
+            }
+        }
+        Ok(Ok(None)) => {}
+        Ok(Err(error)) => tracing::debug!("an NBD client left during its negotiation: {error}"),
+        Err(_) => tracing::info!("an NBD client did not choose an export in time"),
+    }
+}
+
+/// The export that the client chose, with the bytes that were read past its choice; `None` if it chose none.
+async fn choose(shared: &Shared, socket: &Socket) -> io::Result<Option<(ExportIndex, Vec<u8>)>> {
+    let mut session = Session::new(Limits::default());
+    let mut input = Vec::new();
+    loop {
+        let event = {
+            let mut exports = shared.exports.borrow_mut();
+            exports.set_serving(shared.serving());
+            let (taken, event) = session.negotiate(&input, &exports);
+            input.drain(..taken);
+            event
+        };
+        if !session.output().is_empty() {
+            let output = session.output().to_vec();
+            let length = output.len();
+            socket.write_all(output).await?;
+            session.advance_output(length);
+        }
+        match event {
+            NegotiationEvent::Send => {}
+            NegotiationEvent::NeedInput => {
+                let bytes = socket.read(READ_BYTES).await?;
+                if bytes.is_empty() {
+                    return Ok(None);
+                }
+                input.extend_from_slice(&bytes);
+            }
+            NegotiationEvent::Transmission { export } => return Ok(Some((export, input))),
+            NegotiationEvent::Close(reason) => {
+                tracing::debug!("an NBD client's negotiation ended: {reason}");
+                return Ok(None);
+            }
+            NegotiationEvent::StartTls => return Ok(None),
+        }
+    }
+}
+
+impl Shared {
+    /// Whether exports may be opened, or what a client is told.
+    fn serving(&self) -> Result<(), String> {
+        let view = self.data.snapshot().view;
+        if view.serving && !self.stopping.get() {
+            return Ok(());
+        }
+        let me = &self.node().name;
+        let resource = &self.config.resource;
+        let primary = view
+            .primary
+            .and_then(|primary| self.config.nodes.get(usize::from(primary.0)));
+        Err(match primary {
+            Some(primary) if primary.name == *me => {
+                format!("{me} is Primary of {resource} but does not serve yet; try again")
+            }
+            Some(primary) => {
+                format!(
+                    "{} is Primary of {resource}, not {me}; connect there",
+                    primary.name
+                )
+            }
+            None => format!(
+                "{me} is not Primary of {resource} and knows of no other; run replctl promote"
+            ),
+        })
+    }
+}

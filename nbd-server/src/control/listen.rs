@@ -1,0 +1,211 @@
+//! Sockets that listen, made before anything else starts so that what is wrong with them is found early.
+
+use std::cell::Cell;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+use nix::sys::stat::{Mode, fchmod};
+
+use super::runtime;
+use crate::config::Node;
+
+/// Why a socket can not be listened on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ListenError {
+    /// No directory for it.
+    #[error("can not make the directory {}: {source}; make it for this user, or correct run_dir", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Somebody answers there.
+    #[error("another program answers on {}; stop it, or give this node its own run_dir", .0.display())]
+    Taken(PathBuf),
+    /// Something else is there.
+    #[error("{} exists and is no socket; remove it, or correct run_dir", .0.display())]
+    NoSocket(PathBuf),
+    /// Anything else about a Unix socket.
+    #[error("can not listen on {}: {source}", path.display())]
+    Unix {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Anything about a TCP address.
+    #[error("can not listen on {address}: {}", tcp_text(source))]
+    Tcp {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn tcp_text(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "another program does; stop it, or use another port".to_owned(),
+        io::ErrorKind::AddrNotAvailable => {
+            "this host does not have the address; correct it, or --node".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Everything that a node listens on.
+#[derive(Debug)]
+pub struct Listeners {
+    admin: UnixListener,
+    nbd_unix: UnixListener,
+    nbd_tcp: Option<TcpListener>,
+    peers: TcpListener,
+    paths: [PathBuf; 2],
+}
+
+/// The same, watched by the runtime.
+pub(super) struct WatchedListeners {
+    pub(super) admin: runtime::UnixListener,
+    pub(super) nbd_unix: runtime::UnixListener,
+    pub(super) nbd_tcp: Option<runtime::TcpListener>,
+    pub(super) peers: runtime::TcpListener,
+}
+
+impl Listeners {
+    /// Listens for operators, NBD clients and peers. Missing directories are made, stale sockets replaced.
+    ///
+    /// # Errors
+    /// Which one can not be had, and why.
+    pub fn bind(node: &Node) -> Result<Self, ListenError> {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&node.run_dir)
+            .map_err(|source| ListenError::Directory {
+                path: node.run_dir.clone(),
+                source,
+            })?;
+        // Addresses first: a second daemon does not get as far as the sockets.
+        let peers = tcp_listener(node.address)?;
+        let nbd_tcp = node.nbd_listen.map(tcp_listener).transpose()?;
+        let paths = [node.admin_socket(), node.nbd_socket()];
+        let admin = unix_listener(&paths[0])?;
+        let nbd_unix = unix_listener(&paths[1])?;
+        Ok(Self {
+            admin,
+            nbd_unix,
+            nbd_tcp,
+            peers,
+            paths,
+        })
+    }
+
+    pub(super) fn paths(&self) -> [PathBuf; 2] {
+        self.paths.clone()
+    }
+
+    pub(super) fn into_runtime(self) -> io::Result<WatchedListeners> {
+        Ok(WatchedListeners {
+            admin: runtime::UnixListener::new(self.admin)?,
+            nbd_unix: runtime::UnixListener::new(self.nbd_unix)?,
+            nbd_tcp: self.nbd_tcp.map(runtime::TcpListener::new).transpose()?,
+            peers: runtime::TcpListener::new(self.peers)?,
+        })
+    }
+}
+
+fn tcp_listener(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address).map_err(|source| ListenError::Tcp { address, source })
+}
+
+/// A listening Unix socket that only this user can connect to, from its first moment on.
+fn unix_listener(path: &Path) -> Result<UnixListener, ListenError> {
+    remove_stale(path)?;
+    let make = || -> nix::Result<UnixListener> {
+        let fd = socket(
+            AddressFamily::Unix,
+            SockType::Stream,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
+        // The file gets the mode that its socket has when it is bound.
+        fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &UnixAddr::new(path)?)?;
+        listen(&fd, Backlog::new(128)?)?;
+        Ok(UnixListener::from(fd))
+    };
+    make().map_err(|errno| ListenError::Unix {
+        path: path.to_owned(),
+        source: errno.into(),
+    })
+}
+
+fn remove_stale(path: &Path) -> Result<(), ListenError> {
+    let failed = |source| ListenError::Unix {
+        path: path.to_owned(),
+        source,
+    };
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(ListenError::NoSocket(path.to_owned()));
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(ListenError::Taken(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(failed)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// A bounded number of places.
+#[derive(Debug)]
+pub(super) struct Slots {
+    taken: Rc<Cell<u32>>,
+    max: u32,
+}
+
+/// One of the places, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Slot(Rc<Cell<u32>>);
+
+impl Slots {
+    pub(super) fn new(max: u32) -> Self {
+        Self {
+            taken: Rc::default(),
+            max,
+        }
+    }
+
+    pub(super) fn taken(&self) -> u32 {
+        self.taken.get()
+    }
+
+    pub(super) fn take(&self) -> Option<Slot> {
+        if self.taken.get() == self.max {
+            return None;
+        }
+        self.taken.set(self.taken.get() + 1);
+        Some(Slot(Rc::clone(&self.taken)))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}

@@ -1,0 +1,190 @@
+//! From the data thread's snapshot to what operators read.
+
+use nix::time::{ClockId, clock_gettime};
+use replicator::view;
+
+use super::{ADMIN_CONNECTIONS_MAX, NBD_CONNECTIONS_MAX, NBD_NEGOTIATING_MAX, Shared};
+use crate::admin::{
+    Connection, DiskState, Health, JournalStatus, Limits, MemoryStatus, PeerStatus, Replication,
+    Role, SeqStatus, Status, Suspended, VolumeStatus,
+};
+use crate::handle::Snapshot;
+
+/// A data thread that did not move for so long hangs.
+const HANGS_AFTER_MS: u64 = 5_000;
+
+/// Makes statuses; remembers how far behind each peer was when it fell behind.
+#[derive(Debug)]
+pub(super) struct StatusBuilder {
+    behind_most: Vec<u64>,
+}
+
+impl StatusBuilder {
+    pub(super) fn new(nodes: usize) -> Self {
+        Self {
+            behind_most: vec![0; nodes],
+        }
+    }
+
+    pub(super) fn build(&mut self, shared: &Shared, snapshot: &Snapshot) -> Status {
+        let (config, node, view) = (&shared.config, shared.node(), &snapshot.view);
+        let seen = snapshot.at.0 != 0;
+        let last_progress_ms = seen.then(|| {
+            let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(snapshot.at.0, |now| {
+                let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
+                seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
+            });
+            now.saturating_sub(snapshot.at.0) / 1_000_000
+        });
+        let (health, health_reason) = match last_progress_ms {
+            None => (Health::Down, "repld is starting".to_owned()),
+            Some(ms) if ms >= HANGS_AFTER_MS => (
+                Health::Down,
+                format!(
+                    "the data thread has not moved for {} s; look at the disks",
+                    ms / 1000
+                ),
+            ),
+            Some(_) => (health(view.health), view.health_reason.to_owned()),
+        };
+        let known = |value: u64| seen.then_some(value);
+        let disk_state = disk_state(view.disk_state);
+        let primary = view
+            .primary
+            .and_then(|node| config.nodes.get(usize::from(node.0)));
+        Status {
+            resource: config.resource.clone(),
+            node: node.name.clone(),
+            role: role(view.role),
+            epoch: view.epoch.0,
+            primary: primary.map(|node| node.name.clone()),
+            quorum: seen.then_some(view.quorum),
+            suspended: match view.suspended {
+                view::Suspended::No => Suspended::No,
+                view::Suspended::Quorum => Suspended::Quorum,
+            },
+            health,
+            health_reason,
+            seq: SeqStatus {
+                admitted: known(view.admitted.0),
+                durable: known(view.durable.0),
+                committed: known(view.committed.0),
+                applied: known(view.applied.0),
+            },
+            volumes: config
+                .volumes
+                .iter()
+                .enumerate()
+                .map(|(index, volume)| VolumeStatus {
+                    name: volume.name.clone(),
+                    size: volume.size_bytes,
+                    disk_state,
+                    nbd_clients: snapshot.nbd_clients.get(index).copied().filter(|_| seen),
+                    uri: config.nbd_uri(node, volume),
+                })
+                .collect(),
+            peers: (0..config.nodes.len())
+                .filter(|index| *index != shared.me)
+                .map(|index| self.peer(shared, view, index))
+                .collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            memory_locked: seen.then_some(snapshot.memory_locked),
+            last_progress_ms,
+            limits: Limits {
+                journal: JournalStatus {
+                    size: known(view.journal_bytes),
+                    used: known(view.journal_used_bytes),
+                },
+                memory: MemoryStatus {
+                    size: known(snapshot.memory_bytes),
+                    used: known(snapshot.memory_used_bytes),
+                    registered: seen.then_some(snapshot.buffers_registered),
+                },
+                requests: seen.then_some(view.requests),
+                requests_max: seen.then_some(view.requests_max),
+                nbd_connections_max: NBD_CONNECTIONS_MAX,
+                nbd_negotiating_max: NBD_NEGOTIATING_MAX,
+                admin_connections_max: ADMIN_CONNECTIONS_MAX,
+                lease_ms: config.policy.lease_ms,
+            },
+        }
+    }
+
+    fn peer(&mut self, shared: &Shared, view: &view::View, index: usize) -> PeerStatus {
+        let peer = view
+            .peers
+            .iter()
+            .find(|peer| usize::from(peer.node.0) == index);
+        let peer = peer.copied().unwrap_or_default();
+        let link = &shared.links[index];
+        let connection = match peer.connection {
+            view::ConnectionState::Connected => Connection::Connected,
+            view::ConnectionState::StandAlone => Connection::StandAlone,
+            view::ConnectionState::Connecting if link.wanted() => Connection::Connecting,
+            view::ConnectionState::Connecting => Connection::StandAlone,
+        };
+        let reason = match connection {
+            Connection::Connected => None,
+            Connection::StandAlone => Some("disconnected; run replctl connect".to_owned()),
+            Connection::Connecting => link.reason(),
+        };
+        let most = &mut self.behind_most[index];
+        *most = match peer.behind_bytes {
+            Some(0) => 0,
+            Some(behind) => behind.max(*most),
+            None => *most,
+        };
+        PeerStatus {
+            name: shared.config.nodes[index].name.clone(),
+            role: role(peer.role),
+            connection,
+            replication: match peer.replication {
+                view::ReplicationState::Off => Replication::Off,
+                view::ReplicationState::Established => Replication::Established,
+                view::ReplicationState::Behind => Replication::Behind,
+                view::ReplicationState::Ahead => Replication::Ahead,
+            },
+            disk_state: disk_state(peer.disk_state),
+            durable_seq: peer.durable.map(|seq| seq.0),
+            behind_bytes: peer.behind_bytes,
+            sync_percent: peer.behind_bytes.map(|behind| percent(behind, *most)),
+            connection_reason: reason,
+        }
+    }
+}
+
+/// How much of `most` is there when `behind` is missing, with one decimal; 100 only when nothing is.
+fn percent(behind: u64, most: u64) -> f64 {
+    if behind == 0 {
+        return 100.0;
+    }
+    let tenths = u128::from(most.saturating_sub(behind)) * 1000 / u128::from(most.max(1));
+    f64::from(u16::try_from(tenths.min(999)).unwrap_or(999)) / 10.0
+}
+
+fn role(role: view::Role) -> Role {
+    match role {
+        view::Role::Primary => Role::Primary,
+        view::Role::Secondary => Role::Secondary,
+        view::Role::Unknown => Role::Unknown,
+    }
+}
+
+fn health(health: view::Health) -> Health {
+    match health {
+        view::Health::Ok => Health::Ok,
+        view::Health::Degraded => Health::Degraded,
+        view::Health::Down => Health::Down,
+    }
+}
+
+fn disk_state(state: view::DiskState) -> DiskState {
+    match state {
+        view::DiskState::DUnknown => DiskState::DUnknown,
+        view::DiskState::Inconsistent => DiskState::Inconsistent,
+        view::DiskState::Outdated => DiskState::Outdated,
+        view::DiskState::Consistent => DiskState::Consistent,
+        view::DiskState::UpToDate => DiskState::UpToDate,
+        view::DiskState::Failed => DiskState::Failed,
+    }
+}

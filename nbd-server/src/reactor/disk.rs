@@ -1,0 +1,430 @@
+//! Disk operations: from what the core wants to what the ring does, and back.
+//!
+//! Files are opened with O_DIRECT and keep their size. What moved fewer bytes than asked for is continued; more
+//! operations than [`OPERATIONS_MAX`] wait their turn in order.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use nix::errno::Errno;
+use nix::libc;
+use replicator::io::{DiskError, DiskOp, PARTS_MAX, Parts};
+use replicator::memory::Buffer;
+use replicator::recover::BlockRead;
+use replicator::types::{BLOCK_BYTES, Ticket};
+
+use super::pool::{Pool, PoolBuffer};
+use super::ring::{Completion, Ring, Segment, Segments, WriteAt};
+use super::slab::Slab;
+use super::tag::Tag;
+
+/// The most disk operations that the kernel is given at a time.
+pub const OPERATIONS_MAX: usize = 256;
+
+/// How often in a row an operation that the kernel interrupts is begun anew.
+const RETRIES_MAX: u32 = 100;
+
+/// Blocks of zeroes that are written where the filesystem can not make them itself.
+const ZERO_BLOCKS: u32 = 256;
+
+const _: () = assert!(PARTS_MAX <= super::ring::SEGMENTS_MAX);
+
+/// Why a file can not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The filesystem has no O_DIRECT.
+    #[error(
+        "{path}: the filesystem has no O_DIRECT (tmpfs and some network and overlay filesystems do not): put it on ext4, \
+         XFS, btrfs or a block device"
+    )]
+    NoDirect {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// It can not be opened or read.
+    #[error("{path}: {error}")]
+    Other {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+}
+
+/// A file or device that is read and written without the page cache.
+#[derive(Clone, Debug)]
+pub struct DirectFile {
+    fd: Rc<OwnedFd>,
+    bytes: u64,
+}
+
+impl DirectFile {
+    /// Opens an existing file or device for reading and writing.
+    ///
+    /// # Errors
+    /// It can not be opened so.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let other = |error| OpenError::Other {
+            path: path.to_owned(),
+            error,
+        };
+        let mut file: File = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(path)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EINVAL) => OpenError::NoDirect {
+                    path: path.to_owned(),
+                },
+                _ => other(error),
+            })?;
+        let bytes = file.seek(SeekFrom::End(0)).map_err(other)?;
+        Ok(Self {
+            fd: Rc::new(file.into()),
+            bytes,
+        })
+    }
+
+    /// Its size.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    fn has(&self, offset: u64, length: u64) -> bool {
+        offset
+            .checked_add(length)
+            .is_some_and(|end| end <= self.bytes)
+    }
+}
+
+/// Reads a file before the data path runs, by way of an aligned buffer.
+#[derive(Debug)]
+pub struct BlockingReader<'a> {
+    file: &'a DirectFile,
+    bounce: PoolBuffer,
+}
+
+impl<'a> BlockingReader<'a> {
+    /// A reader with a buffer from `pool`; `None` if that is used up.
+    pub fn new(file: &'a DirectFile, pool: &Pool) -> Option<Self> {
+        let bounce = pool.alloc_connection(ZERO_BLOCKS)?;
+        Some(Self { file, bounce })
+    }
+}
+
+impl BlockRead for BlockingReader<'_> {
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        let (mut offset, mut rest) = (offset, buffer);
+        while !rest.is_empty() {
+            let bounce = self.bounce.bytes_mut();
+            let wanted = rest.len().min(bounce.len());
+            let at = i64::try_from(offset).map_err(|_| DiskError::Short)?;
+            let aligned = wanted.next_multiple_of(BLOCK_BYTES);
+            let moved = match nix::sys::uio::pread(&self.file.fd, &mut bounce[..aligned], at) {
+                Ok(0) => return Err(DiskError::Short),
+                Ok(moved) => moved.min(wanted),
+                Err(Errno::EINTR) => continue,
+                Err(errno) => return Err(DiskError::Os(errno as i32)),
+            };
+            let (filled, left) = rest.split_at_mut(moved);
+            filled.copy_from_slice(&bounce[..moved]);
+            offset += moved as u64;
+            rest = left;
+        }
+        Ok(())
+    }
+}
+
+/// How a disk operation ended.
+pub type DiskDone = (Ticket, Result<(), DiskError>);
+
+/// The files of a node, and what is going on with them.
+#[derive(Debug)]
+pub struct Disks {
+    journal: DirectFile,
+    meta: DirectFile,
+    stores: Vec<DirectFile>,
+    active: Slab<Active>,
+    waiting: VecDeque<Active>,
+    /// What ended without the kernel.
+    ended: VecDeque<DiskDone>,
+    zeroes: PoolBuffer,
+}
+
+#[derive(Debug)]
+struct Active {
+    ticket: Ticket,
+    file: DirectFile,
+    offset: u64,
+    length: u64,
+    /// How much of it has been moved.
+    done: u64,
+    retries: u32,
+    work: Work,
+}
+
+// A write's parts are in place, so that an operation costs no allocation.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug)]
+enum Work {
+    Read(PoolBuffer),
+    Write {
+        parts: Parts<PoolBuffer>,
+        durable: bool,
+    },
+    /// Ways to zero, the best first.
+    Deallocate,
+    ZeroRange,
+    WriteZeroes,
+    Flush,
+}
+
+impl Disks {
+    /// Takes over opened files. `None` if `pool` has no room for a piece of zeroes.
+    pub fn new(
+        journal: DirectFile,
+        meta: DirectFile,
+        stores: Vec<DirectFile>,
+        pool: &Pool,
+    ) -> Option<Self> {
+        let mut zeroes = pool.alloc_connection(ZERO_BLOCKS)?;
+        zeroes.bytes_mut().fill(0);
+        Some(Self {
+            journal,
+            meta,
+            stores,
+            active: Slab::new(OPERATIONS_MAX),
+            waiting: VecDeque::with_capacity(4 * OPERATIONS_MAX),
+            ended: VecDeque::with_capacity(OPERATIONS_MAX),
+            zeroes,
+        })
+    }
+
+    /// Begins an operation, or queues it behind others.
+    pub fn start(&mut self, ring: &mut Ring<Tag>, ticket: Ticket, op: DiskOp<PoolBuffer>) {
+        let total = |parts: &Parts<PoolBuffer>| {
+            let bytes = parts
+                .iter()
+                .map(|part| u64::from(part.blocks()) * BLOCK_BYTES as u64);
+            bytes.sum::<u64>()
+        };
+        let store = |volume: replicator::types::VolumeId| self.stores.get(usize::from(volume.0));
+        let (file, offset, length, work) = match op {
+            DiskOp::JournalWrite { offset, parts } => {
+                let (length, durable) = (total(&parts), true);
+                let work = Work::Write { parts, durable };
+                (Some(&self.journal), offset, length, work)
+            }
+            DiskOp::JournalRead { offset, buffer } => {
+                let length = u64::from(buffer.blocks()) * BLOCK_BYTES as u64;
+                (Some(&self.journal), offset, length, Work::Read(buffer))
+            }
+            DiskOp::MetaWrite { offset, parts } => {
+                let (length, durable) = (total(&parts), true);
+                let work = Work::Write { parts, durable };
+                (Some(&self.meta), offset, length, work)
+            }
+            DiskOp::StoreRead {
+                volume,
+                offset,
+                buffer,
+            } => {
+                let length = u64::from(buffer.blocks()) * BLOCK_BYTES as u64;
+                (store(volume), offset, length, Work::Read(buffer))
+            }
+            DiskOp::StoreWrite {
+                volume,
+                offset,
+                parts,
+            } => {
+                let (length, durable) = (total(&parts), false);
+                let work = Work::Write { parts, durable };
+                (store(volume), offset, length, work)
+            }
+            DiskOp::StoreZero {
+                volume,
+                offset,
+                length,
+                may_deallocate: true,
+            } => (store(volume), offset, length, Work::Deallocate),
+            DiskOp::StoreZero {
+                volume,
+                offset,
+                length,
+                may_deallocate: false,
+            } => (store(volume), offset, length, Work::ZeroRange),
+            DiskOp::StoreFlush { volume } => (store(volume), 0, 0, Work::Flush),
+        };
+        let Some(file) = file.filter(|file| file.has(offset, length)) else {
+            self.ended.push_back((ticket, Err(DiskError::Short)));
+            return;
+        };
+        let active = Active {
+            ticket,
+            file: file.clone(),
+            offset,
+            length,
+            done: 0,
+            retries: 0,
+            work,
+        };
+        if !self.waiting.is_empty() || self.active.is_full() {
+            self.waiting.push_back(active);
+        } else {
+            self.begin(ring, active);
+        }
+    }
+
+    fn begin(&mut self, ring: &mut Ring<Tag>, active: Active) {
+        let key = self
+            .active
+            .insert(active)
+            .expect("only begun when there is room");
+        self.submit(ring, key);
+    }
+
+    fn submit(&mut self, ring: &mut Ring<Tag>, key: u32) {
+        let Some(active) = self.active.get(key) else {
+            return;
+        };
+        let tag = Tag::Disk(key);
+        let fd = &active.file.fd;
+        let offset = active.offset + active.done;
+        let left = active.length - active.done;
+        match &active.work {
+            Work::Read(buffer) => {
+                let into = (buffer.clone(), active.done as usize, left as usize);
+                ring.read(tag, fd, offset, into);
+            }
+            Work::Write { parts, durable } => {
+                let at = WriteAt {
+                    offset,
+                    durable: *durable,
+                };
+                ring.write(tag, fd, at, &segments_after(parts, active.done as usize));
+            }
+            Work::Deallocate => {
+                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                ring.fallocate(tag, fd, mode, (offset, left));
+            }
+            Work::ZeroRange => {
+                let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+                ring.fallocate(tag, fd, mode, (offset, left));
+            }
+            Work::WriteZeroes => {
+                let (mut segments, mut left) = (Segments::new(), left);
+                while left > 0 && segments.len() < PARTS_MAX {
+                    let length = left.min(self.zeroes.bytes().len() as u64);
+                    segments.push(Segment {
+                        buffer: self.zeroes.clone(),
+                        start: 0,
+                        length: length as usize,
+                    });
+                    left -= length;
+                }
+                let at = WriteAt {
+                    offset,
+                    durable: false,
+                };
+                ring.write(tag, fd, at, &segments);
+            }
+            Work::Flush => ring.data_sync(tag, fd),
+        }
+    }
+
+    /// Takes an operation's completion. `None` if it goes on.
+    pub fn completed(
+        &mut self,
+        ring: &mut Ring<Tag>,
+        key: u32,
+        completion: Completion<Tag>,
+    ) -> Option<DiskDone> {
+        let active = self.active.get_mut(key)?;
+        let result = match judge(active, completion.result) {
+            Next::GoOn => {
+                self.submit(ring, key);
+                return None;
+            }
+            Next::Ended(result) => result,
+        };
+        // With this the handles go, before the core hears of the end.
+        let ticket = self.active.remove(key)?.ticket;
+        if let Some(next) = self.waiting.pop_front() {
+            self.begin(ring, next);
+        }
+        Some((ticket, result))
+    }
+
+    /// What ended without the kernel, because it was impossible.
+    pub fn pop_ended(&mut self) -> Option<DiskDone> {
+        self.ended.pop_front()
+    }
+
+    /// Whether [`Disks::pop_ended`] has something.
+    pub fn has_ended(&self) -> bool {
+        !self.ended.is_empty()
+    }
+}
+
+enum Next {
+    GoOn,
+    Ended(Result<(), DiskError>),
+}
+
+fn judge(active: &mut Active, result: Result<u32, Errno>) -> Next {
+    match (result, &active.work) {
+        (Err(Errno::EINTR | Errno::EAGAIN), _) if active.retries < RETRIES_MAX => {
+            active.retries += 1;
+            Next::GoOn
+        }
+        (Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL), Work::Deallocate) => {
+            active.work = Work::ZeroRange;
+            Next::GoOn
+        }
+        (Err(Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL), Work::ZeroRange) => {
+            active.work = Work::WriteZeroes;
+            Next::GoOn
+        }
+        (Err(errno), _) => Next::Ended(Err(DiskError::Os(errno as i32))),
+        (Ok(_), Work::Deallocate | Work::ZeroRange | Work::Flush) => Next::Ended(Ok(())),
+        (Ok(0), _) => Next::Ended(Err(DiskError::Short)),
+        (Ok(moved), _) => {
+            active.retries = 0;
+            active.done += u64::from(moved);
+            if active.done >= active.length {
+                Next::Ended(Ok(()))
+            } else {
+                Next::GoOn
+            }
+        }
+    }
+}
+
+/// What is left of `parts` when the first `done` bytes have been written.
+fn segments_after(parts: &Parts<PoolBuffer>, done: usize) -> Segments {
+    let (mut segments, mut skip) = (Segments::new(), done);
+    for part in parts {
+        let length = part.blocks() as usize * BLOCK_BYTES;
+        if skip >= length {
+            skip -= length;
+            continue;
+        }
+        segments.push(Segment {
+            buffer: part.clone(),
+            start: skip,
+            length: length - skip,
+        });
+        skip = 0;
+    }
+    segments
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! What connections work with: the core, the ring, and the books about what was asked.
+
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use replicator::Replica;
+use replicator::io::{Input, Output};
+use replicator::memory::{Memory, Purpose};
+use replicator::replica::Capacity;
+use replicator::types::*;
+use replicator::view::View;
+
+use super::pool::{Pool, PoolBuffer};
+use super::ring::Ring;
+use super::slab::Slab;
+use super::tag::Tag;
+
+/// The state machine that the reactor drives. A [`Replica`], or what stands in for it in a test.
+pub trait Core {
+    /// Takes one input.
+    fn handle(&mut self, now: Time, input: Input<'_, PoolBuffer>);
+    /// All inputs of a turn are in.
+    fn end_turn(&mut self, now: Time);
+    /// The next thing to do.
+    fn poll(&mut self) -> Option<Output<PoolBuffer>>;
+    /// When it wants to be woken.
+    fn poll_timeout(&self) -> Option<Time>;
+    /// How much more it takes.
+    fn capacity(&self) -> Capacity;
+    /// The memory.
+    fn memory_mut(&mut self) -> &mut Pool;
+    /// A snapshot.
+    fn view(&self) -> View;
+}
+
+impl Core for Replica<Pool> {
+    fn handle(&mut self, now: Time, input: Input<'_, PoolBuffer>) {
+        Self::handle(self, now, input);
+    }
+    fn end_turn(&mut self, now: Time) {
+        Self::end_turn(self, now);
+    }
+    fn poll(&mut self) -> Option<Output<PoolBuffer>> {
+        Self::poll(self)
+    }
+    fn poll_timeout(&self) -> Option<Time> {
+        Self::poll_timeout(self)
+    }
+    fn capacity(&self) -> Capacity {
+        Self::capacity(self)
+    }
+    fn memory_mut(&mut self) -> &mut Pool {
+        Self::memory_mut(self)
+    }
+    fn view(&self) -> View {
+        Self::view(self)
+    }
+}
+
+/// A request that the core works on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asked {
+    /// The connection's key.
+    pub client: u32,
+    /// The key of what it is a piece of.
+    pub job: u32,
+    /// Which piece.
+    pub piece: u32,
+    /// Blocks of the answer, taken from the budget for reads.
+    pub blocks: u32,
+    /// Bytes of the answer.
+    pub bytes: u32,
+}
+
+/// Blocks that answers to reads may take until they have been sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReadBudget {
+    free: u32,
+    total: u32,
+}
+
+impl ReadBudget {
+    /// A budget of so many blocks.
+    pub fn new(blocks: u32) -> Self {
+        Self {
+            free: blocks,
+            total: blocks,
+        }
+    }
+
+    /// What is left of it.
+    pub fn free(&self) -> u32 {
+        self.free
+    }
+
+    /// The most that one connection may hold of it, so that one that takes nothing does not stop the others.
+    pub fn of_one_connection(&self) -> u32 {
+        self.total / 4
+    }
+
+    fn take(&mut self, blocks: u32) -> bool {
+        let enough = self.free >= blocks;
+        if enough {
+            self.free -= blocks;
+        }
+        enough
+    }
+
+    /// Gives back what an answer took.
+    pub fn give_back(&mut self, blocks: u32) {
+        self.free += blocks;
+    }
+}
+
+/// What connections wait for when they are not waiting for their own socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Supply {
+    requests: u32,
+    client_blocks: u32,
+    peer_blocks: u32,
+    read_blocks: u32,
+}
+
+impl Supply {
+    /// Whether there is more of anything than there was.
+    pub fn has_grown_since(&self, before: &Self) -> bool {
+        self.requests > before.requests
+            || self.client_blocks > before.client_blocks
+            || self.peer_blocks > before.peer_blocks
+            || self.read_blocks > before.read_blocks
+    }
+}
+
+/// The core, the ring, and what was asked.
+#[derive(Debug)]
+pub struct Engine<C> {
+    /// The state machine.
+    pub core: C,
+    /// The ring.
+    pub ring: Ring<Tag>,
+    /// What the core works on.
+    pub asked: Slab<Asked>,
+    /// What answers to reads may take.
+    pub reads: ReadBudget,
+    /// The time of this turn.
+    pub now: Time,
+}
+
+impl<C: Core> Engine<C> {
+    /// Takes the next input to the core.
+    pub fn input(&mut self, input: Input<'_, PoolBuffer>) {
+        self.core.handle(self.now, input);
+    }
+
+    /// A name for a request, if the core takes one now. `blocks` are those of a read's answer.
+    pub fn admit(&mut self, asked: Asked) -> Option<ReqId> {
+        if self.core.capacity().requests == 0
+            || self.asked.is_full()
+            || !self.reads.take(asked.blocks)
+        {
+            return None;
+        }
+        let key = self.asked.insert(asked)?;
+        Some(ReqId(u64::from(key)))
+    }
+
+    /// What a request was, now that it is answered.
+    pub fn answered(&mut self, req: ReqId) -> Option<Asked> {
+        self.asked.remove(u32::try_from(req.0).ok()?)
+    }
+
+    /// Forgets all requests: no answer comes any more.
+    pub fn forget_all(&mut self) {
+        while let Some(key) = self.asked.find(|_| true) {
+            if let Some(asked) = self.asked.remove(key) {
+                self.reads.give_back(asked.blocks);
+            }
+        }
+    }
+
+    /// What connections may be waiting for.
+    pub fn supply(&mut self) -> Supply {
+        let requests = self.core.capacity().requests;
+        let memory = self.core.memory_mut();
+        Supply {
+            requests,
+            client_blocks: memory.free_blocks(Purpose::Client),
+            peer_blocks: memory.free_blocks(Purpose::Peer),
+            read_blocks: self.reads.free(),
+        }
+    }
+}
+
+/// Whether a connection can go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Progress {
+    /// It waits for its own socket or for answers.
+    Waits,
+    /// It waits for memory or for the core to take more.
+    Starved,
+    /// It has had its share of this turn.
+    More,
+    /// It is over, and its socket shut down.
+    Over,
+}
+
+/// The time that the core lives by.
+pub fn now() -> Time {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME)
+        .map(Duration::from)
+        .expect("CLOCK_BOOTTIME exists since Linux 2.6.39");
+    Time(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,227 @@
+//! The data path: one thread, one ring, the core between them. The only place with unsafe code.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`server`] | the turn: completions in, outputs out |
+//! | [`client`], [`replies`] | an NBD connection, and what it is answered |
+//! | [`peer`] | a connection to a peer |
+//! | [`link`], [`stage`] | a socket, and the place for encryption |
+//! | [`disk`] | journal, metadata and stores |
+//! | [`engine`] | what all of them work with |
+//! | [`ring`], [`tag`], [`slab`] | operations in flight |
+//! | [`pool`], [`buddy`] | memory |
+//! | [`publish`], [`admin`] | the door to the control thread |
+//! | [`flusher`] | what the kernel should know |
+//!
+//! Everything that can fail happens in [`prepare`], on the thread that then runs what it returns; [`spawn`] does both.
+
+pub mod admin;
+pub mod buddy;
+pub mod client;
+pub mod disk;
+pub mod engine;
+pub mod flusher;
+pub mod link;
+pub mod peer;
+pub mod pool;
+pub mod publish;
+pub mod replies;
+pub mod ring;
+pub mod server;
+pub mod slab;
+pub mod stage;
+pub mod tag;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+
+use replicator::types::{BLOCK_BYTES_U64, Time};
+
+use self::disk::{BlockingReader, DirectFile, Disks, OpenError};
+use self::engine::Core;
+use self::pool::{Pool, PoolSizes};
+use self::ring::{Ring, RingError};
+use self::server::{Parts, Server};
+use crate::handle::ControlHandle;
+
+/// The most NBD connections in transmission.
+pub const CLIENTS_MAX: usize = 64;
+
+/// The most connections to peers, those that are on their way out included.
+pub const PEERS_MAX: usize = 16;
+
+/// The most operations in flight: the bell, the disks, and a receive and a send of each connection.
+pub const OPERATIONS_MAX: u32 = (1 + disk::OPERATIONS_MAX + 2 * (CLIENTS_MAX + PEERS_MAX)) as u32;
+
+/// The least memory that the data path works with.
+pub const MEMORY_BYTES_MIN: u64 = 32 << 20;
+
+/// Blocks of connections' own buffers, and of the disks' zeroes and the readers that are used at start.
+const CONNECTION_BLOCKS: u32 = CLIENTS_MAX as u32 * (link::BULK_BLOCKS + 1)
+    + PEERS_MAX as u32 * (link::BULK_BLOCKS + peer::FRAME_BLOCKS)
+    + 4 * 256;
+
+/// What the data path needs to know.
+#[derive(Debug)]
+pub struct ReactorParams {
+    /// The journal's file or device.
+    pub journal: PathBuf,
+    /// The metadata file.
+    pub meta: PathBuf,
+    /// The stores, in the order of the volumes.
+    pub stores: Vec<PathBuf>,
+    /// The sizes of the volumes.
+    pub volume_bytes: Vec<u64>,
+    /// Memory for payloads. What connections need comes on top.
+    pub memory_bytes: u64,
+    /// The bound of requests that the core works on.
+    pub requests_max: u32,
+    /// The control thread.
+    pub control: ControlHandle,
+}
+
+/// What a core is made from.
+#[derive(Debug)]
+pub struct Ground<'a> {
+    /// Reads the metadata.
+    pub meta: BlockingReader<'a>,
+    /// Reads the journal.
+    pub journal: BlockingReader<'a>,
+    /// The journal's size in bytes.
+    pub journal_bytes: u64,
+    /// The memory to lend from.
+    pub pool: Pool,
+    /// The present time.
+    pub now: Time,
+}
+
+/// Why the data path can not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReactorError {
+    /// No ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// No memory.
+    #[error("{bytes} bytes of memory for the data path: {error}")]
+    Memory {
+        /// How many were asked for.
+        bytes: u64,
+        /// Why not.
+        #[source]
+        error: io::Error,
+    },
+    /// A file can not be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A store is smaller than its volume.
+    #[error("{path}: has {bytes} bytes, its volume {volume_bytes}")]
+    StoreTooSmall {
+        /// Which.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// What it should be.
+        volume_bytes: u64,
+    },
+    /// The core does not begin with what is on the disks.
+    #[error("{0}")]
+    Core(String),
+    /// A system call that should not fail did.
+    #[error(transparent)]
+    Other(#[from] io::Error),
+}
+
+/// Does everything that can fail. Call it on the thread that is to run what it returns. `make_core` reads the disks
+/// and opens the core.
+///
+/// # Errors
+/// What is missing or broken, in a sentence that says what to do.
+pub fn prepare<C: Core>(
+    params: ReactorParams,
+    make_core: impl FnOnce(Ground<'_>) -> Result<C, String>,
+) -> Result<Server<C>, ReactorError> {
+    let ring = Ring::new(OPERATIONS_MAX)?;
+    let journal = DirectFile::open(&params.journal)?;
+    let meta = DirectFile::open(&params.meta)?;
+    let mut stores = Vec::with_capacity(params.stores.len());
+    for (path, &volume_bytes) in params.stores.iter().zip(&params.volume_bytes) {
+        let store = DirectFile::open(path)?;
+        if store.bytes() < volume_bytes {
+            return Err(ReactorError::StoreTooSmall {
+                path: path.clone(),
+                bytes: store.bytes(),
+                volume_bytes,
+            });
+        }
+        stores.push(store);
+    }
+    let memory_bytes = params.memory_bytes.max(MEMORY_BYTES_MIN);
+    let no_memory = |error| ReactorError::Memory {
+        bytes: memory_bytes,
+        error,
+    };
+    let pool = Pool::new(&sizes(memory_bytes)).map_err(no_memory)?;
+    let used_up = || no_memory(io::ErrorKind::OutOfMemory.into());
+    let core = make_core(Ground {
+        meta: BlockingReader::new(&meta, &pool).ok_or_else(used_up)?,
+        journal: BlockingReader::new(&journal, &pool).ok_or_else(used_up)?,
+        journal_bytes: journal.bytes(),
+        pool: pool.clone(),
+        now: engine::now(),
+    })
+    .map_err(ReactorError::Core)?;
+    let disks = Disks::new(journal, meta, stores, &pool).ok_or_else(used_up)?;
+    Ok(Server::new(Parts {
+        core,
+        ring,
+        disks,
+        pool,
+        volume_bytes: params.volume_bytes,
+        requests_max: params.requests_max,
+        control: params.control,
+    })?)
+}
+
+/// Starts the data thread; returns when it is ready, or why it is not.
+///
+/// # Errors
+/// See [`prepare`].
+pub fn spawn<C: Core + 'static>(
+    params: ReactorParams,
+    make_core: impl FnOnce(Ground<'_>) -> Result<C, String> + Send + 'static,
+) -> Result<JoinHandle<Result<(), RingError>>, ReactorError> {
+    let (ready, is_ready) = mpsc::channel();
+    let thread = thread::Builder::new().name("data".to_owned());
+    let handle = thread.spawn(move || match prepare(params, make_core) {
+        Ok(server) => {
+            // The receiver waits for exactly this.
+            let _ = ready.send(Ok(()));
+            server.run()
+        }
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            Ok(())
+        }
+    })?;
+    match is_ready.recv() {
+        Ok(Ok(())) => Ok(handle),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(ReactorError::Core(
+            "the data thread ended before it began".to_owned(),
+        )),
+    }
+}
+
+/// How the memory is shared out: three eighths for clients, as much for batches of peers, the rest for the core.
+pub fn sizes(memory_bytes: u64) -> PoolSizes {
+    let blocks = memory_bytes / BLOCK_BYTES_U64;
+    let part = |eighths: u64| u32::try_from(blocks * eighths / 8).unwrap_or(u32::MAX / 8);
+    PoolSizes {
+        client_blocks: part(3),
+        core_blocks: part(2),
+        peer_blocks: part(3),
+        connection_blocks: CONNECTION_BLOCKS,
+    }
+}

@@ -1,0 +1,580 @@
+//! The turn of the data thread: what has ended becomes inputs of the core, what the core wants becomes operations.
+//!
+//! A turn takes all completions first, then reads the time, hands everything in, closes the core's batch, and takes
+//! its outputs; what they start is submitted by the one system call that also waits for the next turn.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use replicator::io::{AdminCommand, Input, LogLevel, LogLine, Output};
+use replicator::types::*;
+
+use super::admin::{Commands, refusal};
+use super::client::{Client, CloseReason};
+use super::disk::Disks;
+use super::engine::{self, Asked, Core, Engine, Progress, ReadBudget};
+use super::link::Link;
+use super::peer::{Peer, PeerError};
+use super::pool::{Pool, PoolBuffer};
+use super::publish::Publisher;
+use super::replies::Replies;
+use super::ring::{Completion, Ring, RingError};
+use super::slab::Slab;
+use super::tag::Tag;
+use super::{CLIENTS_MAX, PEERS_MAX};
+use crate::handle::{ControlHandle, DataCommand, Stream, ToControl, ToData};
+use crate::nbd::{ExportIndex, Limits, Session};
+
+/// How long a stop waits for the core to apply what is committed. The journal has it all in any case.
+const STOP_NANOS_MAX: u64 = 20_000_000_000;
+
+/// What a server begins with.
+#[derive(Debug)]
+pub struct Parts<C> {
+    /// The state machine.
+    pub core: C,
+    /// The ring, unused.
+    pub ring: Ring<Tag>,
+    /// The files.
+    pub disks: Disks,
+    /// The memory.
+    pub pool: Pool,
+    /// The sizes of the volumes.
+    pub volume_bytes: Vec<u64>,
+    /// The bound of requests that the core works on.
+    pub requests_max: u32,
+    /// The control thread.
+    pub control: ControlHandle,
+}
+
+/// The data thread's state.
+#[derive(Debug)]
+pub struct Server<C> {
+    engine: Engine<C>,
+    disks: Disks,
+    pool: Pool,
+    volume_bytes: Vec<u64>,
+    clients: Slab<Client>,
+    nbd_clients: [u32; VOLUMES_MAX],
+    peers: Slab<Peer>,
+    next_conn: u64,
+    /// Connections that may go on.
+    runnable: VecDeque<Runner>,
+    /// Connections that wait for memory or for the core, the longest first.
+    parked: VecDeque<Runner>,
+    parked_with: engine::Supply,
+    dirty_clients: Vec<u32>,
+    dirty_peers: Vec<u32>,
+    control: ControlHandle,
+    bell: Rc<OwnedFd>,
+    commands: Commands,
+    publisher: Publisher,
+    completions: Vec<Completion<Tag>>,
+    stop: Option<Stop>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Runner {
+    Client(u32),
+    Peer(u32),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Stop {
+    id: AdminId,
+    deadline: Time,
+    done: bool,
+}
+
+impl<C: Core> Server<C> {
+    /// A server that has not begun.
+    ///
+    /// # Errors
+    /// The bell's descriptor can not be duplicated.
+    pub fn new(parts: Parts<C>) -> std::io::Result<Self> {
+        use replicator::memory::{Memory, Purpose};
+        let Parts {
+            core,
+            ring,
+            disks,
+            pool,
+            volume_bytes,
+            requests_max,
+            control,
+        } = parts;
+        let bell = Rc::new(control.bell.as_fd().try_clone_to_owned()?);
+        let places = CLIENTS_MAX + PEERS_MAX;
+        let engine = Engine {
+            core,
+            ring,
+            asked: Slab::new(requests_max.max(1) as usize),
+            reads: ReadBudget::new(pool.total_blocks(Purpose::Client) / 2),
+            now: engine::now(),
+        };
+        Ok(Self {
+            engine,
+            disks,
+            publisher: Publisher::new(pool.clone()),
+            pool,
+            volume_bytes,
+            clients: Slab::new(CLIENTS_MAX),
+            nbd_clients: [0; VOLUMES_MAX],
+            peers: Slab::new(PEERS_MAX),
+            next_conn: 1,
+            runnable: VecDeque::with_capacity(places),
+            parked: VecDeque::with_capacity(places),
+            parked_with: engine::Supply::default(),
+            dirty_clients: Vec::with_capacity(CLIENTS_MAX),
+            dirty_peers: Vec::with_capacity(PEERS_MAX),
+            control,
+            bell,
+            commands: Commands::default(),
+            completions: Vec::with_capacity(super::OPERATIONS_MAX as usize),
+            stop: None,
+        })
+    }
+
+    /// Works until it is told to stop.
+    ///
+    /// # Errors
+    /// The ring broke.
+    pub fn run(mut self) -> Result<(), RingError> {
+        let result = self.work();
+        let answer = match &result {
+            Ok(()) => Ok(()),
+            Err(error) => Err(refusal(1, &error.to_string())),
+        };
+        self.commands.end(&answer);
+        let failed = result.as_ref().err().map(ToString::to_string);
+        // The control thread may have ended before.
+        let _ = self.control.sender.send(ToControl::Ended { failed });
+        result
+    }
+
+    fn work(&mut self) -> Result<(), RingError> {
+        self.engine.ring.poll_readable(Tag::Bell, &self.bell);
+        self.turn();
+        loop {
+            let wait = self.wait();
+            self.engine.ring.enter(Some(wait))?;
+            self.turn();
+            let now = self.engine.now;
+            if let Some(stop) = self.stop
+                && (stop.done || now >= stop.deadline)
+            {
+                if !stop.done {
+                    tracing::warn!("stopping before all of the journal was applied to the stores");
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    /// How long there is nothing to do.
+    fn wait(&mut self) -> Duration {
+        if self.has_work() {
+            return Duration::ZERO;
+        }
+        let mut until = self.publisher.due();
+        if let Some(time) = self.engine.core.poll_timeout() {
+            until = until.min(time);
+        }
+        if let Some(stop) = &self.stop {
+            until = until.min(stop.deadline);
+        }
+        Duration::from_nanos(until.since(engine::now()))
+    }
+
+    fn has_work(&mut self) -> bool {
+        !self.runnable.is_empty()
+            || self.disks.has_ended()
+            || self.peers.find(is_unreported).is_some()
+            || (!self.parked.is_empty() && self.engine.supply().has_grown_since(&self.parked_with))
+    }
+
+    fn turn(&mut self) {
+        let mut completions = std::mem::take(&mut self.completions);
+        self.engine.ring.reap(&mut completions);
+        self.engine.now = engine::now();
+        for completion in completions.drain(..) {
+            self.dispatch(completion);
+        }
+        self.completions = completions;
+        while let Some((ticket, result)) = self.disks.pop_ended() {
+            self.engine.input(Input::DiskDone { ticket, result });
+        }
+        self.run_connections();
+        self.sweep_peers();
+        let now = self.engine.now;
+        self.engine.core.end_turn(now);
+        while let Some(output) = self.engine.core.poll() {
+            self.perform(output);
+        }
+        self.flush_connections();
+        self.publish();
+        self.commands.deliver();
+    }
+
+    fn dispatch(&mut self, completion: Completion<Tag>) {
+        let result = completion.result;
+        match completion.tag {
+            Tag::Bell => {
+                // Read first: a message that comes later rings again.
+                let _ = self.control.bell.read();
+                self.take_messages();
+                self.engine.ring.poll_readable(Tag::Bell, &self.bell);
+            }
+            Tag::Disk(key) => {
+                let ring = &mut self.engine.ring;
+                if let Some((ticket, result)) = self.disks.completed(ring, key, completion) {
+                    self.engine.input(Input::DiskDone { ticket, result });
+                }
+            }
+            Tag::ClientReceive(key) => {
+                if let Some(client) = self.clients.get_mut(key) {
+                    client.received(&mut self.engine.reads, result);
+                }
+                self.wake_client(key);
+            }
+            Tag::ClientSend(key) => {
+                if let Some(client) = self.clients.get_mut(key) {
+                    client.sent(&mut self.engine, key, result);
+                    client.flush(&mut self.engine, key);
+                }
+                self.wake_client(key);
+            }
+            Tag::PeerReceive(key) => {
+                if let Some(peer) = self.peers.get_mut(key) {
+                    peer.received(result);
+                }
+                self.wake_peer(key);
+            }
+            Tag::PeerSend(key) => {
+                if let Some(peer) = self.peers.get_mut(key) {
+                    peer.sent(&mut self.engine, key, result);
+                }
+            }
+        }
+    }
+
+    fn wake_client(&mut self, key: u32) {
+        self.settle_client(key);
+        if let Some(client) = self.clients.get_mut(key)
+            && client.over().is_none()
+            && !std::mem::replace(&mut client.queued, true)
+        {
+            self.runnable.push_back(Runner::Client(key));
+        }
+    }
+
+    fn wake_peer(&mut self, key: u32) {
+        if let Some(peer) = self.peers.get_mut(key)
+            && peer.over().is_none()
+            && !std::mem::replace(&mut peer.queued, true)
+        {
+            self.runnable.push_back(Runner::Peer(key));
+        }
+    }
+
+    /// Lets connections hand in requests and frames, the ones that have waited longest first.
+    fn run_connections(&mut self) {
+        while let Some(runner) = self.parked.pop_back() {
+            self.runnable.push_front(runner);
+        }
+        while let Some(runner) = self.runnable.pop_front() {
+            let progress = match runner {
+                Runner::Client(key) => {
+                    let Some(client) = self.clients.get_mut(key) else {
+                        continue;
+                    };
+                    let progress = client.advance(&mut self.engine, key);
+                    client.queued = matches!(progress, Progress::Starved | Progress::More);
+                    self.settle_client(key);
+                    progress
+                }
+                Runner::Peer(key) => {
+                    let Some(peer) = self.peers.get_mut(key) else {
+                        continue;
+                    };
+                    let progress = peer.advance(&mut self.engine, key);
+                    peer.queued = matches!(progress, Progress::Starved | Progress::More);
+                    progress
+                }
+            };
+            match progress {
+                Progress::More => self.runnable.push_back(runner),
+                Progress::Starved => self.parked.push_back(runner),
+                Progress::Waits | Progress::Over => {}
+            }
+        }
+        if !self.parked.is_empty() {
+            self.parked_with = self.engine.supply();
+        }
+    }
+
+    /// Counts a client out when it is over, and forgets it when the kernel is done with it.
+    fn settle_client(&mut self, key: u32) {
+        let Some(client) = self.clients.get_mut(key) else {
+            return;
+        };
+        let Some(reason) = client.over() else { return };
+        if client.counted {
+            tracing::info!(volume = client.volume().0, %reason, "NBD client gone");
+            client.counted = false;
+            self.nbd_clients[usize::from(client.volume().0)] -= 1;
+        }
+        if !client.is_busy() {
+            self.clients.remove(key);
+        }
+    }
+
+    /// Reports peers that are over, and forgets them when the kernel is done with them.
+    fn sweep_peers(&mut self) {
+        while let Some(key) = self.peers.find(is_unreported) {
+            let Some(peer) = self.peers.get_mut(key) else {
+                return;
+            };
+            peer.reported = true;
+            let (conn, node) = (peer.conn(), peer.node());
+            if let Some(reason) = peer.over() {
+                tracing::info!(peer = node.0, %reason, "connection to peer ended");
+            }
+            self.engine.input(Input::PeerDown { conn });
+            let lives_on = |peer: &Peer| peer.node() == node && peer.over().is_none();
+            if self.peers.find(lives_on).is_none() {
+                self.tell(ToControl::PeerDown { peer: node });
+            }
+        }
+        while let Some(key) = self.peers.find(|peer| peer.reported && !peer.is_busy()) {
+            self.peers.remove(key);
+        }
+    }
+
+    fn tell(&self, message: ToControl) {
+        // The control thread may have ended; the bell's messages say so, too.
+        let _ = self.control.sender.send(message);
+    }
+
+    fn perform(&mut self, output: Output<PoolBuffer>) {
+        match output {
+            Output::Disk { ticket, op } => self.disks.start(&mut self.engine.ring, ticket, op),
+            Output::Send { conn, frame, batch } => {
+                let key = self.peers.find(|peer| peer.conn() == conn);
+                if let Some((key, peer)) = key.and_then(|k| Some((k, self.peers.get_mut(k)?))) {
+                    peer.push(frame, batch);
+                    if !std::mem::replace(&mut peer.dirty, true) {
+                        self.dirty_peers.push(key);
+                    }
+                }
+            }
+            Output::Drop {
+                conn,
+                reason,
+                stand_alone,
+            } => {
+                let key = self.peers.find(|peer| peer.conn() == conn);
+                if let Some(peer) = key.and_then(|key| self.peers.get_mut(key)) {
+                    peer.close(PeerError::Dropped(reason));
+                    let peer = peer.node();
+                    if stand_alone {
+                        let wanted = false;
+                        self.tell(ToControl::Reach { peer, wanted });
+                    }
+                }
+            }
+            Output::Reach { peer, wanted } => self.tell(ToControl::Reach { peer, wanted }),
+            Output::Reply { req, result } => {
+                let Some(asked) = self.engine.answered(req) else {
+                    return;
+                };
+                self.reply(asked, result);
+            }
+            Output::DropClients => {
+                self.drop_clients();
+                self.engine.forget_all();
+            }
+            Output::AdminReply { id, result } => {
+                if let Some(stop) = self.stop.as_mut().filter(|stop| stop.id == id) {
+                    stop.done = true;
+                }
+                self.commands.answered(id, result);
+            }
+            Output::Log(LogLine { level, text }) => match level {
+                LogLevel::Info => tracing::info!("{text}"),
+                LogLevel::Warn => tracing::warn!("{text}"),
+                LogLevel::Error => tracing::error!("{text}"),
+            },
+        }
+    }
+
+    fn reply(
+        &mut self,
+        asked: Asked,
+        result: Result<replicator::io::Answer<PoolBuffer>, replicator::io::ClientError>,
+    ) {
+        let reads = &mut self.engine.reads;
+        let Some(client) = self.clients.get_mut(asked.client) else {
+            reads.give_back(asked.blocks);
+            return;
+        };
+        client.answered(reads, asked, result);
+        if !std::mem::replace(&mut client.dirty, true) {
+            self.dirty_clients.push(asked.client);
+        }
+    }
+
+    fn drop_clients(&mut self) {
+        for (_, client) in self.clients.iter_mut() {
+            client.close(&mut self.engine.reads, CloseReason::Dropped);
+        }
+        while let Some(key) = self
+            .clients
+            .find(|client| client.counted || !client.is_busy())
+        {
+            self.settle_client(key);
+        }
+    }
+
+    fn flush_connections(&mut self) {
+        while let Some(key) = self.dirty_clients.pop() {
+            if let Some(client) = self.clients.get_mut(key) {
+                client.flush(&mut self.engine, key);
+                self.settle_client(key);
+            }
+        }
+        while let Some(key) = self.dirty_peers.pop() {
+            if let Some(peer) = self.peers.get_mut(key) {
+                peer.flush(&mut self.engine, key);
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        let about_to_wait = !self.has_work();
+        let view = self.engine.core.view();
+        let now = self.engine.now;
+        self.publisher
+            .publish(now, view, self.nbd_clients, (&self.control, about_to_wait));
+    }
+
+    fn take_messages(&mut self) {
+        use std::sync::mpsc::TryRecvError;
+        loop {
+            match self.control.receiver.try_recv() {
+                Ok(ToData::Client {
+                    stream,
+                    volume,
+                    leftover,
+                }) => self.add_client(stream, volume, &leftover),
+                Ok(ToData::Peer {
+                    stream,
+                    peer,
+                    leftover,
+                }) => self.add_peer(stream, peer, &leftover),
+                Ok(ToData::Command { command, answer }) => self.command(command, answer),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => {
+                    if self.stop.is_none() {
+                        let (answer, _) = tokio::sync::oneshot::channel();
+                        self.command(DataCommand::Stop, answer);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn add_client(&mut self, stream: Stream, volume: VolumeId, leftover: &[u8]) {
+        let serving = self.engine.core.view().serving && self.stop.is_none();
+        let bytes = self.volume_bytes.get(usize::from(volume.0)).copied();
+        let (Some(bytes), true) = (bytes, serving) else {
+            tracing::info!("NBD client turned away: this node does not serve");
+            return;
+        };
+        let link = match Link::new(stream, leftover, &self.pool) {
+            Ok(link) if !self.clients.is_full() => link,
+            Ok(_) => {
+                tracing::warn!("NBD client turned away: {CLIENTS_MAX} are attached");
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "NBD client turned away");
+                return;
+            }
+        };
+        let Some(replies) = Replies::new(&self.pool) else {
+            tracing::warn!("NBD client turned away: no memory for its connection");
+            return;
+        };
+        let export = ExportIndex(usize::from(volume.0));
+        let session = Session::transmitting(export, bytes, Limits::default());
+        let client = Client::new(link, volume, session, replies);
+        if let Some(key) = self.clients.insert(client) {
+            tracing::info!(volume = volume.0, "NBD client attached");
+            self.nbd_clients[usize::from(volume.0)] += 1;
+            self.wake_client(key);
+        }
+    }
+
+    fn add_peer(&mut self, stream: Stream, node: NodeId, leftover: &[u8]) {
+        let conn = ConnId(self.next_conn);
+        let peer = match Link::new(stream, leftover, &self.pool) {
+            Ok(link) if !self.peers.is_full() => Peer::new(link, conn, node, &self.pool),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(peer = node.0, %error, "connection to peer not taken over");
+                None
+            }
+        };
+        let Some(key) = peer.and_then(|peer| self.peers.insert(peer)) else {
+            tracing::warn!(peer = node.0, "no room for one more connection to a peer");
+            self.tell(ToControl::PeerDown { peer: node });
+            return;
+        };
+        self.next_conn += 1;
+        self.engine.input(Input::PeerUp { conn, peer: node });
+        self.wake_peer(key);
+    }
+
+    fn command(&mut self, command: DataCommand, answer: super::admin::AnswerSender) {
+        if let (Some(_), true) = (&self.stop, command != DataCommand::Stop) {
+            let stopping = refusal(1, "this node is stopping");
+            self.commands.answer(answer, Err(stopping));
+            return;
+        }
+        let now = self.engine.now;
+        let command = match command {
+            DataCommand::Promote { timeout_ms } => AdminCommand::Promote {
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
+            DataCommand::Demote { force } => {
+                let clients: u32 = self.nbd_clients.iter().sum();
+                if clients > 0 && !force {
+                    let message = "in use: an NBD client is attached; detach it, or use --force";
+                    self.commands.answer(answer, Err(refusal(12, message)));
+                    return;
+                }
+                AdminCommand::Demote
+            }
+            DataCommand::Connect { peer } => AdminCommand::Connect { peer },
+            DataCommand::Disconnect { peer } => AdminCommand::Disconnect { peer },
+            DataCommand::Stop => {
+                self.drop_clients();
+                AdminCommand::Drain
+            }
+        };
+        let id = self.commands.open(answer);
+        if command == AdminCommand::Drain && self.stop.is_none() {
+            let deadline = now.after(STOP_NANOS_MAX);
+            let done = false;
+            self.stop = Some(Stop { id, deadline, done });
+        }
+        self.engine.input(Input::Admin { id, command });
+    }
+}
+
+fn is_unreported(peer: &Peer) -> bool {
+    peer.over().is_some() && !peer.reported
+}

@@ -1,0 +1,96 @@
+//! Once it is warm, the data thread asks the system allocator for nothing, whatever its clients do: it may be serving
+//! the disk that the kernel is trying to write memory back to.
+
+#![allow(unsafe_code)]
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io::{Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nbd_server::nbd::protocol::CommandFlags;
+use nbd_server::nbd::wire::request;
+use nbd_server::nbd::{Cookie, SIMPLE_REPLY_BYTES};
+use support::{Behaviour, Node};
+
+thread_local! {
+    static COUNTED: Cell<bool> = const { Cell::new(false) };
+}
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+struct Counting;
+
+fn count() {
+    if COUNTED.try_with(Cell::get).unwrap_or(false) {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: everything is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of this very function.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of this very function.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of this very function.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn requests_allocate_nothing() {
+    let behaviour = Behaviour {
+        requests_max: 256,
+        ..Behaviour::default()
+    };
+    let node = Node::start(behaviour, || COUNTED.set(true));
+    let mut socket = node.client();
+    let payload = vec![7; 3 << 20];
+    let mut answer = vec![0; payload.len() + SIMPLE_REPLY_BYTES];
+    let mut round = |count: u64| {
+        for n in 0..count {
+            let length = [512, 4096, 16_384, 50_000, 1 << 20, 3 << 20][n as usize % 6];
+            let header = |command| {
+                let flags = CommandFlags::default();
+                request(command, flags, Cookie(n), n * 4096, length as u32)
+            };
+            socket.write_all(&header(1)).expect("a write");
+            socket.write_all(&payload[..length]).expect("its data");
+            socket
+                .read_exact(&mut answer[..SIMPLE_REPLY_BYTES])
+                .expect("its reply");
+            socket.write_all(&header(0)).expect("a read");
+            socket
+                .read_exact(&mut answer[..SIMPLE_REPLY_BYTES + length])
+                .expect("its data");
+            for command in [3, 4, 6] {
+                socket.write_all(&header(command)).expect("a request");
+                socket
+                    .read_exact(&mut answer[..SIMPLE_REPLY_BYTES])
+                    .expect("its reply");
+            }
+        }
+    };
+    round(60);
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    assert!(before > 0, "the counter counts");
+    round(300);
+    let during = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    assert_eq!(during, 0, "allocations of 1500 requests");
+    node.stop();
+}

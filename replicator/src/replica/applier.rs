@@ -1,0 +1,373 @@
+//! Applying: committed records go to the stores lazily, the newest version of each block only, in large writes; then the
+//! stores are flushed, and then the floor moves.
+
+use super::{Pending, Replica};
+use crate::io::{DiskError, DiskOp, PARTS_MAX, Parts};
+use crate::journal::batch::Kind;
+use crate::memory::{Buffer, Memory};
+use crate::replica::loads::LoadFor;
+use crate::store::extents::{Extent, ExtentMap, Source};
+use crate::types::*;
+
+/// Records applied in one go, at most.
+const WINDOW_RECORDS_MAX: usize = 4096;
+
+/// Blocks applied in one go, at most (32 MiB).
+const WINDOW_BLOCKS_MAX: u64 = 8192;
+
+/// Blocks of the window that may have to be read back from the journal.
+const WINDOW_LOADS_MAX: usize = 16;
+
+/// Store operations in flight, at most.
+const WRITES_MAX: u32 = 32;
+
+/// Blocks of one store write, at most (2 MiB).
+const WRITE_BLOCKS_MAX: u64 = 512;
+
+/// Committed records wait for at most this long before they are applied, if nothing else happens.
+const IDLE_NS: u64 = 200_000_000;
+
+/// Bytes of committed records that make an apply start at once.
+const BACKLOG_BYTES: u64 = 16 << 20;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Idle,
+    Loading,
+    Writing,
+    Flushing,
+}
+
+/// The apply in progress.
+#[derive(Debug)]
+pub(super) struct Applier {
+    phase: Phase,
+    /// The number of the entry after the window.
+    end: u64,
+    plan: ExtentMap,
+    /// Where the plan is to be continued.
+    cursor: Option<(VolumeId, u64)>,
+    left: u32,
+    touched: u32,
+    /// When the oldest committed record that is not applied was noticed.
+    waiting_since: Option<Time>,
+    /// Rises when store contents replace overlay contents: what was read from a store before may be old.
+    pub(super) generation: u64,
+    /// Apply whatever is committed, at once.
+    pub(super) urgent: bool,
+}
+
+impl Applier {
+    pub(super) fn new() -> Self {
+        Self {
+            phase: Phase::Idle,
+            end: 0,
+            plan: ExtentMap::with_capacity(2 * WINDOW_RECORDS_MAX + 2),
+            cursor: None,
+            left: 0,
+            touched: 0,
+            waiting_since: None,
+            generation: 0,
+            urgent: false,
+        }
+    }
+
+    /// The number of the entry after the window being applied; 0 if none is.
+    pub(super) fn window_end(&self) -> u64 {
+        if self.phase == Phase::Idle {
+            0
+        } else {
+            self.end
+        }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.phase == Phase::Idle
+    }
+
+    /// When an apply is due for no other reason.
+    pub(super) fn timeout(&self) -> Option<Time> {
+        (self.phase == Phase::Idle).then_some(self.waiting_since?.after(IDLE_NS))
+    }
+}
+
+impl<M: Memory> Replica<M> {
+    /// The number of the first entry that may not be applied yet.
+    pub(super) fn committed_number(&self) -> u64 {
+        let committed = match self.log.number_of(self.committed) {
+            Some(number)
+                if self
+                    .log
+                    .entry(number)
+                    .is_some_and(|e| e.last == self.committed) =>
+            {
+                number + 1
+            }
+            Some(number) => number,
+            None => self.log.applied_number(),
+        };
+        committed
+            .min(self.log.durable_number())
+            .max(self.log.applied_number())
+    }
+
+    /// Whether the stores lack nothing that is known to be committed.
+    pub(super) fn all_applied(&self) -> bool {
+        self.log.applied_id().seq >= self.committed
+    }
+
+    pub(super) fn pump_applier(&mut self) {
+        if self.failed.is_some() {
+            return;
+        }
+        match self.applier.phase {
+            Phase::Idle => self.apply_start(),
+            Phase::Loading => self.apply_load(),
+            Phase::Writing => self.apply_write(),
+            Phase::Flushing => {}
+        }
+    }
+
+    fn apply_start(&mut self) {
+        let from = self.log.applied_number();
+        let to = self.committed_number();
+        if from == to {
+            self.applier.waiting_since = None;
+            return;
+        }
+        let since = *self.applier.waiting_since.get_or_insert(self.now);
+        let backlog = self.log.tail_before(to).position - self.log.tail_before(from).position;
+        let trigger = (self.log.ring_bytes() / 4).min(BACKLOG_BYTES);
+        let due = self.applier.urgent
+            || backlog * BLOCK_BYTES_U64 >= trigger
+            || self.log.unapplied().len() >= WINDOW_RECORDS_MAX
+            || self.now.since(since) >= IDLE_NS;
+        if !due {
+            return;
+        }
+        let (mut end, mut records, mut blocks, mut loads) = (from, 0, 0, 0);
+        while end < to {
+            let entry = self
+                .log
+                .entry(end)
+                .expect("what is not applied is in the log");
+            records += usize::from(entry.records);
+            blocks += u64::from(entry.blocks);
+            loads += usize::from(entry.buffer.is_none());
+            let full = records > WINDOW_RECORDS_MAX
+                || blocks > WINDOW_BLOCKS_MAX
+                || loads > WINDOW_LOADS_MAX;
+            if full && end > from {
+                break;
+            }
+            end += 1;
+        }
+        self.applier.end = end;
+        self.applier.waiting_since = None;
+        self.applier.phase = Phase::Loading;
+        self.apply_load();
+    }
+
+    fn apply_load(&mut self) {
+        let mut missing = false;
+        for number in self.log.applied_number()..self.applier.end {
+            let entry = self
+                .log
+                .entry(number)
+                .expect("what is not applied is in the log");
+            if entry.buffer.is_none() {
+                missing = true;
+                if !self.loads.is_loading(number) && !self.start_load(number, LoadFor::Entry) {
+                    break;
+                }
+            }
+        }
+        if !missing {
+            self.apply_plan();
+        }
+    }
+
+    fn apply_plan(&mut self) {
+        self.applier.plan.clear();
+        let mut records = self.log.unapplied().iter();
+        let mut touched = 0;
+        for number in self.log.applied_number()..self.applier.end {
+            let entry = self
+                .log
+                .entry(number)
+                .expect("what is not applied is in the log");
+            for index in 0..u64::from(entry.records) {
+                let record = records
+                    .next()
+                    .expect("every unapplied entry has its records");
+                let seq = Seq(entry.first.0 + index);
+                if let Some(extent) = extent_of(record, number, seq) {
+                    touched |= 1 << extent.volume.0;
+                    self.applier.plan.insert(extent);
+                }
+            }
+        }
+        self.applier.touched = touched;
+        self.applier.cursor = Some((VolumeId(0), 0));
+        self.applier.left = 0;
+        self.applier.phase = Phase::Writing;
+        self.apply_write();
+    }
+
+    fn apply_write(&mut self) {
+        while self.applier.left < WRITES_MAX
+            && let Some((volume, block)) = self.applier.cursor
+        {
+            let Some(first) = self.applier.plan.next_from(volume, block) else {
+                self.applier.cursor = None;
+                break;
+            };
+            let op = match first.source {
+                Source::Zero { may_deallocate } => {
+                    self.applier.cursor = Some((first.volume, first.end()));
+                    DiskOp::StoreZero {
+                        volume: first.volume,
+                        offset: first.start * BLOCK_BYTES_U64,
+                        length: first.blocks * BLOCK_BYTES_U64,
+                        may_deallocate,
+                    }
+                }
+                Source::Batch { .. } => self.apply_gather(first),
+            };
+            self.disk(Pending::Apply, op);
+            self.applier.left += 1;
+        }
+        if self.applier.left == 0 && self.applier.cursor.is_none() {
+            self.apply_flush();
+        }
+    }
+
+    /// One write for `first` and what follows it without a gap.
+    fn apply_gather(&mut self, first: Extent) -> DiskOp<M::Buffer> {
+        let mut parts: Parts<M::Buffer> = Parts::new();
+        let mut next = first;
+        let mut blocks = 0;
+        while let Source::Batch { entry, block } = next.source {
+            let buffer = self.log.entry(entry).and_then(|e| e.buffer.as_ref());
+            let buffer = buffer.expect("the window was loaded");
+            let count = u32::try_from(next.blocks).expect("a batch has at most 384 blocks");
+            parts.push(buffer.slice(block, count));
+            blocks += next.blocks;
+            self.applier.cursor = Some((next.volume, next.end()));
+            if parts.len() == PARTS_MAX {
+                break;
+            }
+            match self.applier.plan.next_from(next.volume, next.end()) {
+                Some(following)
+                    if following.volume == next.volume
+                        && following.start == next.end()
+                        && blocks + following.blocks <= WRITE_BLOCKS_MAX =>
+                {
+                    next = following;
+                }
+                _ => break,
+            }
+        }
+        DiskOp::StoreWrite {
+            volume: first.volume,
+            offset: first.start * BLOCK_BYTES_U64,
+            parts,
+        }
+    }
+
+    fn apply_flush(&mut self) {
+        self.applier.phase = Phase::Flushing;
+        for volume in 0..u16::try_from(self.config.volumes.len()).expect("at most 16 volumes") {
+            if self.applier.touched & (1 << volume) != 0 {
+                self.disk(
+                    Pending::Apply,
+                    DiskOp::StoreFlush {
+                        volume: VolumeId(volume),
+                    },
+                );
+                self.applier.left += 1;
+            }
+        }
+        if self.applier.left == 0 {
+            self.apply_end();
+        }
+    }
+
+    pub(super) fn apply_done(&mut self, result: Result<(), DiskError>) {
+        if let Err(error) = result {
+            self.fail("a store can not be written", Some(error));
+            return;
+        }
+        self.applier.left -= 1;
+        match self.applier.phase {
+            Phase::Writing => self.apply_write(),
+            Phase::Flushing if self.applier.left == 0 => self.apply_end(),
+            _ => {}
+        }
+    }
+
+    fn apply_end(&mut self) {
+        self.applier.phase = Phase::Idle;
+        self.applier.generation += 1;
+        let end = self.applier.end;
+        let last = self.log.tail_before(end).id.seq;
+        let mut from = Some((VolumeId(0), 0));
+        while let Some((volume, block)) = from {
+            let Some(extent) = self.applier.plan.next_from(volume, block) else {
+                break;
+            };
+            from = Some((extent.volume, extent.end()));
+            if !self.overlay.is_empty() {
+                self.overlay.remove_not_newer(&Extent {
+                    seq: last,
+                    ..extent
+                });
+            }
+        }
+        self.log.set_applied(end);
+        self.metadata.changed();
+    }
+
+    /// Makes the overlay what the log says: everything that the stores lack.
+    pub(super) fn rebuild_overlay(&mut self) {
+        self.overlay.clear();
+        let mut records = self.log.unapplied().iter();
+        for number in self.log.applied_number()..self.log.next_number() {
+            let entry = self
+                .log
+                .entry(number)
+                .expect("what is not applied is in the log");
+            for index in 0..u64::from(entry.records) {
+                let record = records
+                    .next()
+                    .expect("every unapplied entry has its records");
+                if let Some(extent) = extent_of(record, number, Seq(entry.first.0 + index)) {
+                    self.overlay.insert(extent);
+                }
+            }
+        }
+    }
+}
+
+/// What a record of entry `number` does to the blocks of a volume.
+pub(super) fn extent_of(
+    record: &crate::journal::batch::Descriptor,
+    number: u64,
+    seq: Seq,
+) -> Option<Extent> {
+    let source = match record.kind {
+        Kind::Write => Source::Batch {
+            entry: number,
+            block: record.payload,
+        },
+        Kind::Zero { may_deallocate } => Source::Zero { may_deallocate },
+        Kind::Epoch | Kind::Membership | Kind::Demote => return None,
+    };
+    Some(Extent {
+        volume: record.volume,
+        start: record.block,
+        blocks: u64::from(record.blocks),
+        seq,
+        source,
+    })
+}

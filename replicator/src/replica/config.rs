@@ -1,0 +1,64 @@
+//! What the operator decided, as far as the core needs to know.
+
+use crate::meta::config::Name;
+use crate::meta::superblock::VolumeRecord;
+use crate::types::*;
+
+/// What to do when the majority is lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnNoQuorum {
+    /// Hold I/O until the majority is back.
+    SuspendIo,
+    /// Fail I/O.
+    IoError,
+}
+
+/// Whom an acknowledgement waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AckPolicy {
+    /// A majority of the members.
+    Majority,
+    /// Every connected member besides.
+    All,
+}
+
+/// What the operator decided, the same on every node but for `me`.
+#[derive(Clone, Debug)]
+pub struct ReplicaConfig {
+    /// The resource's name.
+    pub resource: Name,
+    /// The names of the nodes, sorted: a [`NodeId`] is a position in here.
+    pub nodes: Vec<Name>,
+    /// Which of them this is.
+    pub me: NodeId,
+    /// The volumes, in the config's order: a [`VolumeId`] is a position in here. At most 16.
+    pub volumes: Vec<VolumeRecord>,
+    /// The length of the lease, in milliseconds.
+    pub lease_ms: u32,
+    /// What to do when the majority is lost.
+    pub on_no_quorum: OnNoQuorum,
+    /// Whom an acknowledgement waits for.
+    pub ack: AckPolicy,
+    /// The bound of client requests being worked on.
+    pub requests_max: u32,
+}
+
+impl ReplicaConfig {
+    /// The lease, in nanoseconds.
+    #[must_use]
+    pub fn lease_ns(&self) -> u64 {
+        u64::from(self.lease_ms) * 1_000_000
+    }
+
+    /// How often a Primary says that it lives, in nanoseconds: five times in a lease.
+    #[must_use]
+    pub fn heartbeat_ns(&self) -> u64 {
+        self.lease_ns() / 5
+    }
+
+    /// After how long without a word a peer's connection is given up, in nanoseconds.
+    #[must_use]
+    pub fn silence_ns(&self) -> u64 {
+        3 * self.lease_ns()
+    }
+}

@@ -1,0 +1,710 @@
+//! Promotion: asking, being promised, fetching what others have, and committing the epoch record (protocol P1 to P5, D3).
+
+use super::Replica;
+use crate::io::*;
+use crate::journal::batch;
+use crate::journal::log::last_common;
+use crate::memory::{Buffer, Memory};
+use crate::meta::config::{ClusterConfig, ConfigAt, Standing, majority};
+use crate::replica::metadata::MetaVersion;
+use crate::types::*;
+use crate::wire::frame::{Frame, Report};
+
+/// How long answers to a question are awaited before it is judged by those that came.
+const ANSWER_NS: u64 = 400_000_000;
+
+/// How long a fetch may go without a batch.
+const FETCH_NS: u64 = 5_000_000_000;
+
+/// The pause between attempts, at least; as much again is drawn at random.
+const PAUSE_NS: u64 = 40_000_000;
+
+#[derive(Debug)]
+enum Phase {
+    Pause {
+        until: Time,
+    },
+    Asking,
+    Promising {
+        version: MetaVersion,
+        sent: bool,
+    },
+    Fetching {
+        source: NodeId,
+        target: RecordId,
+        asked: Option<Seq>,
+    },
+    Identity {
+        version: MetaVersion,
+    },
+    Reign,
+}
+
+/// An attempt to become Primary.
+#[derive(Debug)]
+pub(super) struct Candidacy {
+    ids: Vec<AdminId>,
+    deadline: Time,
+    phase: Phase,
+    since: Time,
+    token: u64,
+    pub(super) epoch: Epoch,
+    config: Option<ConfigAt>,
+    first: bool,
+    last: AdminError,
+}
+
+impl<M: Memory> Replica<M> {
+    pub(super) fn next_token(&mut self) -> u64 {
+        self.token += 1;
+        self.token
+    }
+
+    pub(super) fn promote(&mut self, id: AdminId, deadline: Time) {
+        if self.serving() && !self.demoting() && self.lease_runs() {
+            self.out
+                .push_back(Output::AdminReply { id, result: Ok(()) });
+            return;
+        }
+        if self.drain.is_some() {
+            let result = Err(AdminError::Failed("this node is stopping".into()));
+            self.out.push_back(Output::AdminReply { id, result });
+            return;
+        }
+        if let Some(candidacy) = self.candidacy.as_mut() {
+            candidacy.ids.push(id);
+            candidacy.deadline = candidacy.deadline.max(deadline);
+            return;
+        }
+        self.begin_candidacy(vec![id], deadline);
+    }
+
+    /// A Primary that lost a voter to a failed promotion seeks an epoch above that one.
+    pub(super) fn seek_higher_epoch(&mut self) {
+        let deadline = self.now.after(10 * self.config.lease_ns());
+        self.begin_candidacy(Vec::new(), deadline);
+    }
+
+    fn begin_candidacy(&mut self, ids: Vec<AdminId>, deadline: Time) {
+        self.candidacy = Some(Candidacy {
+            ids,
+            deadline,
+            phase: Phase::Pause { until: self.now },
+            since: self.now,
+            token: 0,
+            epoch: Epoch(0),
+            config: None,
+            first: false,
+            last: AdminError::NoQuorum("no peer has answered yet".into()),
+        });
+    }
+
+    pub(super) fn end_candidacy(&mut self, result: AdminResult) {
+        let Some(candidacy) = self.candidacy.take() else {
+            return;
+        };
+        for id in candidacy.ids {
+            self.out.push_back(Output::AdminReply {
+                id,
+                result: result.clone(),
+            });
+        }
+    }
+
+    /// This attempt failed; another follows after a pause.
+    fn attempt_failed(&mut self, error: AdminError) {
+        let jitter = self.random() % PAUSE_NS;
+        let until = self.now.after(PAUSE_NS + jitter);
+        if let Some(candidacy) = self.candidacy.as_mut() {
+            candidacy.last = error;
+            candidacy.phase = Phase::Pause { until };
+            candidacy.first = false;
+        }
+    }
+
+    /// Somebody else was promised a newer epoch: this attempt is void.
+    pub(super) fn candidate_retry(&mut self) {
+        if self.candidacy.is_some() {
+            self.attempt_failed(AdminError::NoQuorum(
+                "another node was promised a newer epoch meanwhile".into(),
+            ));
+        }
+    }
+
+    pub(super) fn candidate_lost(&mut self, node: NodeId) {
+        if let Some(Candidacy {
+            phase: Phase::Fetching { source, .. },
+            ..
+        }) = &self.candidacy
+            && *source == node
+        {
+            self.attempt_failed(AdminError::NoData(
+                "the connection to the node with the newest data ended".into(),
+            ));
+        }
+    }
+
+    pub(super) fn candidacy_timeout(&self) -> Option<Time> {
+        let candidacy = self.candidacy.as_ref()?;
+        let next = match &candidacy.phase {
+            Phase::Pause { until } => *until,
+            Phase::Asking | Phase::Promising { .. } => candidacy.since.after(ANSWER_NS),
+            Phase::Fetching { .. } => candidacy.since.after(FETCH_NS),
+            Phase::Identity { .. } | Phase::Reign => candidacy.deadline,
+        };
+        Some(next.min(candidacy.deadline))
+    }
+
+    pub(super) fn pump_candidacy(&mut self) {
+        let Some(candidacy) = &self.candidacy else {
+            return;
+        };
+        if self.now >= candidacy.deadline {
+            let error = candidacy.last.clone();
+            if matches!(candidacy.phase, Phase::Reign) {
+                self.step_down();
+            }
+            self.end_candidacy(Err(error));
+            return;
+        }
+        match candidacy.phase {
+            Phase::Pause { until } if self.now >= until => self.ask(),
+            Phase::Pause { .. } => {}
+            Phase::Asking => self.judge_answers(),
+            Phase::Promising { version, sent } => self.judge_promises(version, sent),
+            Phase::Fetching {
+                source,
+                target,
+                asked,
+            } => self.fetch(source, target, asked),
+            Phase::Identity { version } => {
+                if self.metadata.is_durable(version) {
+                    self.reign();
+                }
+            }
+            Phase::Reign => {
+                if self.leader.is_none() {
+                    self.attempt_failed(AdminError::NoQuorum(
+                        "the epoch record was not committed".into(),
+                    ));
+                } else if self.serving() && self.lease_runs() {
+                    self.end_candidacy(Ok(()));
+                }
+            }
+        }
+    }
+
+    fn set_phase(&mut self, phase: Phase) {
+        let now = self.now;
+        if let Some(candidacy) = self.candidacy.as_mut() {
+            candidacy.phase = phase;
+            candidacy.since = now;
+        }
+    }
+
+    fn ask(&mut self) {
+        let token = self.next_token();
+        if let Some(candidacy) = self.candidacy.as_mut() {
+            candidacy.token = token;
+        }
+        self.set_phase(Phase::Asking);
+        self.send_all(&Frame::Ask { token });
+        self.judge_answers();
+    }
+
+    /// A report with a token came in.
+    pub(super) fn candidate_report(&mut self, node: NodeId) {
+        let Some(candidacy) = &self.candidacy else {
+            return;
+        };
+        let token = candidacy.token;
+        let Some(report) = self.peer(node).and_then(|p| p.report.as_ref()) else {
+            return;
+        };
+        if report.token == token && report.serving {
+            let name = self.config.nodes[usize::from(node.0)];
+            if self.leader.is_some() {
+                self.step_down();
+            }
+            self.end_candidacy(Err(AdminError::OtherPrimary(format!(
+                "{name} is Primary and alive: demote it first, or fence it"
+            ))));
+        }
+    }
+
+    /// The reports that answer the present question, with the nodes they are from; this node's own first.
+    fn answers(&self, granted: Option<Epoch>) -> Vec<(NodeId, Report)> {
+        let Some(candidacy) = &self.candidacy else {
+            return Vec::new();
+        };
+        let me = self.config.me;
+        let mut own = self.report_to(me, candidacy.token, granted.unwrap_or(Epoch(0)));
+        own.lease_wait_ms =
+            u32::try_from(self.lease_wait_ns(me).div_ceil(1_000_000)).unwrap_or(u32::MAX);
+        let mut answers = vec![(me, own)];
+        for peer in &self.peers {
+            if let (Some(_), Some(report)) = (peer.conn, &peer.report)
+                && report.token == candidacy.token
+                && granted.is_none_or(|epoch| report.granted == epoch)
+            {
+                answers.push((peer.node, (**report).clone()));
+            }
+        }
+        answers
+    }
+
+    fn names(&self, nodes: impl Iterator<Item = NodeId>) -> String {
+        let names: Vec<_> = nodes
+            .map(|n| self.config.nodes[usize::from(n.0)].as_str())
+            .collect();
+        if names.is_empty() {
+            "nobody".into()
+        } else {
+            names.join(", ")
+        }
+    }
+
+    fn judge_answers(&mut self) {
+        let answers = self.answers(None);
+        let connected = self.peers.iter().filter(|p| p.conn.is_some()).count();
+        let Some(candidacy) = &self.candidacy else {
+            return;
+        };
+        if answers.len() < connected + 1 && self.now.since(candidacy.since) < ANSWER_NS {
+            return;
+        }
+        let answered: Vec<NodeId> = answers.iter().map(|(n, _)| *n).collect();
+        let all =
+            (0..self.config.nodes.len()).map(|n| NodeId(u8::try_from(n).expect("at most 8 nodes")));
+        let missing = self.names(all.filter(|n| !answered.contains(n)));
+        if self.fresh() {
+            if answers.iter().any(|(_, r)| !r.fresh) {
+                self.attempt_failed(AdminError::NoData(
+                    "this node is new or was wiped and holds nothing of the resource".into(),
+                ));
+            } else if answers.len() < self.config.nodes.len() {
+                self.attempt_failed(AdminError::NoQuorum(format!(
+                    "the first promotion needs all nodes of the resource; not reached: {missing}"
+                )));
+            } else {
+                self.take_epoch(&answers, None, true);
+            }
+            return;
+        }
+        let Some(adopted) = highest_config(&answers) else {
+            return;
+        };
+        let waits: Vec<_> = answers
+            .iter()
+            .filter(|(_, r)| r.lease_wait_ms > 0)
+            .collect();
+        let wait_ms = waits
+            .iter()
+            .map(|(_, r)| r.lease_wait_ms)
+            .max()
+            .unwrap_or(0);
+        let waiting = self.names(waits.iter().map(|(n, _)| *n));
+        if let Err(error) = self.enough(&adopted.config, &answers, &missing) {
+            self.attempt_failed(error);
+            return;
+        }
+        let ready: Vec<_> = answers
+            .iter()
+            .filter(|(_, r)| r.lease_wait_ms == 0)
+            .cloned()
+            .collect();
+        let own_ready = ready.first().is_some_and(|(n, _)| *n == self.config.me);
+        if !own_ready || self.enough(&adopted.config, &ready, "").is_err() {
+            self.attempt_failed(AdminError::NoQuorum(format!(
+                "the lease of the last Primary is not over for {waiting} ({wait_ms} ms)"
+            )));
+            return;
+        }
+        if let Err(error) = self.can_fetch(&adopted.config, &ready) {
+            self.attempt_failed(error);
+            return;
+        }
+        self.take_epoch(&answers, Some(adopted), false);
+    }
+
+    /// Whether these nodes would make a promotion (protocol P2).
+    fn enough(
+        &self,
+        config: &ClusterConfig,
+        answers: &[(NodeId, Report)],
+        missing: &str,
+    ) -> Result<(), AdminError> {
+        let counts = |r: &&(NodeId, Report)| !r.1.fresh && !r.1.damaged;
+        let voters = answers
+            .iter()
+            .filter(counts)
+            .filter(|(_, r)| config.is_voter(r.incarnation))
+            .count();
+        let members = answers
+            .iter()
+            .filter(counts)
+            .filter(|(_, r)| config.is_member(r.incarnation))
+            .count();
+        let voters_needed = majority(config.voters());
+        let members_needed = config.members() - majority(config.members()) + 1;
+        if voters < voters_needed || members < members_needed {
+            let missing = if missing.is_empty() {
+                "some nodes did not promise"
+            } else {
+                missing
+            };
+            return Err(AdminError::NoQuorum(format!(
+                "{voters} of {} voters can be counted on and {voters_needed} are needed; not reached: {missing}",
+                config.voters(),
+            )));
+        }
+        if !config.is_member(self.metadata.wanted.incarnation) {
+            return Err(AdminError::NoData(
+                "this node is no member of the resource under its present incarnation".into(),
+            ));
+        }
+        if self.damaged() {
+            return Err(AdminError::NoData(
+                "this node's log is damaged and has to catch up from a Primary first".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The node with the newest tail among those whose data counts.
+    fn newest<'a>(
+        &self,
+        config: &ClusterConfig,
+        answers: &'a [(NodeId, Report)],
+    ) -> Option<&'a (NodeId, Report)> {
+        // Of equals the first counts, which is this node.
+        answers
+            .iter()
+            .filter(|(_, r)| !r.fresh && !r.damaged && config.is_member(r.incarnation))
+            .reduce(|best, next| {
+                if next.1.tail > best.1.tail {
+                    next
+                } else {
+                    best
+                }
+            })
+    }
+
+    /// Where this log and another part: the last record to keep.
+    fn common_with(&self, report: &Report) -> Seq {
+        last_common(
+            self.log.epochs(),
+            self.log.tail().id,
+            &report.epochs,
+            report.tail,
+        )
+        .map_or(self.committed, |id| id.seq)
+    }
+
+    fn can_fetch(
+        &self,
+        config: &ClusterConfig,
+        answers: &[(NodeId, Report)],
+    ) -> Result<(), AdminError> {
+        let Some((node, report)) = self.newest(config, answers) else {
+            return Ok(());
+        };
+        if *node != self.config.me && self.common_with(report).next() < report.journal_floor {
+            return Err(AdminError::NoData(format!(
+                "this node is Outdated: {} has data that its journal no longer holds; promote that node",
+                self.names([*node].into_iter())
+            )));
+        }
+        Ok(())
+    }
+
+    /// Takes an epoch above every one that was seen, and promises it to itself.
+    fn take_epoch(&mut self, answers: &[(NodeId, Report)], config: Option<ConfigAt>, first: bool) {
+        let seen = answers
+            .iter()
+            .flat_map(|(_, r)| {
+                [
+                    r.promised,
+                    r.tail.epoch,
+                    r.config.as_ref().map_or(Epoch(0), |c| c.at.epoch),
+                ]
+            })
+            .max()
+            .unwrap_or(Epoch(0))
+            .max(self.highest_seen)
+            .max(self.metadata.wanted.promised);
+        let epoch = Epoch(seen.0 + 1);
+        let version = self.promise(epoch, self.config.me);
+        self.following = None;
+        self.matched = Seq(0);
+        self.incoming.clear();
+        let token = self.next_token();
+        if let Some(candidacy) = self.candidacy.as_mut() {
+            candidacy.epoch = epoch;
+            candidacy.token = token;
+            candidacy.config = config;
+            candidacy.first = first;
+        }
+        self.set_phase(Phase::Promising {
+            version,
+            sent: false,
+        });
+    }
+
+    fn judge_promises(&mut self, version: MetaVersion, sent: bool) {
+        if !self.metadata.is_durable(version) {
+            return;
+        }
+        let Some(candidacy) = &self.candidacy else {
+            return;
+        };
+        let (token, epoch, first) = (candidacy.token, candidacy.epoch, candidacy.first);
+        if !sent {
+            self.set_phase(Phase::Promising {
+                version,
+                sent: true,
+            });
+            let incarnation = self.metadata.wanted.incarnation;
+            self.send_all(&Frame::Promise {
+                token,
+                epoch,
+                incarnation,
+            });
+        }
+        let grants = self.answers(Some(epoch));
+        let done = if first {
+            if grants.len() == self.config.nodes.len() && grants.iter().all(|(_, r)| r.fresh) {
+                self.first_identity(&grants);
+                return;
+            }
+            Err(AdminError::NoQuorum(
+                "not all nodes promised the first epoch".into(),
+            ))
+        } else {
+            match highest_config(&grants) {
+                Some(adopted) => self.enough(&adopted.config, &grants, "").map(|()| adopted),
+                None => Err(AdminError::NoQuorum("nobody knows the config".into())),
+            }
+        };
+        match done {
+            Ok(adopted) => self.fetch_from_newest(adopted, &grants),
+            Err(error) => {
+                let Some(candidacy) = &self.candidacy else {
+                    return;
+                };
+                let answered = self.answers(None).len();
+                let connected = self.peers.iter().filter(|p| p.conn.is_some()).count();
+                if self.now.since(candidacy.since) >= ANSWER_NS || (answered > connected && sent) {
+                    self.attempt_failed(error);
+                }
+            }
+        }
+    }
+
+    /// The first promotion gives the resource its identity (protocol D3).
+    fn first_identity(&mut self, grants: &[(NodeId, Report)]) {
+        let uuid = self.random_wide();
+        let history = self.random_wide();
+        self.metadata.wanted.uuid = ResourceUuid(uuid);
+        self.metadata.wanted.history = HistoryId(history);
+        let version = self.metadata.changed();
+        let mut nodes = arrayvec::ArrayVec::new();
+        for (node, report) in grants {
+            nodes.push(Standing {
+                name: self.config.nodes[usize::from(node.0)],
+                incarnation: report.incarnation,
+                voter: true,
+                member: true,
+            });
+        }
+        nodes.sort_by(|a: &Standing, b: &Standing| a.name.cmp(&b.name));
+        if let Some(candidacy) = self.candidacy.as_mut() {
+            candidacy.config = Some(ConfigAt {
+                at: RecordId::NONE,
+                config: ClusterConfig { version: 1, nodes },
+            });
+        }
+        self.set_phase(Phase::Identity { version });
+    }
+
+    fn fetch_from_newest(&mut self, adopted: ConfigAt, grants: &[(NodeId, Report)]) {
+        let Some((source, report)) = self.newest(&adopted.config, grants) else {
+            return;
+        };
+        let (source, target) = (*source, report.tail);
+        let keep = if source == self.config.me {
+            None
+        } else {
+            Some(self.common_with(report))
+        };
+        if let Some(candidacy) = self.candidacy.as_mut() {
+            candidacy.config = Some(adopted);
+        }
+        let Some(keep) = keep else {
+            self.reign();
+            return;
+        };
+        let at_batch_end = match self.log.number_of(keep) {
+            Some(number) => self.log.tail_before(number + 1).id.seq == keep,
+            None => keep == self.log.start().id.seq,
+        };
+        if keep < self.log.tail().id.seq {
+            if !at_batch_end {
+                self.attempt_failed(AdminError::Failed(
+                    "the newest log of a peer does not fit this one".into(),
+                ));
+                return;
+            }
+            if !self.writer.is_idle() {
+                return; // Judged again when the writes in flight have ended.
+            }
+            if !self.cut(keep) {
+                return;
+            }
+        }
+        self.set_phase(Phase::Fetching {
+            source,
+            target,
+            asked: None,
+        });
+        self.fetch(source, target, None);
+    }
+
+    fn fetch(&mut self, source: NodeId, target: RecordId, asked: Option<Seq>) {
+        let tail = self.log.tail().id;
+        if tail == target {
+            if self.log.durable_id() == target {
+                self.reign();
+            }
+            return;
+        }
+        let Some(candidacy) = &self.candidacy else {
+            return;
+        };
+        if self.now.since(candidacy.since) >= FETCH_NS {
+            self.attempt_failed(AdminError::NoData(
+                "the node with the newest data does not deliver it".into(),
+            ));
+            return;
+        }
+        if asked == Some(tail.seq) || !self.metadata.is_durable(self.append_after) {
+            return;
+        }
+        let token = candidacy.token;
+        let Some(conn) = self.peer(source).and_then(|p| p.conn) else {
+            return;
+        };
+        self.set_phase(Phase::Fetching {
+            source,
+            target,
+            asked: Some(tail.seq),
+        });
+        self.send(
+            conn,
+            Frame::Fetch {
+                token,
+                after: tail.seq,
+            },
+        );
+    }
+
+    /// What a granting node has and this one lacks.
+    pub(super) fn got_fetched(&mut self, conn: ConnId, token: u64, buffer: Option<M::Buffer>) {
+        let Some(node) = self.peer_of(conn).map(|p| p.node) else {
+            return;
+        };
+        let Some(candidacy) = &self.candidacy else {
+            return;
+        };
+        let Phase::Fetching { source, target, .. } = candidacy.phase else {
+            return;
+        };
+        if candidacy.token != token || source != node {
+            return;
+        }
+        let gone = AdminError::NoData(
+            "the node with the newest data no longer has in its journal what this one lacks".into(),
+        );
+        let Some(buffer) = buffer else {
+            self.attempt_failed(gone);
+            return;
+        };
+        let tail = self.log.tail();
+        let sb = &self.metadata.wanted;
+        let header = match batch::verify(buffer.bytes()) {
+            Ok(h)
+                if h.prev_id() == tail.id
+                    && h.prev_checksum == tail.checksum
+                    && h.uuid == sb.uuid
+                    && h.history == sb.history
+                    && h.epoch < candidacy.epoch
+                    && h.last_id() <= target
+                    && self.records_make_sense(&h, buffer.bytes()) =>
+            {
+                h
+            }
+            _ => {
+                let reason = DropReason::Protocol("it sent a batch that does not follow");
+                self.give_up(conn, reason, false);
+                return;
+            }
+        };
+        if !self
+            .log
+            .has_room(header.blocks(), usize::from(header.records), 0)
+        {
+            self.applier.urgent = true;
+            self.attempt_failed(AdminError::Failed(
+                "the journal is full of what is not applied yet".into(),
+            ));
+            return;
+        }
+        let config = batch::config_of(buffer.bytes(), &header);
+        let records: arrayvec::ArrayVec<_, { batch::DESCRIPTORS_MAX }> =
+            batch::descriptors(buffer.bytes(), &header)
+                .flatten()
+                .collect();
+        self.log
+            .append(&header, records.into_iter(), config, buffer);
+        self.set_phase(Phase::Fetching {
+            source,
+            target,
+            asked: None,
+        });
+        self.fetch(source, target, None);
+    }
+
+    fn reign(&mut self) {
+        let Some(candidacy) = &self.candidacy else {
+            return;
+        };
+        let (epoch, first) = (candidacy.epoch, candidacy.first);
+        let Some(ConfigAt { at, config }) = candidacy.config.clone() else {
+            return;
+        };
+        if !first && !self.log.contains(at) {
+            self.attempt_failed(AdminError::NoData(
+                "no log within reach holds the record of the latest config".into(),
+            ));
+            return;
+        }
+        if self.metadata.wanted.promised != epoch {
+            self.candidate_retry();
+            return;
+        }
+        if self.begin_reign(epoch, config) {
+            self.set_phase(Phase::Reign);
+            if let Some(candidacy) = self.candidacy.as_mut() {
+                candidacy.last =
+                    AdminError::NoQuorum("a majority did not take the epoch record".into());
+            }
+        }
+    }
+}
+
+fn highest_config(answers: &[(NodeId, Report)]) -> Option<ConfigAt> {
+    answers
+        .iter()
+        .filter_map(|(_, r)| r.config.clone())
+        .max_by_key(|c| c.at)
+}

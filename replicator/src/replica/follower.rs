@@ -1,0 +1,467 @@
+//! Being Secondary: taking a Primary's log, acknowledging what is durable, promising epochs.
+
+use super::{Following, Incoming, Replica};
+use crate::io::*;
+use crate::journal::batch::{self, Header};
+use crate::memory::{Buffer, Memory};
+use crate::meta::config::{ClusterConfig, ConfigAt};
+use crate::replica::metadata::MetaVersion;
+use crate::types::*;
+use crate::wire::frame::Frame;
+
+/// Batches received and not yet in the log, at most. A Primary's window is smaller.
+const INCOMING_MAX: usize = 1100;
+
+/// An answer that waits for the superblock.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Owed {
+    Grant {
+        conn: ConnId,
+        token: u64,
+        epoch: Epoch,
+    },
+    HeartbeatAck {
+        conn: ConnId,
+        epoch: Epoch,
+        number: u64,
+    },
+}
+
+impl<M: Memory> Replica<M> {
+    /// Holds no config and no record.
+    pub(super) fn fresh(&self) -> bool {
+        self.log.config().is_none() && self.log.tail().id == RecordId::NONE
+    }
+
+    pub(super) fn damaged(&self) -> bool {
+        self.metadata.wanted.damaged_until != RecordId::NONE
+    }
+
+    /// Somebody speaks as the Primary of `epoch`: whether that is to be heard.
+    fn hear_primary(&mut self, conn: ConnId, epoch: Epoch) -> bool {
+        let Some(peer) = self.peer_of(conn) else {
+            return false;
+        };
+        let node = peer.node;
+        let promised = self.metadata.wanted.promised;
+        if epoch < promised {
+            if self.metadata.durable_promised > epoch {
+                let promised = self.metadata.durable_promised;
+                let promised_to = self.node_named(&self.metadata.wanted.promised_to);
+                self.send(
+                    conn,
+                    Frame::Refused {
+                        promised,
+                        promised_to,
+                    },
+                );
+            }
+            return false;
+        }
+        if self.leader.as_ref().is_some_and(|l| l.epoch < epoch) {
+            self.log_warn(format!("a newer Primary, of epoch {epoch}, is there"));
+            self.step_down();
+        }
+        if self.candidacy.as_ref().is_some_and(|c| c.epoch < epoch) {
+            self.end_candidacy(Err(AdminError::OtherPrimary(format!(
+                "{} is Primary",
+                self.config.nodes[usize::from(node.0)]
+            ))));
+        }
+        if epoch > promised {
+            self.promise(epoch, node);
+        }
+        let following = Following { conn, node, epoch };
+        if self.following != Some(following) {
+            self.following = Some(following);
+            self.matched = Seq(0);
+            self.acked_to_primary = Seq(0);
+            self.primary_committed = Seq(0);
+            self.primary_tail = Seq(0);
+            self.told_outdated = false;
+        }
+        self.last_primary = Some(node);
+        self.primary_epoch = epoch;
+        if self.demoted < epoch {
+            self.released = false;
+        }
+        true
+    }
+
+    pub(super) fn promise(&mut self, epoch: Epoch, to: NodeId) -> MetaVersion {
+        assert!(
+            epoch >= self.metadata.wanted.promised,
+            "a promise is never taken back"
+        );
+        self.metadata.wanted.promised = epoch;
+        self.metadata.wanted.promised_to = self.config.nodes[usize::from(to.0)];
+        self.highest_seen = self.highest_seen.max(epoch);
+        self.metadata.changed()
+    }
+
+    pub(super) fn got_heartbeat(
+        &mut self,
+        conn: ConnId,
+        epoch: Epoch,
+        number: u64,
+        committed: Seq,
+        tail: Seq,
+        lease_ms: u32,
+    ) {
+        if !self.hear_primary(conn, epoch) {
+            return;
+        }
+        self.heartbeat_heard_at = self.now;
+        self.primary_committed = self.primary_committed.max(committed);
+        self.primary_tail = self.primary_tail.max(tail);
+        if self.metadata.wanted.lease_ms < lease_ms {
+            self.metadata.wanted.lease_ms = lease_ms;
+            self.lease_version = self.metadata.changed();
+        }
+        let owed = Owed::HeartbeatAck {
+            conn,
+            epoch,
+            number,
+        };
+        // One answer per connection is enough: the newest.
+        self.owed
+            .retain(|(_, o)| !matches!(o, Owed::HeartbeatAck { conn: c, .. } if *c == conn));
+        let version = if self.metadata.durable_promised < epoch {
+            self.metadata.changed()
+        } else {
+            self.lease_version
+        };
+        self.owed.push((version, owed));
+    }
+
+    /// Sends what waited for the superblock.
+    pub(super) fn pump_owed(&mut self) {
+        let mut at = 0;
+        while at < self.owed.len() {
+            let (version, owed) = self.owed[at];
+            if !self.metadata.is_durable(version) {
+                at += 1;
+                continue;
+            }
+            self.owed.remove(at);
+            match owed {
+                Owed::HeartbeatAck {
+                    conn,
+                    epoch,
+                    number,
+                } => {
+                    if self.metadata.durable_promised == epoch {
+                        self.send(conn, Frame::HeartbeatAck { epoch, number });
+                    }
+                }
+                Owed::Grant { conn, token, epoch } => {
+                    let current = self.metadata.durable_promised == epoch;
+                    if let Some(node) = self.peer_of(conn).map(|p| p.node)
+                        && current
+                    {
+                        let report = self.report_to(node, token, epoch);
+                        self.send(conn, Frame::Report(Box::new(report)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A candidate wants an epoch promised (protocol P1, L2).
+    pub(super) fn got_promise(
+        &mut self,
+        conn: ConnId,
+        token: u64,
+        epoch: Epoch,
+        incarnation: Incarnation,
+    ) {
+        let Some(peer) = self.peer_of(conn) else {
+            return;
+        };
+        let node = peer.node;
+        let same = peer.incarnation() == Some(incarnation);
+        let member = match self.log.config() {
+            Some(config) => config.config.is_member(incarnation),
+            None => self.fresh(),
+        };
+        let grants = same
+            && member
+            && epoch > self.metadata.wanted.promised
+            && self.lease_wait_ns(node) == 0
+            && self.drain.is_none();
+        if !grants {
+            let report = self.report_to(node, token, Epoch(0));
+            self.send(conn, Frame::Report(Box::new(report)));
+            return;
+        }
+        if self.leader.is_some() {
+            self.log_warn(format!(
+                "{} asks for epoch {epoch} and this node's lease is over",
+                self.config.nodes[usize::from(node.0)]
+            ));
+            self.step_down();
+        }
+        self.candidate_retry();
+        self.following = None;
+        self.matched = Seq(0);
+        self.incoming.clear();
+        let version = self.promise(epoch, node);
+        self.owed
+            .push((version, Owed::Grant { conn, token, epoch }));
+    }
+
+    /// A batch from somebody who speaks as Primary.
+    pub(super) fn got_append(
+        &mut self,
+        conn: ConnId,
+        epoch: Epoch,
+        committed: Seq,
+        buffer: M::Buffer,
+    ) {
+        if !self.hear_primary(conn, epoch) {
+            return;
+        }
+        if self.incoming.len() >= INCOMING_MAX {
+            let reason = DropReason::Protocol("it sends more than its window");
+            self.give_up(conn, reason, false);
+            return;
+        }
+        self.primary_committed = self.primary_committed.max(committed);
+        self.incoming.push_back(Incoming {
+            conn,
+            epoch,
+            buffer,
+        });
+    }
+
+    /// Takes received batches into the log, in order, as far as possible.
+    pub(super) fn pump_incoming(&mut self) {
+        while let Some(front) = self.incoming.front() {
+            if self.drain.is_some() || self.failed.is_some() {
+                return;
+            }
+            if self.metadata.durable_promised < front.epoch
+                || !self.metadata.is_durable(self.append_after)
+            {
+                return;
+            }
+            let conn = front.conn;
+            if !self
+                .following
+                .is_some_and(|f| f.conn == conn && f.epoch == front.epoch)
+            {
+                self.incoming.pop_front();
+                continue;
+            }
+            let buffer = front.buffer.clone();
+            match batch::verify(buffer.bytes()) {
+                Ok(header) => {
+                    if !self.take_batch(conn, &header, buffer) {
+                        return;
+                    }
+                    self.incoming.pop_front();
+                }
+                Err(_) => {
+                    let reason = DropReason::Protocol("it sent a damaged batch");
+                    self.give_up(conn, reason, false);
+                }
+            }
+        }
+    }
+
+    /// `false` if the batch must wait.
+    fn take_batch(&mut self, conn: ConnId, header: &Header, buffer: M::Buffer) -> bool {
+        if !self.records_make_sense(header, buffer.bytes()) {
+            let reason = DropReason::Protocol("it sent records that no volume can hold");
+            self.give_up(conn, reason, false);
+            return true;
+        }
+        let config = batch::config_of(buffer.bytes(), header);
+        if !self.same_identity(header, config.as_ref()) {
+            return self.fresh() && !self.metadata.is_durable(self.append_after);
+        }
+        let tail = self.log.tail();
+        if header.last() <= tail.id.seq && self.log.contains(header.last_id()) {
+            self.matched = self.matched.max(header.last());
+            return true;
+        }
+        if header.prev_id() != tail.id {
+            return self.cut_for(conn, header);
+        }
+        if header.prev_checksum != tail.checksum {
+            self.fail("a batch has the name of another and different bytes", None);
+            return true;
+        }
+        if !self
+            .log
+            .has_room(header.blocks(), usize::from(header.records), 0)
+        {
+            self.applier.urgent = true;
+            return false;
+        }
+        let records: arrayvec::ArrayVec<_, { batch::DESCRIPTORS_MAX }> =
+            batch::descriptors(buffer.bytes(), header)
+                .flatten()
+                .collect();
+        self.log.append(header, records.into_iter(), config, buffer);
+        self.matched = self.matched.max(header.last());
+        true
+    }
+
+    /// Whether a batch belongs to this resource. A fresh node takes the identity of the first config that lists its own
+    /// incarnation (protocol D3); the batch waits until that is durable.
+    fn same_identity(&mut self, header: &Header, config: Option<&ClusterConfig>) -> bool {
+        let wanted = &mut self.metadata.wanted;
+        if wanted.uuid == header.uuid && wanted.history == header.history {
+            return true;
+        }
+        let listed = config.is_some_and(|c| c.standing(wanted.incarnation).is_some());
+        if self.log.config().is_none() && wanted.uuid == ResourceUuid(0) && listed {
+            wanted.uuid = header.uuid;
+            wanted.history = header.history;
+            self.append_after = self.metadata.changed();
+        }
+        false
+    }
+
+    pub(super) fn records_make_sense(&self, header: &Header, bytes: &[u8]) -> bool {
+        batch::descriptors(bytes, header)
+            .flatten()
+            .all(|record| match record.kind {
+                batch::Kind::Write | batch::Kind::Zero { .. } => {
+                    let volume = self.config.volumes.get(usize::from(record.volume.0));
+                    volume.is_some_and(|v| {
+                        record.block + u64::from(record.blocks) <= v.bytes / BLOCK_BYTES_U64
+                    })
+                }
+                batch::Kind::Epoch | batch::Kind::Membership => {
+                    batch::config_of(bytes, header).is_some()
+                }
+                batch::Kind::Demote => true,
+            })
+    }
+
+    /// The log does not end where the batch begins. If it holds the batch's predecessor, what follows that goes.
+    fn cut_for(&mut self, conn: ConnId, header: &Header) -> bool {
+        let prev = header.prev_id();
+        let place = match self.log.number_of(prev.seq) {
+            Some(number) => self.log.tail_before(number + 1),
+            None => self.log.start(),
+        };
+        if place.id != prev || place.checksum != header.prev_checksum {
+            // The Primary's idea of this log is old: tell it anew.
+            self.incoming.retain(|i| i.conn != conn);
+            if let Some(peer) = self.peer_of(conn) {
+                let node = peer.node;
+                let report = self.report_to(node, 0, Epoch(0));
+                self.send(conn, Frame::Report(Box::new(report)));
+            }
+            return false;
+        }
+        !self.cut(prev.seq)
+    }
+
+    /// Cuts the log after `seq` and makes that durable. `true` once it is begun: what follows waits; `false` if the cut
+    /// would be a bug.
+    pub(super) fn cut(&mut self, seq: Seq) -> bool {
+        if seq < self.committed {
+            self.fail("a cut would take committed records", None);
+            return false;
+        }
+        if !self.writer.is_idle() {
+            return true;
+        }
+        let before = self.log.tail().id;
+        self.log.cut_after(seq);
+        self.writer.cut(self.log.next_number());
+        // Its acknowledgements are taken back in the superblock before the first byte of them is overwritten.
+        self.append_after = self.metadata.changed();
+        self.log_info(format!(
+            "uncommitted records after {} are cut, the last was {before}",
+            self.log.tail().id
+        ));
+        true
+    }
+
+    /// What a Secondary learns from its own log and says to its Primary.
+    pub(super) fn pump_follower(&mut self) {
+        let Some(following) = self.following else {
+            return;
+        };
+        let committed = self.primary_committed.min(self.matched);
+        self.committed = self.committed.max(committed);
+        let durable = self.log.durable_id().seq.min(self.matched);
+        if durable > self.acked_to_primary && self.metadata.durable_promised == following.epoch {
+            self.acked_to_primary = durable;
+            let frame = Frame::Ack {
+                epoch: following.epoch,
+                seq: durable,
+            };
+            self.send(following.conn, frame);
+        }
+        if self.damaged() && self.log.durable_id() >= self.metadata.wanted.damaged_until {
+            self.log_info("this node's log is whole again".into());
+            self.metadata.wanted.damaged_until = RecordId::NONE;
+            self.metadata.changed();
+        }
+    }
+
+    pub(super) fn got_demoted(&mut self, conn: ConnId, epoch: Epoch, committed: Seq) {
+        let Some(node) = self.peer_of(conn).map(|p| p.node) else {
+            return;
+        };
+        if self.last_primary == Some(node) && epoch >= self.primary_epoch {
+            self.demoted = epoch;
+            self.released = true;
+        }
+        if self
+            .following
+            .is_some_and(|f| f.conn == conn && f.epoch == epoch)
+        {
+            self.primary_committed = self.primary_committed.max(committed);
+        }
+    }
+
+    /// A former Primary that has reconnected says that its reign ended cleanly.
+    pub(super) fn note_demoted_by(&mut self, node: NodeId) {
+        let Some(report) = self.peer(node).and_then(|p| p.report.as_ref()) else {
+            return;
+        };
+        let demoted = report.demoted;
+        if demoted.0 > 0 && self.last_primary == Some(node) && demoted >= self.primary_epoch {
+            self.demoted = demoted;
+            self.released = true;
+        }
+    }
+
+    pub(super) fn got_too_far(&mut self, conn: ConnId) {
+        if !self.told_outdated {
+            self.log_warn(
+                "this node is past the Primary's journal: Outdated, it needs a resync".into(),
+            );
+        }
+        self.told_outdated = true;
+        if let Some(peer) = self.peer_of(conn) {
+            peer.told_too_far = true;
+        }
+    }
+
+    /// A fresh node that meets one that is not takes its config if that lists this incarnation (protocol D3).
+    pub(super) fn adopt_first_config(&mut self, node: NodeId) {
+        let Some(report) = self.peer(node).and_then(|p| p.report.as_ref()) else {
+            return;
+        };
+        let Some(ConfigAt { at, config }) = report.config.clone() else {
+            return;
+        };
+        let (uuid, history) = (report.uuid, report.history);
+        if config.standing(self.metadata.wanted.incarnation).is_none() {
+            return;
+        }
+        self.metadata.wanted.uuid = uuid;
+        self.metadata.wanted.history = history;
+        self.log.adopt_config(ConfigAt { at, config });
+        self.append_after = self.metadata.changed();
+        self.log_info("this node has joined the resource's first config".into());
+    }
+}

@@ -1,0 +1,562 @@
+//! Being Primary: the lease, what is committed, and stepping down.
+
+use super::{DemoteFor, Replica};
+use crate::io::*;
+use crate::journal::batch::{self, Draft, Kind, Place};
+use crate::memory::{Buffer, Memory, Purpose};
+use crate::meta::config::{ClusterConfig, majority};
+use crate::replica::config::AckPolicy;
+use crate::replica::peers::Feed;
+use crate::types::*;
+use crate::wire::frame::Frame;
+
+/// Heartbeats whose time of sending is remembered.
+const HEARTBEATS: usize = 32;
+
+/// A commit is told to the peers after this long if no batch carries the news before.
+const TELL_COMMIT_NS: u64 = 5_000_000;
+
+/// The bound on the drift of clocks against each other, in percent: a Primary counts its lease shorter, a voter longer.
+const DRIFT_PERCENT: u64 = 1;
+
+/// A reign.
+#[derive(Debug)]
+pub(super) struct Leader {
+    pub(super) epoch: Epoch,
+    /// Its epoch record.
+    pub(super) epoch_seq: Seq,
+    /// Whether that is committed: only then exports are open.
+    pub(super) committed: bool,
+    heartbeat: u64,
+    heartbeat_at: Time,
+    sent: [(u64, Time); HEARTBEATS],
+    /// When the lease began or was last found running; the voter's view of this node's own reign.
+    pub(super) ran_at: Time,
+    pub(super) demoting: Option<Demoting>,
+    tell_commit_at: Option<Time>,
+    was_running: bool,
+}
+
+/// A demotion in progress.
+#[derive(Debug)]
+pub(super) struct Demoting {
+    pub(super) why: DemoteFor,
+    record: Option<Seq>,
+    deadline: Time,
+}
+
+impl<M: Memory> Replica<M> {
+    /// Whether this node is Primary: its epoch record is committed.
+    pub(super) fn serving(&self) -> bool {
+        self.leader.as_ref().is_some_and(|l| l.committed)
+    }
+
+    pub(super) fn demoting(&self) -> bool {
+        self.leader.as_ref().is_some_and(|l| l.demoting.is_some())
+    }
+
+    /// Until when this Primary may answer (protocol L1).
+    pub(super) fn lease_until(&self) -> Time {
+        if self.leader.is_none() {
+            return Time(0);
+        }
+        let Some(config) = self.log.config() else {
+            return Time(0);
+        };
+        let needed = majority(config.config.voters());
+        let mut times: arrayvec::ArrayVec<Time, NODES_MAX> = self
+            .peers
+            .iter()
+            .filter(|p| p.incarnation().is_some_and(|i| config.config.is_voter(i)))
+            .filter_map(|p| p.supported_at)
+            .collect();
+        if needed <= 1 {
+            return Time(u64::MAX);
+        }
+        times.sort_unstable_by(|a, b| b.cmp(a));
+        // This node itself is one of the majority.
+        match times.get(needed - 2) {
+            Some(at) => at.after(self.config.lease_ns() * (100 - DRIFT_PERCENT) / 100),
+            None => Time(0),
+        }
+    }
+
+    pub(super) fn lease_runs(&self) -> bool {
+        self.now < self.lease_until()
+    }
+
+    /// How long until this node, as a voter, may promise a newer epoch to `asker`, in nanoseconds (protocol L2).
+    pub(super) fn lease_wait_ns(&self, asker: NodeId) -> u64 {
+        let lease_ns = u64::from(self.metadata.wanted.lease_ms) * 1_000_000;
+        let wait = lease_ns * (100 + DRIFT_PERCENT) / 100;
+        if let Some(leader) = &self.leader {
+            if asker == self.config.me {
+                return 0;
+            }
+            let until = leader.ran_at.after(wait);
+            return until.since(self.now);
+        }
+        if lease_ns == 0 || self.released || self.last_primary == Some(asker) {
+            return 0;
+        }
+        let from = self.started_at.max(self.heartbeat_heard_at);
+        from.after(wait).since(self.now)
+    }
+
+    /// Makes a batch of this node's own of a draft whose payload is in `buffer` already, and appends it.
+    pub(super) fn append_own(
+        &mut self,
+        draft: &Draft,
+        mut buffer: M::Buffer,
+        config: Option<ClusterConfig>,
+    ) -> u64 {
+        let leader = self.leader.as_ref().expect("only a Primary makes records");
+        let tail = self.log.tail();
+        let sb = &self.metadata.wanted;
+        let place = Place {
+            uuid: sb.uuid,
+            history: sb.history,
+            epoch: leader.epoch,
+            prev: tail.id,
+            prev_blocks: tail.blocks,
+            prev_checksum: tail.checksum,
+            committed: self.committed,
+        };
+        let header = draft.write_header(&place, &mut buffer.bytes_mut()[..BLOCK_BYTES]);
+        self.log
+            .append(&header, draft.records().iter().copied(), config, buffer)
+    }
+
+    /// Appends a control record. `false` if there is no memory or no room right now.
+    fn append_control(&mut self, kind: Kind, config: Option<ClusterConfig>) -> bool {
+        let payload = u32::from(config.is_some());
+        if !self.log.has_room(1 + payload, 1, 0) {
+            return false;
+        }
+        let Some(mut buffer) = self.memory.alloc(Purpose::Core, 1 + payload) else {
+            return false;
+        };
+        let mut draft = Draft::default();
+        if let Some(config) = &config {
+            batch::write_config(config, &mut buffer.bytes_mut()[BLOCK_BYTES..]);
+        }
+        draft.push(
+            kind,
+            VolumeId(0),
+            0,
+            payload,
+            &buffer.bytes()[BLOCK_BYTES..],
+        );
+        self.append_own(&draft, buffer, config);
+        true
+    }
+
+    /// Begins a reign: the epoch record is appended, the peers are fed, the lease is sought. `false` if that must be
+    /// tried again.
+    pub(super) fn begin_reign(&mut self, epoch: Epoch, config: ClusterConfig) -> bool {
+        self.close_batch();
+        let continued = self.leader.take();
+        let was_serving = continued.as_ref().is_some_and(|l| l.committed);
+        self.leader = Some(Leader {
+            epoch,
+            epoch_seq: self.log.tail().id.seq.next(),
+            committed: false,
+            heartbeat: 0,
+            heartbeat_at: self.now,
+            sent: [(0, Time(0)); HEARTBEATS],
+            ran_at: self.now,
+            demoting: None,
+            tell_commit_at: None,
+            was_running: false,
+        });
+        if !self.append_control(Kind::Epoch, Some(config)) {
+            self.leader = continued;
+            self.applier.urgent = true;
+            return false;
+        }
+        if !was_serving {
+            self.rebuild_overlay();
+        }
+        self.following = None;
+        self.matched = Seq(0);
+        self.incoming.clear();
+        self.released = false;
+        self.told_outdated = false;
+        self.last_primary = Some(self.config.me);
+        self.primary_epoch = epoch;
+        if self.metadata.wanted.lease_ms < self.config.lease_ms {
+            self.metadata.wanted.lease_ms = self.config.lease_ms;
+            self.metadata.changed();
+        }
+        for index in 0..self.peers.len() {
+            let granted = self.peers[index]
+                .report
+                .as_ref()
+                .is_some_and(|r| r.granted == epoch);
+            self.peers[index].new_reign();
+            let (node, conn) = (self.peers[index].node, self.peers[index].conn);
+            let Some(conn) = conn else { continue };
+            if granted {
+                self.start_feed(node);
+            } else {
+                let token = self.next_token();
+                self.send(conn, Frame::Ask { token });
+            }
+        }
+        self.heartbeat();
+        true
+    }
+
+    fn heartbeat(&mut self) {
+        let now = self.now;
+        let Some(leader) = self.leader.as_mut() else {
+            return;
+        };
+        leader.heartbeat += 1;
+        let number = leader.heartbeat;
+        leader.sent[usize::try_from(number).expect("64 bits") % HEARTBEATS] = (number, now);
+        leader.heartbeat_at = now.after(self.config.heartbeat_ns());
+        for index in 0..self.peers.len() {
+            if let Some(conn) = self.peers[index].conn {
+                self.heartbeat_frame(conn);
+            }
+        }
+        self.committed_told = self.committed;
+    }
+
+    fn heartbeat_frame(&mut self, conn: ConnId) {
+        let Some(leader) = &self.leader else { return };
+        let frame = Frame::Heartbeat {
+            epoch: leader.epoch,
+            number: leader.heartbeat,
+            committed: self.committed,
+            tail: self.log.tail().id.seq,
+            lease_ms: self.config.lease_ms,
+        };
+        self.send(conn, frame);
+    }
+
+    /// One more heartbeat, for a peer that has just connected. It carries the number of the last round: its time of
+    /// sending is earlier than now, which only makes the lease shorter.
+    pub(super) fn heartbeat_to(&mut self, conn: ConnId) {
+        self.heartbeat_frame(conn);
+    }
+
+    pub(super) fn got_heartbeat_ack(&mut self, conn: ConnId, epoch: Epoch, number: u64) {
+        let Some(leader) = &self.leader else { return };
+        if leader.epoch != epoch {
+            return;
+        }
+        let (known, at) = leader.sent[usize::try_from(number).unwrap_or(0) % HEARTBEATS];
+        if known != number || number == 0 {
+            return;
+        }
+        if let Some(peer) = self.peer_of(conn) {
+            peer.supported_at = peer.supported_at.max(Some(at));
+            peer.refused = None;
+        }
+    }
+
+    pub(super) fn got_ack(&mut self, conn: ConnId, epoch: Epoch, seq: Seq) {
+        let Some(leader) = &self.leader else { return };
+        let tail = self.log.tail().id.seq;
+        if leader.epoch != epoch {
+            return;
+        }
+        if seq > tail {
+            let reason = DropReason::Protocol("it acknowledged a record that was never sent");
+            self.give_up(conn, reason, false);
+            return;
+        }
+        let id = self
+            .log
+            .number_of(seq)
+            .and_then(|n| self.log.entry(n))
+            .map_or(RecordId::NONE, |e| e.id());
+        if let Some(peer) = self.peer_of(conn) {
+            peer.acked = peer.acked.max(seq);
+            peer.known.1 = peer.known.1.max(id);
+            if seq == tail {
+                peer.caught_up = true;
+            }
+        }
+    }
+
+    /// A peer promised somebody else a newer epoch.
+    pub(super) fn got_refused(&mut self, conn: ConnId, promised: Epoch) {
+        let now = self.now;
+        let Some(leader) = &self.leader else { return };
+        if promised <= leader.epoch {
+            return;
+        }
+        self.highest_seen = self.highest_seen.max(promised);
+        let Some(peer) = self.peer_of(conn) else {
+            return;
+        };
+        if peer.refused.is_none() {
+            peer.refused = Some((promised, now));
+        }
+    }
+
+    /// How far a voter's or member's journal is known to equal this one: this node's own, or a peer's.
+    fn acked_by(&self, incarnation: Incarnation) -> Seq {
+        if incarnation == self.metadata.wanted.incarnation {
+            return self.log.durable_id().seq;
+        }
+        self.peers
+            .iter()
+            .find(|p| p.conn.is_some() && p.incarnation() == Some(incarnation))
+            .map_or(Seq(0), |p| p.acked)
+    }
+
+    /// The newest record that `needed` of the chosen nodes have.
+    fn reached(&self, config: &ClusterConfig, voters: bool) -> Seq {
+        let mut acks: arrayvec::ArrayVec<Seq, NODES_MAX> = config
+            .nodes
+            .iter()
+            .filter(|n| if voters { n.voter } else { n.member })
+            .map(|n| self.acked_by(n.incarnation))
+            .collect();
+        acks.sort_unstable_by(|a, b| b.cmp(a));
+        acks[majority(acks.len()) - 1]
+    }
+
+    /// Works out what is committed (protocol N4, M3) and what follows from it.
+    pub(super) fn pump_commit(&mut self) {
+        let Some(leader) = &self.leader else { return };
+        let Some(newest) = self.log.config() else {
+            return;
+        };
+        let reached = self.reached(&newest.config, false);
+        if !leader.committed {
+            // The epoch record carries a config: it needs a majority of the voters of that one and of every config
+            // since the last one known to be committed, and a majority of the new members for the log before it.
+            let enough = reached >= leader.epoch_seq
+                && self
+                    .log
+                    .configs()
+                    .iter()
+                    .rev()
+                    .scan(false, |committed_seen, c| {
+                        let take = !*committed_seen;
+                        *committed_seen = c.at.seq <= self.committed;
+                        Some((take, c))
+                    })
+                    .take_while(|(take, _)| *take)
+                    .all(|(_, c)| self.reached(&c.config, true) >= leader.epoch_seq);
+            if !enough {
+                return;
+            }
+            self.log_info(format!("this node is Primary of epoch {}", leader.epoch));
+            if let Some(leader) = self.leader.as_mut() {
+                leader.committed = true;
+            }
+        }
+        if reached > self.committed {
+            self.committed = reached;
+            let tell = self.now.after(TELL_COMMIT_NS);
+            if let Some(leader) = self.leader.as_mut() {
+                leader.tell_commit_at.get_or_insert(tell);
+            }
+        }
+        let mut answer = self.committed;
+        if self.config.ack == AckPolicy::All {
+            for peer in &self.peers {
+                if peer.conn.is_some() && matches!(peer.feed, Feed::On { .. }) && peer.caught_up {
+                    answer = answer.min(peer.acked);
+                }
+            }
+        }
+        self.pump_committed(answer);
+    }
+
+    /// What the passing of time does to a reign.
+    pub(super) fn pump_leader(&mut self) {
+        let runs = self.lease_runs();
+        let now = self.now;
+        let Some(leader) = self.leader.as_mut() else {
+            return;
+        };
+        if runs {
+            leader.ran_at = now;
+        }
+        let (changed, committed) = (leader.was_running != runs, leader.committed);
+        leader.was_running = runs;
+        if changed && committed {
+            if runs {
+                self.log_info("the lease runs: I/O is served".into());
+            } else {
+                self.log_warn("the lease is over: a majority can not be reached, I/O waits".into());
+            }
+        }
+        let Some(leader) = self.leader.as_mut() else {
+            return;
+        };
+        if leader.heartbeat_at <= now {
+            self.heartbeat();
+        }
+        let Some(leader) = self.leader.as_mut() else {
+            return;
+        };
+        if leader.tell_commit_at.is_some_and(|at| at <= now) {
+            leader.tell_commit_at = None;
+            if self.committed_told < self.committed {
+                self.heartbeat();
+            }
+        }
+        self.pump_demoting();
+        self.pump_refused();
+    }
+
+    pub(super) fn leader_timeout(&self) -> Option<Time> {
+        let leader = self.leader.as_ref()?;
+        let until = self.lease_until();
+        let lease = (leader.was_running && until.0 != u64::MAX).then_some(until);
+        let demote = leader.demoting.as_ref().map(|d| d.deadline);
+        [
+            Some(leader.heartbeat_at),
+            leader.tell_commit_at,
+            lease,
+            demote,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Peers that promised a newer epoch: a majority of them means that this reign is over; fewer are won back by a
+    /// higher epoch of this node's own (protocol P5).
+    fn pump_refused(&mut self) {
+        let Some(leader) = &self.leader else { return };
+        let Some(config) = self.log.config() else {
+            return;
+        };
+        let refusing = self
+            .peers
+            .iter()
+            .filter(|p| p.refused.is_some_and(|(e, _)| e > leader.epoch))
+            .filter(|p| p.incarnation().is_some_and(|i| config.config.is_voter(i)));
+        let count = refusing.clone().count();
+        if count == 0 {
+            return;
+        }
+        if count >= majority(config.config.voters()) {
+            self.log_warn("a majority promised a newer epoch to another node".into());
+            self.step_down();
+            return;
+        }
+        let grace_ns = 2 * self.config.heartbeat_ns();
+        let stays = refusing
+            .filter_map(|p| p.refused)
+            .any(|(_, since)| self.now.since(since) >= grace_ns);
+        if stays && self.candidacy.is_none() && !self.demoting() {
+            self.log_info(
+                "a peer keeps to a newer epoch that nobody won: taking a higher one".into(),
+            );
+            self.seek_higher_epoch();
+        }
+    }
+
+    /// Asks for a demotion.
+    pub(super) fn demote(&mut self, why: DemoteFor) {
+        if self.leader.is_none() {
+            self.demoted_for(why, Ok(()));
+            return;
+        }
+        let serving = self.serving();
+        self.close_batch();
+        self.drop_clients();
+        let deadline = self.now.after(self.config.lease_ns());
+        let Some(leader) = self.leader.as_mut() else {
+            return;
+        };
+        if let Some(earlier) = leader.demoting.take() {
+            self.demoted_for(earlier.why, Ok(()));
+        }
+        if let Some(leader) = self.leader.as_mut() {
+            leader.demoting = Some(Demoting {
+                why,
+                record: None,
+                deadline,
+            });
+        }
+        if !serving {
+            self.end_demotion(false);
+        }
+    }
+
+    /// Commits what is pending, then the demote record, then ends the reign; without a majority it ends unrecorded.
+    fn pump_demoting(&mut self) {
+        let Some(leader) = &self.leader else { return };
+        let Some(demoting) = &leader.demoting else {
+            return;
+        };
+        if self.now >= demoting.deadline {
+            self.end_demotion(false);
+            return;
+        }
+        match demoting.record {
+            None if self.committed == self.log.tail().id.seq => {
+                if self.append_control(Kind::Demote, None) {
+                    let seq = self.log.tail().id.seq;
+                    if let Some(d) = self.leader.as_mut().and_then(|l| l.demoting.as_mut()) {
+                        d.record = Some(seq);
+                    }
+                }
+            }
+            Some(seq) if self.committed >= seq => self.end_demotion(true),
+            _ => {}
+        }
+    }
+
+    fn end_demotion(&mut self, clean: bool) {
+        let Some(leader) = self.leader.as_mut() else {
+            return;
+        };
+        let epoch = leader.epoch;
+        let demoting = leader.demoting.take();
+        if clean {
+            let committed = self.committed;
+            self.send_all(&Frame::Demoted { epoch, committed });
+            self.demoted = epoch;
+        }
+        self.step_down();
+        if clean {
+            self.released = true;
+            self.log_info(format!("demoted: epoch {epoch} is over"));
+        }
+        if let Some(demoting) = demoting {
+            self.demoted_for(demoting.why, Ok(()));
+        }
+    }
+
+    fn demoted_for(&mut self, why: DemoteFor, result: AdminResult) {
+        match why {
+            DemoteFor::Operator(id) => self.out.push_back(Output::AdminReply { id, result }),
+            DemoteFor::Drain => {}
+        }
+    }
+
+    /// Ends the reign: clients are dropped unanswered, uncommitted records stay in the log until a newer Primary's cut.
+    pub(super) fn step_down(&mut self) {
+        let Some(leader) = self.leader.take() else {
+            return;
+        };
+        self.log_info(format!(
+            "this node is Secondary: epoch {} is over for it",
+            leader.epoch
+        ));
+        self.discard_open();
+        self.drop_clients();
+        self.overlay.clear();
+        self.heartbeat_heard_at = self.heartbeat_heard_at.max(leader.ran_at);
+        for peer in &mut self.peers {
+            peer.feed = Feed::Off;
+            peer.supported_at = None;
+            peer.refused = None;
+        }
+        if let Some(demoting) = leader.demoting {
+            self.demoted_for(demoting.why, Ok(()));
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Writing the superblock: one update at a time, two copies and then the other two, and who waits for it.
+
+use super::{Pending, Replica};
+use crate::io::{DiskError, DiskOp, Parts};
+use crate::memory::{Buffer, Memory, Purpose};
+use crate::meta::superblock::{COPIES, Superblock, copy_offset};
+use crate::types::*;
+
+/// A version of the superblock that something waits for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub(super) struct MetaVersion(u64);
+
+#[derive(Debug)]
+struct Writing {
+    version: MetaVersion,
+    second_round: bool,
+    left: u8,
+    promised: Epoch,
+    floor_position: u64,
+}
+
+/// The superblock as it should be, as it is, and the write between.
+#[derive(Debug)]
+pub(super) struct Metadata<B> {
+    /// As it should be.
+    pub(super) wanted: Superblock,
+    /// What of it is durable: the promise.
+    pub(super) durable_promised: Epoch,
+    durable: MetaVersion,
+    dirty: bool,
+    writing: Option<Writing>,
+    blocks: Vec<B>,
+}
+
+impl<B: Buffer> Metadata<B> {
+    pub(super) fn new(superblock: Superblock, memory: &mut impl Memory<Buffer = B>) -> Self {
+        let blocks = (0..COPIES)
+            .map(|_| {
+                memory
+                    .alloc(Purpose::Core, 1)
+                    .expect("the memory is still unused")
+            })
+            .collect();
+        Self {
+            durable_promised: superblock.promised,
+            durable: MetaVersion(superblock.version),
+            wanted: superblock,
+            dirty: false,
+            writing: None,
+            blocks,
+        }
+    }
+
+    /// Says that `wanted` was changed; returns the version to wait for.
+    pub(super) fn changed(&mut self) -> MetaVersion {
+        self.dirty = true;
+        MetaVersion(self.writing.as_ref().map_or(self.durable, |w| w.version).0 + 1)
+    }
+
+    /// Whether a version is durable.
+    pub(super) fn is_durable(&self, version: MetaVersion) -> bool {
+        self.durable >= version
+    }
+
+    /// Whether nothing is being written or waits to be.
+    pub(super) fn is_settled(&self) -> bool {
+        !self.dirty && self.writing.is_none()
+    }
+}
+
+impl<M: Memory> Replica<M> {
+    /// Starts a superblock write if one is wanted and none runs.
+    pub(super) fn pump_metadata(&mut self) {
+        if !self.metadata.dirty || self.metadata.writing.is_some() || self.failed.is_some() {
+            return;
+        }
+        let meta = &mut self.metadata;
+        meta.dirty = false;
+        let version = MetaVersion(meta.durable.0 + 1);
+        let floor = self.log.applied_floor();
+        let wanted = &mut meta.wanted;
+        wanted.version = version.0;
+        wanted.applied = floor;
+        wanted.committed = self.committed;
+        wanted.acked = self.log.durable_id();
+        wanted.config = self.log.config_at(floor.id.seq).cloned();
+        wanted.epochs = self.log.epochs_until(floor.id.seq);
+        for (copy, block) in meta.blocks.iter_mut().enumerate() {
+            wanted.encode(copy, block.bytes_mut());
+        }
+        meta.writing = Some(Writing {
+            version,
+            second_round: false,
+            left: 0,
+            promised: wanted.promised,
+            floor_position: floor.position,
+        });
+        self.write_copies(0);
+    }
+
+    fn write_copies(&mut self, first: usize) {
+        for copy in first..first + COPIES / 2 {
+            let mut parts = Parts::new();
+            parts.push(self.metadata.blocks[copy].clone());
+            let op = DiskOp::MetaWrite {
+                offset: copy_offset(copy),
+                parts,
+            };
+            self.disk(Pending::Metadata, op);
+            self.metadata
+                .writing
+                .as_mut()
+                .expect("a write was begun")
+                .left += 1;
+        }
+    }
+
+    pub(super) fn metadata_written(&mut self, result: Result<(), DiskError>) {
+        if let Err(error) = result {
+            self.fail("the metadata file can not be written", Some(error));
+            return;
+        }
+        let Some(writing) = self.metadata.writing.as_mut() else {
+            return;
+        };
+        writing.left -= 1;
+        if writing.left > 0 {
+            return;
+        }
+        if !writing.second_round {
+            writing.second_round = true;
+            self.write_copies(COPIES / 2);
+            return;
+        }
+        self.metadata.durable = writing.version;
+        self.metadata.durable_promised = writing.promised;
+        let floor = writing.floor_position;
+        self.metadata.writing = None;
+        self.log.set_floor_position(floor);
+    }
+}

@@ -1,0 +1,243 @@
+//! What a replica shows of itself.
+
+use super::Replica;
+use crate::memory::Memory;
+use crate::meta::config::majority;
+use crate::replica::peers::{Feed, Peer};
+use crate::types::*;
+use crate::view::*;
+
+impl<M: Memory> Replica<M> {
+    /// A snapshot.
+    #[must_use]
+    pub fn view(&self) -> View {
+        let serving = self.serving();
+        let lease = self.lease_runs();
+        let quorum = self.has_quorum();
+        let disk_state = self.own_disk_state(quorum);
+        let role = if serving {
+            Role::Primary
+        } else {
+            Role::Secondary
+        };
+        let primary = if serving {
+            Some(self.config.me)
+        } else {
+            self.following.map(|f| f.node).filter(|_| !self.released)
+        };
+        let mut view = View {
+            role,
+            epoch: self.primary_epoch,
+            primary,
+            quorum,
+            suspended: if serving && !lease {
+                Suspended::Quorum
+            } else {
+                Suspended::No
+            },
+            health: Health::Ok,
+            health_reason: "",
+            serving,
+            admitted: self.admitted(),
+            durable: self.log.durable_id().seq,
+            committed: self.committed,
+            applied: self.log.applied_id().seq,
+            journal_floor: self.log.start().id.seq.next(),
+            disk_state,
+            journal_bytes: self.log.ring_bytes(),
+            journal_used_bytes: self.log.used_bytes(),
+            requests: self.clients.in_work(),
+            requests_max: self.config.requests_max,
+            peers: self.peers.iter().map(|p| self.peer_view(p)).collect(),
+        };
+        (view.health, view.health_reason) = self.health(&view);
+        view
+    }
+
+    /// Whether a majority of the voters is within reach.
+    fn has_quorum(&self) -> bool {
+        if self.serving() {
+            return self.lease_runs();
+        }
+        let (votes, needed) = match self.log.config() {
+            Some(config) => {
+                let peers = self
+                    .peers
+                    .iter()
+                    .filter(|p| p.conn.is_some())
+                    .filter_map(Peer::incarnation)
+                    .filter(|&i| config.config.is_voter(i))
+                    .count();
+                let own = usize::from(config.config.is_voter(self.metadata.wanted.incarnation));
+                (peers + own, majority(config.config.voters()))
+            }
+            None => {
+                let peers = self.peers.iter().filter(|p| p.conn.is_some()).count();
+                (peers + 1, majority(self.config.nodes.len()))
+            }
+        };
+        votes >= needed && self.failed.is_none()
+    }
+
+    fn own_disk_state(&self, quorum: bool) -> DiskState {
+        if self.failed.is_some() {
+            return DiskState::Failed;
+        }
+        if self.fresh() {
+            return DiskState::Inconsistent;
+        }
+        if self.leader.is_some() {
+            return DiskState::UpToDate;
+        }
+        if self.told_outdated || self.damaged() {
+            return DiskState::Outdated;
+        }
+        if self.following.is_some() {
+            // Caught up with what the Primary had when it last spoke, but for what is in flight.
+            let behind =
+                self.primary_committed > self.log.durable_id().seq || self.matched == Seq(0);
+            return if behind {
+                DiskState::Outdated
+            } else {
+                DiskState::UpToDate
+            };
+        }
+        let tail = self.log.durable_id();
+        let newer = self
+            .peers
+            .iter()
+            .filter(|p| p.conn.is_some())
+            .filter_map(|p| p.report.as_ref())
+            .any(|r| r.tail > tail && !r.fresh);
+        match (newer, quorum) {
+            (true, _) => DiskState::Outdated,
+            (false, true) => DiskState::UpToDate,
+            (false, false) => DiskState::Consistent,
+        }
+    }
+
+    fn peer_view(&self, peer: &Peer) -> PeerView {
+        let connection = match (peer.conn, peer.wanted) {
+            (Some(_), _) => ConnectionState::Connected,
+            (None, true) => ConnectionState::Connecting,
+            (None, false) => ConnectionState::StandAlone,
+        };
+        let mut view = PeerView {
+            node: peer.node,
+            connection,
+            ..PeerView::default()
+        };
+        let (Some(_), Some(report)) = (peer.conn, peer.report.as_ref()) else {
+            return view;
+        };
+        let follows = self.following.is_some_and(|f| f.node == peer.node) && !self.released;
+        view.role = if follows {
+            Role::Primary
+        } else {
+            Role::Secondary
+        };
+        if self.leader.is_some() {
+            view.durable = Some(peer.acked.max(report.tail.seq.min(peer.acked)));
+            let tail = self.log.tail().position;
+            let acked = match self.log.number_of(peer.acked) {
+                Some(number) => self.log.tail_before(number + 1).position,
+                None => self.log.start().position,
+            };
+            view.behind_bytes = Some((tail - acked) * BLOCK_BYTES_U64);
+            (view.replication, view.disk_state) = match peer.feed {
+                Feed::On { .. } if peer.caught_up => {
+                    (ReplicationState::Established, DiskState::UpToDate)
+                }
+                Feed::On { .. } => (ReplicationState::Behind, DiskState::Outdated),
+                Feed::TooFar => (ReplicationState::Off, DiskState::Outdated),
+                Feed::NotMember => (ReplicationState::Off, DiskState::Inconsistent),
+                Feed::Asked | Feed::Off => (ReplicationState::Off, DiskState::DUnknown),
+            };
+            if matches!(peer.feed, Feed::TooFar | Feed::NotMember) {
+                view.behind_bytes = None;
+                view.durable = Some(report.tail.seq);
+            }
+        } else {
+            view.durable = Some(report.tail.seq);
+            view.disk_state = if report.fresh {
+                DiskState::Inconsistent
+            } else if follows {
+                DiskState::UpToDate
+            } else if report.damaged {
+                DiskState::Outdated
+            } else {
+                DiskState::Consistent
+            };
+            if follows {
+                view.durable = Some(self.primary_tail.max(report.tail.seq));
+                view.replication = if self.told_outdated {
+                    ReplicationState::Off
+                } else {
+                    ReplicationState::Established
+                };
+                view.behind_bytes = Some(0);
+            }
+        }
+        view
+    }
+
+    fn health(&self, view: &View) -> (Health, &'static str) {
+        if let Some(reason) = self.failed {
+            return (Health::Down, reason);
+        }
+        if self.fresh() {
+            let all = view
+                .peers
+                .iter()
+                .all(|p| p.connection == ConnectionState::Connected);
+            return if all {
+                (
+                    Health::Degraded,
+                    "freshly created: waits for the first promotion",
+                )
+            } else {
+                (
+                    Health::Down,
+                    "freshly created: the first promotion needs all nodes",
+                )
+            };
+        }
+        if self.damaged() {
+            return (
+                Health::Down,
+                "the journal is damaged: this node has to catch up first",
+            );
+        }
+        if view.serving {
+            if view.suspended == Suspended::Quorum {
+                return (
+                    Health::Down,
+                    "a majority of the nodes can not be reached: I/O waits",
+                );
+            }
+            let whole = view
+                .peers
+                .iter()
+                .all(|p| p.disk_state == DiskState::UpToDate);
+            return if whole {
+                (Health::Ok, "")
+            } else {
+                (
+                    Health::Degraded,
+                    "a peer is away or behind: redundancy is lost",
+                )
+            };
+        }
+        match view.disk_state {
+            DiskState::UpToDate if view.quorum => (Health::Ok, ""),
+            DiskState::UpToDate | DiskState::Consistent => {
+                (Health::Down, "a majority of the nodes can not be reached")
+            }
+            _ if self.told_outdated => (
+                Health::Down,
+                "past the Primary's journal: this node needs a resync",
+            ),
+            _ => (Health::Degraded, "behind the newest data: catching up"),
+        }
+    }
+}
