@@ -213,6 +213,6 @@ attach() {
 detach() {
     losetup -d "$loop"
     fusermount3 -u "$fuse_mnt" 2> /dev/null || fusermount3 -u -z "$fuse_mnt"
-    wait "$fuse_pid"
+    wait "$fuse_pid" 2> /dev/null
     rm -f "$fuse_mnt.pid"
 }
