@@ -196,6 +196,7 @@ impl Core for StandIn {
         }
     }
 
+
     fn end_turn(&mut self, _now: Time) {
         if self.behaviour.reversed {
             self.replies.reverse();
