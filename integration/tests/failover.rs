@@ -122,7 +122,11 @@ fn a_frozen_primary_answers_nothing_stale_and_returns_as_secondary() {
 
 #[test]
 fn a_secondary_that_dies_and_returns_lets_no_client_down_and_catches_up() {
-    let mut scene = Scene::serving(small());
+    let journal_bytes = 128 << 20;
+    let mut scene = Scene::serving(tools::cluster::Spec {
+        journal_bytes,
+        ..small()
+    });
     let load = scene.work(0, scene.busy_streams());
     scene.await_writes(&load, 200);
     scene.cluster.kill(1).expect("killed");

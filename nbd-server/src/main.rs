@@ -46,11 +46,17 @@ struct Failure {
 
 impl Failure {
     fn usage(error: impl ToString) -> Self {
-        Self { code: 2, text: error.to_string() }
+        Self {
+            code: 2,
+            text: error.to_string(),
+        }
     }
 
     fn failed(error: impl ToString) -> Self {
-        Self { code: 1, text: error.to_string() }
+        Self {
+            code: 1,
+            text: error.to_string(),
+        }
     }
 }
 
@@ -96,7 +102,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     let (me, node) = config.node(&name).map_err(Failure::usage)?;
     if !node.meta_path().exists() {
         return Err(Failure::usage(format!(
-            "{} does not exist: this node is not created; run `replctl --config {} --node {name} create`",
+            "{} does not exist: this node is not created; run `replctl create` for it, with --config {} --node {name}",
             node.meta_path().display(),
             args.config.display(),
         )));
@@ -127,16 +133,28 @@ fn run(args: &Args) -> Result<(), Failure> {
     };
     let replica_config = replica_config(&config, me)?;
     let what = describe(node);
-    let data = reactor::spawn(params, move |ground| open_core(ground, replica_config, &what))
-        .map_err(Failure::failed)?;
-    let handle = DataHandle { sender: to_data, bell, snapshot };
+    let data = reactor::spawn(params, move |ground| {
+        open_core(ground, replica_config, &what)
+    })
+    .map_err(Failure::failed)?;
+    let handle = DataHandle {
+        sender: to_data,
+        bell,
+        snapshot,
+    };
     let ready = || {
         tracing::info!("ready: {name} of resource {}", config.resource);
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     };
-    let result =
-        control::run(Arc::new(config.clone()), me, listeners, handle, from_data, ready);
+    let result = control::run(
+        Arc::new(config.clone()),
+        me,
+        listeners,
+        handle,
+        from_data,
+        ready,
+    );
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     result.map_err(Failure::failed)?;
     match data.join() {
@@ -155,9 +173,19 @@ fn open_core(
     config: ReplicaConfig,
     paths: &[PathBuf; 2],
 ) -> Result<Replica<Pool>, String> {
-    let Ground { mut meta, mut journal, journal_bytes, pool, now } = ground;
+    let Ground {
+        mut meta,
+        mut journal,
+        journal_bytes,
+        pool,
+        now,
+    } = ground;
     let recovered = recover(&mut meta, &mut journal, &config).map_err(|error| {
-        format!("{error} (metadata {}, journal {})", paths[0].display(), paths[1].display())
+        format!(
+            "{error} (metadata {}, journal {})",
+            paths[0].display(),
+            paths[1].display()
+        )
     })?;
     let needed = recovered.superblock.journal_bytes;
     if needed > journal_bytes {
@@ -180,7 +208,12 @@ fn replica_config(config: &Config, me: usize) -> Result<ReplicaConfig, Failure> 
     let volumes: Result<Vec<_>, Failure> = config
         .volumes
         .iter()
-        .map(|v| Ok(VolumeRecord { name: core_name(&v.name)?, bytes: v.size_bytes }))
+        .map(|v| {
+            Ok(VolumeRecord {
+                name: core_name(&v.name)?,
+                bytes: v.size_bytes,
+            })
+        })
         .collect();
     Ok(ReplicaConfig {
         resource: core_name(&config.resource)?,

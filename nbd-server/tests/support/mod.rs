@@ -196,7 +196,6 @@ impl Core for StandIn {
         }
     }
 
-
     fn end_turn(&mut self, _now: Time) {
         if self.behaviour.reversed {
             self.replies.reverse();

@@ -304,6 +304,11 @@ impl<B: Clone> Log<B> {
         self.tail().position + u64::from(blocks) + reserve <= self.floor_position + self.ring_blocks
             && self.descriptors.len() + records <= self.descriptors_max
             && unapplied < self.entries_max
+            && (self.entries.len() < self.entries_max
+                || self
+                    .entries
+                    .front()
+                    .is_some_and(|e| e.end() <= self.floor_position))
     }
 
     /// Adds a batch. The caller has seen to it that it follows the tail, and that there is room.

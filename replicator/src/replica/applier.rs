@@ -325,6 +325,7 @@ impl<M: Memory> Replica<M> {
             }
         }
         self.log.set_applied(end);
+        self.applier.urgent = self.drain.is_some();
         self.metadata.changed();
     }
 

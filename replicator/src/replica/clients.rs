@@ -865,6 +865,11 @@ impl<M: Memory> Replica<M> {
         if self.config.on_no_quorum != OnNoQuorum::IoError || self.lease_runs() || !self.serving() {
             return;
         }
+        // The first heartbeats of a reign may still be under way.
+        let ran_at = self.leader.as_ref().map_or(self.now, |l| l.ran_at);
+        if self.now.since(ran_at) < self.config.heartbeat_ns() {
+            return;
+        }
         for index in 0..self.clients.ops.len() {
             if !matches!(self.clients.ops[index].work, Work::Free) {
                 self.fail_op(u32::try_from(index).expect("at most 2^32 requests"));

@@ -517,7 +517,7 @@ impl<M: Memory> Replica<M> {
                 member: true,
             });
         }
-        nodes.sort_by(|a: &Standing, b: &Standing| a.name.cmp(&b.name));
+        nodes.sort_by_key(|n: &Standing| n.name);
         if let Some(candidacy) = self.candidacy.as_mut() {
             candidacy.config = Some(ConfigAt {
                 at: RecordId::NONE,

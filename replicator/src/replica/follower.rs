@@ -12,6 +12,14 @@ use crate::wire::frame::Frame;
 /// Batches received and not yet in the log, at most. A Primary's window is smaller.
 const INCOMING_MAX: usize = 1100;
 
+/// Whose log a batch belongs to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Identity {
+    Ours,
+    JustTaken,
+    Foreign,
+}
+
 /// An answer that waits for the superblock.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Owed {
@@ -78,6 +86,8 @@ impl<M: Memory> Replica<M> {
             self.acked_to_primary = Seq(0);
             self.primary_committed = Seq(0);
             self.primary_tail = Seq(0);
+            self.catch_up_to = None;
+            self.caught_up = false;
             self.told_outdated = false;
         }
         self.last_primary = Some(node);
@@ -114,6 +124,7 @@ impl<M: Memory> Replica<M> {
         self.heartbeat_heard_at = self.now;
         self.primary_committed = self.primary_committed.max(committed);
         self.primary_tail = self.primary_tail.max(tail);
+        self.catch_up_to.get_or_insert(tail);
         if self.metadata.wanted.lease_ms < lease_ms {
             self.metadata.wanted.lease_ms = lease_ms;
             self.lease_version = self.metadata.changed();
@@ -259,7 +270,10 @@ impl<M: Memory> Replica<M> {
                     if !self.take_batch(conn, &header, buffer) {
                         return;
                     }
-                    self.incoming.pop_front();
+                    // Unless the connection was given up, and what it sent with it.
+                    if self.incoming.front().is_some_and(|i| i.conn == conn) {
+                        self.incoming.pop_front();
+                    }
                 }
                 Err(_) => {
                     let reason = DropReason::Protocol("it sent a damaged batch");
@@ -277,8 +291,14 @@ impl<M: Memory> Replica<M> {
             return true;
         }
         let config = batch::config_of(buffer.bytes(), header);
-        if !self.same_identity(header, config.as_ref()) {
-            return self.fresh() && !self.metadata.is_durable(self.append_after);
+        match self.identity_of(header, config.as_ref()) {
+            Identity::Ours => {}
+            Identity::JustTaken => return false,
+            Identity::Foreign => {
+                let reason = DropReason::Unrelated("its log belongs to another resource");
+                self.give_up(conn, reason, true);
+                return true;
+            }
         }
         let tail = self.log.tail();
         if header.last() <= tail.id.seq && self.log.contains(header.last_id()) {
@@ -310,18 +330,19 @@ impl<M: Memory> Replica<M> {
 
     /// Whether a batch belongs to this resource. A fresh node takes the identity of the first config that lists its own
     /// incarnation (protocol D3); the batch waits until that is durable.
-    fn same_identity(&mut self, header: &Header, config: Option<&ClusterConfig>) -> bool {
+    fn identity_of(&mut self, header: &Header, config: Option<&ClusterConfig>) -> Identity {
         let wanted = &mut self.metadata.wanted;
         if wanted.uuid == header.uuid && wanted.history == header.history {
-            return true;
+            return Identity::Ours;
         }
         let listed = config.is_some_and(|c| c.standing(wanted.incarnation).is_some());
         if self.log.config().is_none() && wanted.uuid == ResourceUuid(0) && listed {
             wanted.uuid = header.uuid;
             wanted.history = header.history;
             self.append_after = self.metadata.changed();
+            return Identity::JustTaken;
         }
-        false
+        Identity::Foreign
     }
 
     pub(super) fn records_make_sense(&self, header: &Header, bytes: &[u8]) -> bool {
@@ -391,6 +412,8 @@ impl<M: Memory> Replica<M> {
         let committed = self.primary_committed.min(self.matched);
         self.committed = self.committed.max(committed);
         let durable = self.log.durable_id().seq.min(self.matched);
+        // Once it has what the Primary had when it was first heard, the rest is in flight.
+        self.caught_up |= self.catch_up_to.is_some_and(|seq| durable >= seq);
         if durable > self.acked_to_primary && self.metadata.durable_promised == following.epoch {
             self.acked_to_primary = durable;
             let frame = Frame::Ack {

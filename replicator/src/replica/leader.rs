@@ -216,15 +216,22 @@ impl<M: Memory> Replica<M> {
         let number = leader.heartbeat;
         leader.sent[usize::try_from(number).expect("64 bits") % HEARTBEATS] = (number, now);
         leader.heartbeat_at = now.after(self.config.heartbeat_ns());
+        self.repeat_heartbeat();
+    }
+
+    /// Sends the last heartbeat again, with what is committed now. Its time of sending stays the earlier one, which only
+    /// makes the lease shorter.
+    fn repeat_heartbeat(&mut self) {
         for index in 0..self.peers.len() {
             if let Some(conn) = self.peers[index].conn {
-                self.heartbeat_frame(conn);
+                self.heartbeat_to(conn);
             }
         }
         self.committed_told = self.committed;
     }
 
-    fn heartbeat_frame(&mut self, conn: ConnId) {
+    /// The last heartbeat, to one peer.
+    pub(super) fn heartbeat_to(&mut self, conn: ConnId) {
         let Some(leader) = &self.leader else { return };
         let frame = Frame::Heartbeat {
             epoch: leader.epoch,
@@ -234,12 +241,6 @@ impl<M: Memory> Replica<M> {
             lease_ms: self.config.lease_ms,
         };
         self.send(conn, frame);
-    }
-
-    /// One more heartbeat, for a peer that has just connected. It carries the number of the last round: its time of
-    /// sending is earlier than now, which only makes the lease shorter.
-    pub(super) fn heartbeat_to(&mut self, conn: ConnId) {
-        self.heartbeat_frame(conn);
     }
 
     pub(super) fn got_heartbeat_ack(&mut self, conn: ConnId, epoch: Epoch, number: u64) {
@@ -276,10 +277,8 @@ impl<M: Memory> Replica<M> {
         if let Some(peer) = self.peer_of(conn) {
             peer.acked = peer.acked.max(seq);
             peer.known.1 = peer.known.1.max(id);
-            if seq == tail {
-                peer.caught_up = true;
-            }
         }
+        self.judge_lag(conn);
     }
 
     /// A peer promised somebody else a newer epoch.
@@ -401,7 +400,8 @@ impl<M: Memory> Replica<M> {
         if leader.tell_commit_at.is_some_and(|at| at <= now) {
             leader.tell_commit_at = None;
             if self.committed_told < self.committed {
-                self.heartbeat();
+                // Not a new heartbeat: only few of those are remembered, and a slow peer answers late.
+                self.repeat_heartbeat();
             }
         }
         self.pump_demoting();
@@ -495,17 +495,17 @@ impl<M: Memory> Replica<M> {
             self.end_demotion(false);
             return;
         }
-        match demoting.record {
-            None if self.committed == self.log.tail().id.seq => {
-                if self.append_control(Kind::Demote, None) {
-                    let seq = self.log.tail().id.seq;
-                    if let Some(d) = self.leader.as_mut().and_then(|l| l.demoting.as_mut()) {
-                        d.record = Some(seq);
-                    }
-                }
+        let record = demoting.record;
+        let all_committed = self.committed == self.log.tail().id.seq;
+        if let Some(seq) = record {
+            if self.committed >= seq {
+                self.end_demotion(true);
             }
-            Some(seq) if self.committed >= seq => self.end_demotion(true),
-            _ => {}
+        } else if all_committed && self.append_control(Kind::Demote, None) {
+            let seq = self.log.tail().id.seq;
+            if let Some(d) = self.leader.as_mut().and_then(|l| l.demoting.as_mut()) {
+                d.record = Some(seq);
+            }
         }
     }
 

@@ -188,6 +188,9 @@ pub struct Replica<M: Memory> {
     acked_to_primary: Seq,
     primary_committed: Seq,
     primary_tail: Seq,
+    /// What the present Primary had when it was first heard, and whether this node has that.
+    catch_up_to: Option<Seq>,
+    caught_up: bool,
     incoming: VecDeque<Incoming<M::Buffer>>,
     /// Nothing is appended before this version of the superblock is durable.
     append_after: MetaVersion,
@@ -268,6 +271,8 @@ impl<M: Memory> Replica<M> {
             acked_to_primary: Seq(0),
             primary_committed: Seq(0),
             primary_tail: Seq(0),
+            catch_up_to: None,
+            caught_up: false,
             incoming: VecDeque::with_capacity(1100),
             append_after: MetaVersion::default(),
             lease_version: MetaVersion::default(),

@@ -11,6 +11,9 @@ use crate::wire::frame::{Frame, Report};
 /// Journal blocks sent to a peer and not yet acknowledged, at most (4 MiB).
 const WINDOW_BLOCKS: u64 = 1024;
 
+/// A peer that lags by more is behind (16 MiB).
+const LAG_BLOCKS_MAX: u64 = 4 * WINDOW_BLOCKS;
+
 /// Batches handed to the driver for one peer and not yet sent, at most.
 const QUEUE_MAX: u32 = 64;
 
@@ -57,7 +60,10 @@ pub(super) struct Peer {
     pub(super) known: (Incarnation, RecordId),
     /// It told this node that it is past its journal.
     pub(super) told_too_far: bool,
-    /// How far behind it was when its feed began has been made up.
+    /// The end of the log when its feed began, or when it was last found to lag: once it has acknowledged that, it is
+    /// caught up, and what it lacks is in flight.
+    catch_up_to: Seq,
+    /// Whether it is.
     pub(super) caught_up: bool,
 }
 
@@ -77,6 +83,7 @@ impl Peer {
             refused: None,
             known: (Incarnation(0), RecordId::NONE),
             told_too_far: false,
+            catch_up_to: Seq(0),
             caught_up: false,
         }
     }
@@ -304,8 +311,12 @@ impl<M: Memory> Replica<M> {
             }
         }
         let my_tail = self.log.durable_id();
-        let rolled_back =
-            !me_fresh && report.you_acked > my_tail && report.you_acked > sb.damaged_until;
+        // A promise made after that acknowledgement was written together with what was acknowledged then, and a newer
+        // Primary may have cut it since: only without one does the shorter log mean that something was lost.
+        let rolled_back = !me_fresh
+            && report.you_acked > my_tail
+            && report.you_acked.epoch >= sb.promised
+            && report.you_acked > sb.damaged_until;
         if rolled_back && self.incoming.is_empty() {
             self.log_error(format!(
                 "this node has acknowledged record {} and its log ends at {my_tail}: it was rolled back; \
@@ -389,7 +400,34 @@ impl<M: Memory> Replica<M> {
         }
         if let Some(peer) = self.peer_mut(node) {
             peer.feed = feed;
+            peer.catch_up_to = tail.seq;
             peer.caught_up = false;
+        }
+    }
+
+    /// Journal bytes that a peer has not acknowledged.
+    pub(super) fn lag_blocks(&self, peer: &Peer) -> u64 {
+        let acked = match self.log.number_of(peer.acked) {
+            Some(number) => self.log.tail_before(number + 1).position,
+            None => self.log.start().position,
+        };
+        self.log.tail().position - acked
+    }
+
+    /// Judges whether a peer that has just acknowledged something is caught up.
+    pub(super) fn judge_lag(&mut self, conn: ConnId) {
+        let tail = self.log.tail().id.seq;
+        let Some(index) = self.peers.iter().position(|p| p.conn == Some(conn)) else {
+            return;
+        };
+        let lag = self.lag_blocks(&self.peers[index]);
+        let peer = &mut self.peers[index];
+        if peer.caught_up && lag > LAG_BLOCKS_MAX {
+            peer.caught_up = false;
+            peer.catch_up_to = tail;
+        } else if !peer.caught_up && peer.acked >= peer.catch_up_to {
+            peer.caught_up = lag <= WINDOW_BLOCKS;
+            peer.catch_up_to = tail;
         }
     }
 

@@ -93,13 +93,10 @@ impl<M: Memory> Replica<M> {
             return DiskState::Outdated;
         }
         if self.following.is_some() {
-            // Caught up with what the Primary had when it last spoke, but for what is in flight.
-            let behind =
-                self.primary_committed > self.log.durable_id().seq || self.matched == Seq(0);
-            return if behind {
-                DiskState::Outdated
-            } else {
+            return if self.caught_up {
                 DiskState::UpToDate
+            } else {
+                DiskState::Outdated
             };
         }
         let tail = self.log.durable_id();
@@ -137,13 +134,8 @@ impl<M: Memory> Replica<M> {
             Role::Secondary
         };
         if self.leader.is_some() {
-            view.durable = Some(peer.acked.max(report.tail.seq.min(peer.acked)));
-            let tail = self.log.tail().position;
-            let acked = match self.log.number_of(peer.acked) {
-                Some(number) => self.log.tail_before(number + 1).position,
-                None => self.log.start().position,
-            };
-            view.behind_bytes = Some((tail - acked) * BLOCK_BYTES_U64);
+            view.durable = Some(peer.acked);
+            view.behind_bytes = Some(self.lag_blocks(peer) * BLOCK_BYTES_U64);
             (view.replication, view.disk_state) = match peer.feed {
                 Feed::On { .. } if peer.caught_up => {
                     (ReplicationState::Established, DiskState::UpToDate)

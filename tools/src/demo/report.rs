@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn every_loss_counts_and_a_few_are_listed() {
-        let loss = |i| Loss {
+        let loss = |i: u64| Loss {
             offset: 4096 * i,
             length: 512,
             legal: vec![Content::Zeroes],
