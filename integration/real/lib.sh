@@ -14,8 +14,9 @@ say() { printf '[%4d s] %s\n' "$SECONDS" "$*"; }
 skip() { echo "SKIP: $*"; exit 77; }
 die() {
     echo "FAILED: $*" >&2
-    for n in "${names[@]}"; do
-        [ -s "$T/$n.log" ] && { echo "--- the end of $n.log" >&2; tail -n 15 "$T/$n.log" >&2; }
+    local log
+    for log in "$T"/*.log "$T"/out/*.log; do
+        [ -s "$log" ] && { echo "--- the end of ${log##*/}"; tail -n 15 "$log"; } >&2
     done
     exit 1
 }

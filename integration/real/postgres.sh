@@ -22,9 +22,12 @@ up() { # NODE: mounts the volume there and starts PostgreSQL on it
     at_end "umount -l '$fs'"
     [ -d "$fs/pg" ] || { install -d -o postgres -m 700 "$fs/pg"; pg "$pgbin/initdb" -D "$fs/pg" -A trust -k \
         --wal-segsize=4 --no-instructions > "$T/initdb.log" || die "initdb: $(tail "$T/initdb.log")"; }
-    pg "$pgbin/pg_ctl" -D "$fs/pg" -w -t 60 -l "$T/out/postgres.log" -o "-c listen_addresses= -c unix_socket_directories=$T/out \
-        -c shared_buffers=32MB -c max_wal_size=64MB -c checkpoint_timeout=30s -c full_page_writes=on" start > "$T/out/pg_ctl.log" 2>&1 ||
-        die "PostgreSQL does not start on $1: $(tail -n 20 "$T/out/postgres.log")"
+    # In the foreground of a job of ours, so that nothing stays a zombie when it is killed: its id has to
+    # be free, as it is on another machine.
+    runuser -u postgres -- "$pgbin/postgres" -D "$fs/pg" -c listen_addresses= -c "unix_socket_directories=$T/out" \
+        -c shared_buffers=32MB -c max_wal_size=64MB -c checkpoint_timeout=30s >> "$T/out/postgres.log" 2>&1 < /dev/null &
+    postgres_job=$!
+    wait_for 60 "PostgreSQL answers on $1" pg "$pgbin/pg_isready" -q -h "$T/out"
     postmaster=$(head -n 1 "$fs/pg/postmaster.pid")
     at_end "kill -KILL $postmaster \$(pgrep -P $postmaster)"
 }
@@ -65,7 +68,7 @@ for round in $(seq "${ROUNDS:-2}"); do
     mapfile -t backends < <(pgrep -P "$postmaster")
     kill -KILL "$postmaster" "${backends[@]}" 2> /dev/null
     for pid in "$postmaster" "${backends[@]}"; do wait_for 30 "process $pid is gone" gone "$pid"; done
-    wait "${clients[@]}" 2> /dev/null
+    wait "${clients[@]}" "$postgres_job" 2> /dev/null
     umount -l "$fs" || die "umount -l"
     detach
 
@@ -91,6 +94,7 @@ for round in $(seq "${ROUNDS:-2}"); do
 done
 
 pg "$pgbin/pg_ctl" -D "$fs/pg" -w -m fast stop > /dev/null || die "PostgreSQL does not stop"
+wait "$postgres_job"
 umount "$fs" || die "umount"
 e2fsck -fn "$loop" > "$T/fsck" 2>&1 || die "e2fsck: $(cat "$T/fsck")"
 detach

@@ -31,6 +31,15 @@ pub fn small() -> Spec {
     }
 }
 
+/// The same with a journal that reaches back over a node's short absence under load.
+#[must_use]
+pub fn roomy() -> Spec {
+    Spec {
+        journal_bytes: 256 * MIB,
+        ..small()
+    }
+}
+
 /// A cluster and what its volumes have to hold.
 pub struct Scene {
     /// The nodes.
