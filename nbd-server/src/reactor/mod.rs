@@ -9,14 +9,13 @@
 //! | [`disk`] | journal, metadata and stores |
 //! | [`engine`] | what all of them work with |
 //! | [`ring`], [`tag`], [`slab`] | operations in flight |
-//! | [`pool`], [`buddy`] | memory |
+//! | [`pool`], [`runs`] | memory |
 //! | [`publish`], [`admin`] | the door to the control thread |
 //! | [`flusher`] | what the kernel should know |
 //!
 //! Everything that can fail happens in [`prepare`], on the thread that then runs what it returns; [`spawn`] does both.
 
 pub mod admin;
-pub mod buddy;
 pub mod client;
 pub mod disk;
 pub mod engine;
@@ -27,6 +26,7 @@ pub mod pool;
 pub mod publish;
 pub mod replies;
 pub mod ring;
+pub mod runs;
 pub mod server;
 pub mod slab;
 pub mod stage;

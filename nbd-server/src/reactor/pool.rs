@@ -1,7 +1,7 @@
 //! The memory of the data path: one mapping, made, touched and (where the limit allows) locked at start, lent in
 //! counted handles of whole 4 KiB blocks. Lending allocates nothing.
 //!
-//! Each share has a [`Buddy`] of its own. The count of an allocation and what the kernel is writing to it are kept
+//! Each share has a [`Runs`] of its own. The count of an allocation and what the kernel is writing to it are kept
 //! beside the memory, by block. A [`PoolBuffer`] is not `Send`: all of it happens on the data thread.
 
 #![allow(unsafe_code)]
@@ -19,7 +19,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mlock, mmap_anonymous, munmap};
 use replicator::memory::{Buffer, Memory, Purpose};
 use replicator::types::BLOCK_BYTES;
 
-use super::buddy::{Buddy, CHUNK_BLOCKS};
+use super::runs::{CHUNK_BLOCKS, Runs};
 
 const SHARES: usize = 4;
 /// The driver's own share: receive buffers and frames of connections.
@@ -59,7 +59,7 @@ struct Shared {
 struct Share {
     /// Its first block in the mapping.
     first: u32,
-    buddy: RefCell<Buddy>,
+    runs: RefCell<Runs>,
 }
 
 /// What is noted of a block.
@@ -94,7 +94,7 @@ impl Pool {
             total = total.saturating_add(blocks);
             Share {
                 first,
-                buddy: RefCell::new(Buddy::new(blocks)),
+                runs: RefCell::new(Runs::new(blocks)),
             }
         });
         let map_bytes = NonZeroUsize::new(total as usize * BLOCK_BYTES)
@@ -148,7 +148,7 @@ impl Pool {
 
     fn alloc_from(&self, share: usize, blocks: u32) -> Option<PoolBuffer> {
         let share = &self.shared.shares[share];
-        let first = share.first + share.buddy.borrow_mut().alloc(blocks)?;
+        let first = share.first + share.runs.borrow_mut().alloc(blocks)?;
         let book = &self.shared.books[first as usize];
         book.handles.set(1);
         book.blocks.set(blocks);
@@ -182,11 +182,11 @@ impl Memory for Pool {
     }
 
     fn free_blocks(&self, purpose: Purpose) -> u32 {
-        self.share(purpose).buddy.borrow().free_blocks()
+        self.share(purpose).runs.borrow().free_blocks()
     }
 
     fn total_blocks(&self, purpose: Purpose) -> u32 {
-        self.share(purpose).buddy.borrow().total_blocks()
+        self.share(purpose).runs.borrow().total_blocks()
     }
 }
 
@@ -202,13 +202,13 @@ impl fmt::Debug for Pool {
 
 impl Share {
     fn free_bytes(&self) -> u64 {
-        u64::from(self.buddy.borrow().free_blocks()) * BLOCK_BYTES as u64
+        u64::from(self.runs.borrow().free_blocks()) * BLOCK_BYTES as u64
     }
 }
 
 impl Shared {
     fn pointer(&self, block: u32) -> NonNull<u8> {
-        // SAFETY: block numbers come from the buddies, which lend blocks of the mapping only.
+        // SAFETY: block numbers come from the shares, which lend blocks of the mapping only.
         unsafe { self.base.add(block as usize * BLOCK_BYTES) }
     }
 
@@ -227,7 +227,7 @@ impl Shared {
             unsafe { at.write_bytes(POISON, blocks as usize * BLOCK_BYTES) };
         }
         let share = self.share_with(first);
-        share.buddy.borrow_mut().free(first - share.first, blocks);
+        share.runs.borrow_mut().free(first - share.first, blocks);
     }
 }
 

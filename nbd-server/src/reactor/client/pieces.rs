@@ -353,7 +353,7 @@ mod tests {
         let whole = Piece::alloc(&mut pool, 4095, 4 << 20).unwrap();
         assert_eq!(whole.length, (1 << 20) - 4095);
         let second = Piece::alloc(&mut pool, 1 << 20, 3 << 20).unwrap();
-        assert_eq!(second.length, 256 << 10);
+        assert_eq!(second.length, 512 << 10);
         while Piece::alloc(&mut pool, 0, 1 << 20).is_some_and(|piece| {
             std::mem::forget(piece);
             true
