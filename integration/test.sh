@@ -13,9 +13,9 @@
 
 set -u
 cd "$(dirname "$0")/.." || exit 1
-export LC_ALL=C CARGO_TERM_COLOR=never
-logs=$PWD/${CARGO_TARGET_DIR:-target}/test-logs
-case ${CARGO_TARGET_DIR:-} in /*) logs=$CARGO_TARGET_DIR/test-logs ;; esac
+# Where Debian keeps what only root is expected to use.
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin LC_ALL=C CARGO_TERM_COLOR=never
+logs=$(realpath -m "${CARGO_TARGET_DIR:-target}")/test-logs
 mkdir -p "$logs"
 passed=0 failed=0 skipped=0
 
@@ -147,6 +147,10 @@ run_tests() {
 }
 
 only=("$@")
+# These use the programs, so they imply that they are built.
+for name in tests demo copy fio postgres kernel; do
+    [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
+done
 missing=$(missing_packages | tr '\n' ' ')
 if [ -n "$missing" ]; then
     if [ "$(id -u)" = 0 ] && [ -z "${NO_INSTALL:-}" ] && command -v apt-get > /dev/null; then
@@ -162,10 +166,8 @@ part format cargo fmt --all --check
 part lint cargo clippy --locked --workspace --all-targets -- -D warnings
 part licences check_licences
 part scripts check_scripts
-# The tests and scripts below use these programs.
 if part build cargo build --locked --release --bins -p nbd-server -p tools -p integration; then
-    target=${CARGO_TARGET_DIR:-target}
-    REPLICATOR_PROGRAMS=$(cd "$target/release" && pwd)
+    REPLICATOR_PROGRAMS=${logs%/*}/release
     export REPLICATOR_PROGRAMS
     suite tests run_tests
     suite doctests cargo test --locked --workspace --doc

@@ -4,6 +4,7 @@
 # machine (it says what), anything else if a check failed.
 
 set -u
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 bin=${REPLICATOR_PROGRAMS:-$here/../../target/release}
 names=(pbx-a pbx-b pbx-c)
