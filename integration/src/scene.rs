@@ -7,7 +7,8 @@ use std::time::Duration;
 use nbd_server::nbd::client::{Client, Options, Uri};
 use tempfile::TempDir;
 use tools::cluster::{Cluster, Spec};
-use tools::demo::workload::{End, Job, Pace, Running, Stream, Tally, Volume, verify};
+use tools::demo::verify::verify;
+use tools::demo::workload::{End, Job, Pace, Running, Stream, Tally, Volume};
 use tools::demo::{scratch_dir, stop_cleanly, stores};
 
 use crate::programs;
