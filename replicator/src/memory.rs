@@ -13,8 +13,11 @@ use crate::types::BLOCK_BYTES;
 pub enum Purpose {
     /// Payload of client requests and the answers to reads.
     Client,
-    /// Batches of small writes, control records, journal reads for catch-up and apply.
+    /// Batches of small writes, control records, journal reads for catch-up and for clients' reads.
     Core,
+    /// Journal reads of what is being applied, and nothing else: each window of an apply gives all of it back, so the next
+    /// finds it whole, and what waits for room in the journal never waits for memory.
+    Apply,
     /// Batches received from a peer.
     Peer,
 }

@@ -3,7 +3,7 @@
 use crate::io::DiskError;
 use crate::journal::scan::{Scanned, scan};
 use crate::meta::label::{self, LabelError};
-use crate::meta::superblock::{COPIES, MetaError, Superblock, choose, copy_offset};
+use crate::meta::superblock::{COPIES, Chosen, MetaError, Superblock, choose, copy_offset};
 use crate::replica::ReplicaConfig;
 use crate::types::*;
 
@@ -21,6 +21,8 @@ pub trait BlockRead {
 pub struct Recovered {
     /// The metadata.
     pub superblock: Superblock,
+    /// In which order its copies are to be written.
+    pub copies: [usize; COPIES],
     /// The log.
     pub scanned: Scanned,
 }
@@ -65,7 +67,7 @@ pub enum RecoverError {
 ///
 /// # Errors
 /// If it can not be used.
-pub fn read_superblock(meta: &mut impl BlockRead) -> Result<Superblock, MetaError> {
+pub fn read_superblock(meta: &mut impl BlockRead) -> Result<Chosen, MetaError> {
     let mut copies = [[0; BLOCK_BYTES]; COPIES];
     let mut last = None;
     for (index, copy) in copies.iter_mut().enumerate() {
@@ -90,7 +92,7 @@ pub fn recover(
     journal: &mut impl BlockRead,
     config: &ReplicaConfig,
 ) -> Result<Recovered, RecoverError> {
-    let superblock = read_superblock(meta)?;
+    let Chosen { superblock, order } = read_superblock(meta)?;
     let me = config.nodes[usize::from(config.me.0)];
     if superblock.resource != config.resource {
         return Err(RecoverError::Resource {
@@ -124,6 +126,10 @@ pub fn recover(
     let scanned = scan(&superblock, journal);
     Ok(Recovered {
         superblock,
+        copies: order,
         scanned,
     })
 }
+
+#[cfg(test)]
+mod tests;

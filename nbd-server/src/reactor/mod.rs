@@ -214,14 +214,16 @@ pub fn spawn<C: Core + 'static>(
     }
 }
 
-/// How the memory is shared out: three eighths for clients, as much for batches of peers, the rest for the core.
+/// How the memory is shared out: of sixteen parts five are for clients, as many for batches of peers, four for the core and two
+/// for what is being applied.
 pub fn sizes(memory_bytes: u64) -> PoolSizes {
     let blocks = memory_bytes / BLOCK_BYTES_U64;
-    let part = |eighths: u64| u32::try_from(blocks * eighths / 8).unwrap_or(u32::MAX / 8);
+    let part = |parts: u64| u32::try_from(blocks * parts / 16).unwrap_or(u32::MAX / 16);
     PoolSizes {
-        client_blocks: part(3),
-        core_blocks: part(2),
-        peer_blocks: part(3),
+        client_blocks: part(5),
+        core_blocks: part(4),
+        apply_blocks: part(2),
+        peer_blocks: part(5),
         connection_blocks: CONNECTION_BLOCKS,
     }
 }

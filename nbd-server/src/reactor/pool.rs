@@ -21,9 +21,9 @@ use replicator::types::BLOCK_BYTES;
 
 use super::runs::{CHUNK_BLOCKS, Runs};
 
-const SHARES: usize = 4;
+const SHARES: usize = 5;
 /// The driver's own share: receive buffers and frames of connections.
-const CONNECTIONS: usize = 3;
+const CONNECTIONS: usize = 4;
 
 /// What a byte of a freed block is in debug builds.
 const POISON: u8 = 0xdb;
@@ -35,6 +35,8 @@ pub struct PoolSizes {
     pub client_blocks: u32,
     /// [`Purpose::Core`].
     pub core_blocks: u32,
+    /// Of [`Purpose::Apply`].
+    pub apply_blocks: u32,
     /// [`Purpose::Peer`].
     pub peer_blocks: u32,
     /// Buffers of connections.
@@ -84,6 +86,7 @@ impl Pool {
         let counts = [
             sizes.client_blocks,
             sizes.core_blocks,
+            sizes.apply_blocks,
             sizes.peer_blocks,
             sizes.connection_blocks,
         ]
@@ -170,7 +173,8 @@ fn share_of(purpose: Purpose) -> usize {
     match purpose {
         Purpose::Client => 0,
         Purpose::Core => 1,
-        Purpose::Peer => 2,
+        Purpose::Apply => 2,
+        Purpose::Peer => 3,
     }
 }
 
@@ -433,6 +437,7 @@ mod tests {
         Pool::new(&PoolSizes {
             client_blocks: 1,
             core_blocks: 1,
+            apply_blocks: 1,
             peer_blocks: 1,
             connection_blocks: 1,
         })

@@ -10,6 +10,8 @@
 //! of a batch, and the next header carries it (`prev_checksum`): a chain. A block's CRC is seeded with volume and
 //! block number, so a block that went astray does not verify in a foreign place.
 
+use std::mem::offset_of;
+
 use arrayvec::ArrayVec;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -175,6 +177,21 @@ struct RawHeader {
     checksum: U32,
 }
 const _: () = assert!(size_of::<RawHeader>() == FIXED_BYTES);
+const _: () = {
+    assert!(offset_of!(RawHeader, version) == 8);
+    assert!(offset_of!(RawHeader, header_blocks) == 10);
+    assert!(offset_of!(RawHeader, records) == 12);
+    assert!(offset_of!(RawHeader, uuid) == 16);
+    assert!(offset_of!(RawHeader, history) == 32);
+    assert!(offset_of!(RawHeader, epoch) == 48);
+    assert!(offset_of!(RawHeader, prev_epoch) == 56);
+    assert!(offset_of!(RawHeader, first) == 64);
+    assert!(offset_of!(RawHeader, committed) == 72);
+    assert!(offset_of!(RawHeader, payload_blocks) == 80);
+    assert!(offset_of!(RawHeader, prev_blocks) == 84);
+    assert!(offset_of!(RawHeader, prev_checksum) == 88);
+    assert!(offset_of!(RawHeader, checksum) == CHECKSUM_AT);
+};
 /// The checksum is the last field of the fixed part, and is taken over the block with this field zero.
 const CHECKSUM_AT: usize = FIXED_BYTES - 4;
 
@@ -190,6 +207,13 @@ struct RawDescriptor {
     reserved: [u8; 12],
 }
 const _: () = assert!(size_of::<RawDescriptor>() == DESCRIPTOR_BYTES);
+const _: () = {
+    assert!(offset_of!(RawDescriptor, flags) == 1);
+    assert!(offset_of!(RawDescriptor, volume) == 2);
+    assert!(offset_of!(RawDescriptor, blocks) == 4);
+    assert!(offset_of!(RawDescriptor, block) == 8);
+    assert!(offset_of!(RawDescriptor, payload) == 16);
+};
 
 const KIND_WRITE: u8 = 1;
 const KIND_ZERO: u8 = 2;
@@ -537,3 +561,6 @@ pub fn write_config(config: &ClusterConfig, block: &mut [u8]) {
     let raw = config.to_raw();
     block[..size_of::<RawConfig>()].copy_from_slice(raw.as_bytes());
 }
+
+#[cfg(test)]
+mod tests;

@@ -300,15 +300,15 @@ impl<B: Clone> Log<B> {
     /// Whether `blocks` blocks with `records` records fit, leaving `reserve` blocks free.
     #[must_use]
     pub fn has_room(&self, blocks: u32, records: usize, reserve: u64) -> bool {
-        let unapplied = usize::try_from(self.next_number() - self.applied).unwrap_or(usize::MAX);
+        // Where entries are many and small, the oldest makes place for a new one, once recovery does not need it.
+        let place = self.entries.len() < self.entries_max
+            || self
+                .entries
+                .front()
+                .is_some_and(|oldest| oldest.end() <= self.floor_position);
         self.tail().position + u64::from(blocks) + reserve <= self.floor_position + self.ring_blocks
             && self.descriptors.len() + records <= self.descriptors_max
-            && unapplied < self.entries_max
-            && (self.entries.len() < self.entries_max
-                || self
-                    .entries
-                    .front()
-                    .is_some_and(|e| e.end() <= self.floor_position))
+            && place
     }
 
     /// Adds a batch. The caller has seen to it that it follows the tail, and that there is room.
@@ -540,3 +540,6 @@ pub fn last_common(
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,3 +6,6 @@
 pub mod batch;
 pub mod log;
 pub mod scan;
+
+#[cfg(test)]
+pub(crate) mod testing;

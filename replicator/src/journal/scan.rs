@@ -183,18 +183,34 @@ struct Window<'a, R> {
     ring_blocks: u64,
     from: u64,
     bytes: Vec<u8>,
+    /// Blocks that one read takes. A fault further on must not hide what is before it, so they become fewer where the
+    /// disk fails; and since a failing disk takes its time for each failure, they stay few.
+    ahead: u64,
 }
 
 const WINDOW_BLOCKS: u64 = 1024;
 
-impl<R: BlockRead> Window<'_, R> {
+impl<'a, R: BlockRead> Window<'a, R> {
+    fn new(disk: &'a mut R, ring_blocks: u64) -> Self {
+        Self {
+            disk,
+            ring_blocks,
+            from: 0,
+            bytes: Vec::new(),
+            ahead: WINDOW_BLOCKS,
+        }
+    }
+
     fn get(&mut self, position: u64, blocks: u32) -> Result<&[u8], DiskError> {
         let blocks = u64::from(blocks);
         let have = self.bytes.len() as u64 / BLOCK_BYTES_U64;
         if position < self.from || position + blocks > self.from + have {
-            self.fill(position, WINDOW_BLOCKS.max(blocks))
-                // A fault further on must not hide what is here.
-                .or_else(|_| self.fill(position, blocks))?;
+            while let Err(error) = self.fill(position, self.ahead.max(blocks)) {
+                if self.ahead <= blocks {
+                    return Err(error);
+                }
+                self.ahead /= 2;
+            }
         }
         let at = usize::try_from((position - self.from) * BLOCK_BYTES_U64).expect("4 MiB");
         let length = usize::try_from(blocks * BLOCK_BYTES_U64).expect("4 MiB");
@@ -255,40 +271,59 @@ fn look<R: BlockRead>(
     }
 }
 
-/// Looks past the end for batches that can only have been written after it: the greatest floor that one of them knew,
-/// or `None` if there are none.
+/// Batches that can only have been written after the end that was found.
+#[derive(Clone, Copy, Default)]
+struct Survivors {
+    /// Whether there are any.
+    found: bool,
+    /// A floor that proves what was committed, or durable here.
+    proven: Seq,
+    /// The newest of their records.
+    last: RecordId,
+}
+
+/// How many blocks of the ring may be unreadable before the search for survivors is given up.
+const FAULTS_MAX: u32 = 64;
+
+/// Looks for survivors in the `reach` blocks past the end.
 fn survivors<R: BlockRead>(
     window: &mut Window<'_, R>,
     superblock: &Superblock,
     tail: &Tail,
-) -> Option<Seq> {
-    let reach = INFLIGHT_BLOCKS_MAX + u64::from(BATCH_BLOCKS_MAX);
-    let mut found = None;
-    let newest_epoch = tail.id.epoch;
+    reach: u64,
+) -> Survivors {
+    let next = tail.id.seq.next();
+    let mut survivors = Survivors::default();
+    let mut faults = 0;
     for position in tail.position + 1..tail.position + reach.min(window.ring_blocks) {
         let Ok(block) = window.get(position, 1) else {
+            faults += 1;
+            if faults == FAULTS_MAX {
+                break;
+            }
             continue;
         };
         if let Ok(header) = batch::read_header(block)
             && belongs(&header, superblock)
-            && header.epoch >= newest_epoch
-            && header.first > tail.id.seq.next()
+            && header.epoch >= tail.id.epoch
+            && header.first > next
         {
-            found = found.max(Some(header.committed));
+            survivors.found = true;
+            survivors.last = survivors.last.max(header.last_id());
+            if position >= tail.position + INFLIGHT_BLOCKS_MAX {
+                // Its write began only after the one at the end was durable. A nearer one proves nothing, whatever
+                // floor it knew: that can be the peers' doing.
+                survivors.proven = survivors.proven.max(header.committed).max(next);
+            }
         }
     }
-    found
+    survivors
 }
 
 /// Reads the log of a node.
 pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
     let ring_blocks = ring_blocks(superblock.journal_bytes);
-    let mut window = Window {
-        disk: journal,
-        ring_blocks,
-        from: 0,
-        bytes: Vec::new(),
-    };
+    let mut window = Window::new(journal, ring_blocks);
     let applied = superblock.applied;
     let mut tail = Tail::from(applied);
     let mut committed = superblock.committed.max(applied.id.seq);
@@ -303,19 +338,18 @@ pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
         configs: superblock.config.iter().cloned().collect(),
     };
     let mut demoted_at = None;
-    let (end, seen, evidence) = loop {
+    let (end, seen, proven) = loop {
         let (seen, header) = look(&mut window, superblock, &tail);
         let Some(header) = header else {
-            let next = tail.id.seq.next();
-            let survivors = survivors(&mut window, superblock, &tail);
-            let known = superblock
+            let reach = INFLIGHT_BLOCKS_MAX + u64::from(BATCH_BLOCKS_MAX);
+            let survivors = survivors(&mut window, superblock, &tail, reach);
+            let proven = superblock
                 .acked
                 .seq
                 .max(superblock.committed)
-                .max(committed);
-            let evidence = known.max(survivors.unwrap_or(Seq(0)));
-            let case = decide(seen, evidence >= next, survivors.is_some());
-            break (case, seen, evidence.max(next));
+                .max(survivors.proven);
+            let case = decide(seen, proven >= tail.id.seq.next(), survivors.found);
+            break (case, seen, proven);
         };
         let bytes = window
             .get(tail.position, header.blocks())
@@ -354,17 +388,24 @@ pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
         };
     };
     let damaged_until = if end.decision == Decision::Damaged {
-        let found = RecordId {
+        // Everything that is left of the log behind the damage may have been acknowledged too.
+        let reach = parts.applied.position + ring_blocks - tail.position;
+        let lost = survivors(&mut window, superblock, &tail, reach).last;
+        let least = RecordId {
             epoch: tail.id.epoch.max(superblock.acked.epoch),
-            seq: evidence,
+            seq: proven.max(tail.id.seq.next()),
         };
-        found.max(superblock.damaged_until)
+        least.max(lost).max(superblock.damaged_until)
+    } else if tail.id >= superblock.damaged_until {
+        RecordId::NONE
     } else {
         superblock.damaged_until
     };
     let committed = committed.min(tail.id.seq);
-    let demoted = demoted_at.is_some_and(|id| id == tail.id && committed >= id.seq);
-    older(&mut window, superblock, &mut parts, tail.position);
+    let demoted_below = older(&mut window, superblock, &mut parts, tail.position);
+    let demoted = demoted_at
+        .or(demoted_below)
+        .is_some_and(|id| id == tail.id && committed >= id.seq);
     Scanned {
         parts,
         committed,
@@ -389,18 +430,19 @@ fn entry_of(header: &Header, position: u64) -> Entry<()> {
 }
 
 /// Walks back from the applied floor along the chain, over batches that the stores have and the ring still holds: a
-/// peer that is behind catches up from them.
+/// peer that is behind catches up from them. Each is checked whole, since a write that was in flight past the end may
+/// have taken the payload of one whose header is still there. Returns the record at the floor if it is a demotion.
 fn older<R: BlockRead>(
     window: &mut Window<'_, R>,
     superblock: &Superblock,
     parts: &mut LogParts,
     end: u64,
-) {
+) -> Option<RecordId> {
     let mut before = Vec::new();
     let mut at = parts.start;
+    let mut demoted = None;
     while at.blocks > 0 {
-        let blocks = u64::from(at.blocks);
-        let Some(position) = at.position.checked_sub(blocks) else {
+        let Some(position) = at.position.checked_sub(u64::from(at.blocks)) else {
             break;
         };
         if end - position > window.ring_blocks {
@@ -408,18 +450,24 @@ fn older<R: BlockRead>(
         }
         // The window is filled forwards; begin it so that it holds what comes next on the way back.
         if position < window.from {
-            let back = position.saturating_sub(WINDOW_BLOCKS - u64::from(BATCH_BLOCKS_MAX));
-            let _ = window.get(back.max(end.saturating_sub(window.ring_blocks)), 1);
+            let ahead = window.ahead.saturating_sub(u64::from(BATCH_BLOCKS_MAX));
+            let _ = window.get(position.saturating_sub(ahead), 1);
         }
-        let Ok(Ok(header)) = window.get(position, 1).map(batch::read_header) else {
+        let Ok(bytes) = window.get(position, at.blocks) else {
+            break;
+        };
+        let Ok(header) = batch::verify(bytes) else {
             break;
         };
         if header.checksum != at.checksum
             || header.last_id() != at.id
-            || header.blocks() != at.blocks
             || !belongs(&header, superblock)
         {
             break;
+        }
+        let kinds = batch::descriptors(bytes, &header).flatten();
+        if before.is_empty() && kinds.map(|d| d.kind).any(|k| k == batch::Kind::Demote) {
+            demoted = Some(at.id);
         }
         before.push(entry_of(&header, position));
         at = Tail {
@@ -434,4 +482,8 @@ fn older<R: BlockRead>(
     parts.start = at;
     before.append(&mut parts.entries);
     parts.entries = before;
+    demoted
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! The membership of a resource: who votes, and whose journals count. It is changed by committed records only
 //! (protocol M1 to M6), so it has a raw form that goes into records, reports and the superblock alike.
 
+use std::mem::offset_of;
+
 use arrayvec::ArrayVec;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -93,6 +95,11 @@ pub struct RawStanding {
     incarnation: U128,
 }
 const _: () = assert!(size_of::<RawStanding>() == 88);
+const _: () = {
+    assert!(offset_of!(RawStanding, flags) == 1);
+    assert!(offset_of!(RawStanding, name) == 9);
+    assert!(offset_of!(RawStanding, incarnation) == 72);
+};
 
 /// [`ClusterConfig`] as it is on disk and on the wire: 720 bytes.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -105,6 +112,10 @@ pub struct RawConfig {
     nodes: [RawStanding; NODES_MAX],
 }
 const _: () = assert!(size_of::<RawConfig>() == 720);
+const _: () = {
+    assert!(offset_of!(RawConfig, count) == 8);
+    assert!(offset_of!(RawConfig, nodes) == 16);
+};
 
 const VOTER: u8 = 1;
 const MEMBER: u8 = 2;
@@ -142,7 +153,8 @@ impl ClusterConfig {
             let text = node.name.get(..usize::from(node.name_bytes))?;
             let name = Name::from(std::str::from_utf8(text).ok()?).ok()?;
             let incarnation = Incarnation(node.incarnation.get());
-            if name.is_empty() || incarnation.0 == 0 || nodes.iter().any(|n| n.name == name) {
+            let listed = |n: &Standing| n.name == name || n.incarnation == incarnation;
+            if name.is_empty() || incarnation.0 == 0 || nodes.iter().any(listed) {
                 return None;
             }
             nodes.push(Standing {
@@ -159,3 +171,6 @@ impl ClusterConfig {
         (config.version > 0 && config.voters() > 0 && config.members() > 0).then_some(config)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! The label: the first block of the journal, so that a journal of another node, or of another life of this one, is
 //! recognised before a byte of it is believed. And the contents of a node that was just created.
 
+use std::mem::offset_of;
+
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -30,6 +32,13 @@ struct RawLabel {
     journal_bytes: U64,
     checksum: U32,
 }
+const _: () = assert!(size_of::<RawLabel>() == 44);
+const _: () = {
+    assert!(offset_of!(RawLabel, version) == 8);
+    assert!(offset_of!(RawLabel, incarnation) == 16);
+    assert!(offset_of!(RawLabel, journal_bytes) == 32);
+    assert!(offset_of!(RawLabel, checksum) == 40);
+};
 
 /// Why the journal is not this node's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -139,3 +148,6 @@ pub fn format_node(params: &FormatParams) -> (Vec<u8>, Vec<u8>) {
     encode(params.incarnation, params.journal_bytes, &mut label);
     (meta, label)
 }
+
+#[cfg(test)]
+mod tests;

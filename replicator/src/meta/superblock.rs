@@ -1,9 +1,12 @@
 //! The superblock: what must be known before the log is read, and what must never be forgotten.
 //!
 //! The metadata file holds [`COPIES`] copies of it, each one block, [`COPY_STRIDE_BYTES`] apart, so that no plausible
-//! single fault hits two. An update writes copies 0 and 1 durably, then 2 and 3; so at every instant at least two
-//! copies of the newest complete version are intact. A reader takes the newest version of which it finds two: the
+//! single fault hits two. An update writes two copies durably, then the other two; so at every instant at least two
+//! copies of the newest complete version are intact. It begins with copies that do not hold the version before, if a
+//! crash or rot has left some. A reader takes the newest version of which it finds two: the
 //! newest single copy may be a version that was never relied on, or one that went astray.
+
+use std::mem::offset_of;
 
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -168,6 +171,36 @@ struct RawSuperblock {
     reserved: [u8; 824],
 }
 const _: () = assert!(size_of::<RawSuperblock>() == BLOCK_BYTES);
+const _: () = {
+    assert!(offset_of!(RawSuperblock, format) == 8);
+    assert!(offset_of!(RawSuperblock, copy) == 10);
+    assert!(offset_of!(RawSuperblock, flags) == 11);
+    assert!(offset_of!(RawSuperblock, checksum) == CHECKSUM_AT);
+    assert!(offset_of!(RawSuperblock, version) == 16);
+    assert!(offset_of!(RawSuperblock, resource) == 24);
+    assert!(offset_of!(RawSuperblock, node) == 88);
+    assert!(offset_of!(RawSuperblock, promised_to) == 152);
+    assert!(offset_of!(RawSuperblock, incarnation) == 216);
+    assert!(offset_of!(RawSuperblock, uuid) == 232);
+    assert!(offset_of!(RawSuperblock, history) == 248);
+    assert!(offset_of!(RawSuperblock, promised) == 264);
+    assert!(offset_of!(RawSuperblock, applied) == 272);
+    assert!(offset_of!(RawSuperblock, applied_position) == 288);
+    assert!(offset_of!(RawSuperblock, applied_blocks) == 296);
+    assert!(offset_of!(RawSuperblock, applied_checksum) == 300);
+    assert!(offset_of!(RawSuperblock, committed) == 304);
+    assert!(offset_of!(RawSuperblock, acked) == 312);
+    assert!(offset_of!(RawSuperblock, damaged_until) == 328);
+    assert!(offset_of!(RawSuperblock, config_at) == 344);
+    assert!(offset_of!(RawSuperblock, journal_bytes) == 360);
+    assert!(offset_of!(RawSuperblock, lease_ms) == 368);
+    assert!(offset_of!(RawSuperblock, epoch_count) == 372);
+    assert!(offset_of!(RawSuperblock, volume_count) == 374);
+    assert!(offset_of!(RawSuperblock, config) == 376);
+    assert!(offset_of!(RawSuperblock, volumes) == 1096);
+    assert!(offset_of!(RawSuperblock, epochs) == 2248);
+    assert!(offset_of!(RawSuperblock, reserved) == 3272);
+};
 const CHECKSUM_AT: usize = 12;
 const HAS_CONFIG: u8 = 1;
 
@@ -334,28 +367,44 @@ pub fn copy_offset(copy: usize) -> u64 {
     copy as u64 * COPY_STRIDE_BYTES
 }
 
+/// The superblock that the copies agree on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Chosen {
+    /// It.
+    pub superblock: Superblock,
+    /// In which order updates write the copies, two and then two: those that do not hold it first. A crash may have
+    /// left it in two copies only, and they must not be the two that the next update begins with.
+    pub order: [usize; COPIES],
+}
+
 /// Chooses the superblock among the copies that were read: the newest version of which two are intact.
 ///
 /// # Errors
 /// If there is none.
-pub fn choose(copies: &[[u8; BLOCK_BYTES]; COPIES]) -> Result<Superblock, MetaError> {
-    let mut intact = arrayvec::ArrayVec::<Superblock, COPIES>::new();
+pub fn choose(copies: &[[u8; BLOCK_BYTES]; COPIES]) -> Result<Chosen, MetaError> {
+    let mut read = arrayvec::ArrayVec::<Option<Superblock>, COPIES>::new();
     for (index, block) in copies.iter().enumerate() {
-        if let Some(superblock) = Superblock::decode(index, block)? {
-            intact.push(superblock);
-        }
+        read.push(Superblock::decode(index, block)?);
     }
-    let agreed = intact
-        .iter()
-        .filter(|a| intact.iter().filter(|b| b == a).count() >= COPIES_QUORUM)
+    let intact = || read.iter().flatten();
+    let agreed = intact()
+        .filter(|&a| intact().filter(|&b| b == a).count() >= COPIES_QUORUM)
         .max_by_key(|a| a.version);
     match agreed {
-        Some(superblock) => Ok(superblock.clone()),
-        None if intact.is_empty() && copies.iter().all(|c| c.iter().all(|&b| b == 0)) => {
-            Err(MetaError::Blank)
+        Some(superblock) => {
+            let mut order = std::array::from_fn(|copy| copy);
+            order.sort_by_key(|&copy| read[copy].as_ref() == Some(superblock));
+            Ok(Chosen {
+                superblock: superblock.clone(),
+                order,
+            })
         }
+        None if copies.iter().all(|c| c.iter().all(|&b| b == 0)) => Err(MetaError::Blank),
         None => Err(MetaError::Damaged {
-            intact: intact.len(),
+            intact: intact().count(),
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

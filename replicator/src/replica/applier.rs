@@ -4,8 +4,7 @@
 use super::{Pending, Replica};
 use crate::io::{DiskError, DiskOp, PARTS_MAX, Parts};
 use crate::journal::batch::Kind;
-use crate::memory::{Buffer, Memory};
-use crate::replica::loads::LoadFor;
+use crate::memory::{Buffer, Memory, Purpose};
 use crate::store::extents::{Extent, ExtentMap, Source};
 use crate::types::*;
 
@@ -14,9 +13,6 @@ const WINDOW_RECORDS_MAX: usize = 4096;
 
 /// Blocks applied in one go, at most (32 MiB).
 const WINDOW_BLOCKS_MAX: u64 = 8192;
-
-/// Blocks of the window that may have to be read back from the journal.
-const WINDOW_LOADS_MAX: usize = 16;
 
 /// Store operations in flight, at most.
 const WRITES_MAX: u32 = 32;
@@ -145,7 +141,10 @@ impl<M: Memory> Replica<M> {
         if !due {
             return;
         }
-        let (mut end, mut records, mut blocks, mut loads) = (from, 0, 0, 0);
+        // What has to be read back must fit into the memory for it: a window that does not would wait for ever.
+        let load_blocks_max = self.memory.total_blocks(Purpose::Apply);
+        let (mut end, mut records, mut blocks) = (from, 0, 0);
+        let mut load_blocks = 0;
         while end < to {
             let entry = self
                 .log
@@ -153,10 +152,12 @@ impl<M: Memory> Replica<M> {
                 .expect("what is not applied is in the log");
             records += usize::from(entry.records);
             blocks += u64::from(entry.blocks);
-            loads += usize::from(entry.buffer.is_none());
+            if entry.buffer.is_none() {
+                load_blocks += entry.blocks;
+            }
             let full = records > WINDOW_RECORDS_MAX
                 || blocks > WINDOW_BLOCKS_MAX
-                || loads > WINDOW_LOADS_MAX;
+                || load_blocks > load_blocks_max;
             if full && end > from {
                 break;
             }
@@ -170,16 +171,24 @@ impl<M: Memory> Replica<M> {
 
     fn apply_load(&mut self) {
         let mut missing = false;
-        for number in self.log.applied_number()..self.applier.end {
+        let mut number = self.log.applied_number();
+        while number < self.applier.end {
             let entry = self
                 .log
                 .entry(number)
                 .expect("what is not applied is in the log");
-            if entry.buffer.is_none() {
-                missing = true;
-                if !self.loads.is_loading(number) && !self.start_load(number, LoadFor::Entry) {
-                    break;
-                }
+            if entry.buffer.is_some() {
+                number += 1;
+                continue;
+            }
+            missing = true;
+            if self.loads.is_loading(number) {
+                number += 1;
+                continue;
+            }
+            match self.start_apply_load(number, self.applier.end) {
+                Some(next) => number = next,
+                None => break,
             }
         }
         if !missing {

@@ -643,7 +643,7 @@ impl<M: Memory> Replica<M> {
                 }
                 edge.content = None;
                 if !self.loads.is_loading(entry) {
-                    self.start_load(entry, LoadFor::Entry);
+                    self.start_load(entry, LoadFor::Read);
                 }
                 false
             }
@@ -716,7 +716,7 @@ impl<M: Memory> Replica<M> {
         }
         if let Some(entry) = missing {
             if !self.loads.is_loading(entry) {
-                self.start_load(entry, LoadFor::Entry);
+                self.start_load(entry, LoadFor::Read);
             }
             return false;
         }

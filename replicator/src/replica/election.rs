@@ -147,10 +147,16 @@ impl<M: Memory> Replica<M> {
     pub(super) fn candidacy_timeout(&self) -> Option<Time> {
         let candidacy = self.candidacy.as_ref()?;
         let next = match &candidacy.phase {
-            Phase::Pause { until } => *until,
+            Phase::Pause { until } => return Some((*until).min(candidacy.deadline)),
             Phase::Asking | Phase::Promising { .. } => candidacy.since.after(ANSWER_NS),
             Phase::Fetching { .. } => candidacy.since.after(FETCH_NS),
             Phase::Identity { .. } | Phase::Reign => candidacy.deadline,
+        };
+        // A time that has passed is waited for no more: it is this node's own disk that the attempt waits for then.
+        let next = if next > self.now {
+            next
+        } else {
+            candidacy.deadline
         };
         Some(next.min(candidacy.deadline))
     }
@@ -544,6 +550,11 @@ impl<M: Memory> Replica<M> {
             self.reign();
             return;
         };
+        if self.leader.is_some() {
+            // A Primary that sought a higher epoch and finds a newer log was superseded: what its clients wait for is
+            // about to be cut.
+            self.step_down();
+        }
         let at_batch_end = match self.log.number_of(keep) {
             Some(number) => self.log.tail_before(number + 1).id.seq == keep,
             None => keep == self.log.start().id.seq,

@@ -10,20 +10,28 @@ use crate::types::*;
 /// Batches being read at once, over all reasons.
 const LOADS_MAX: usize = 32;
 
+/// Blocks of one read for an apply, at most, unless a single batch is larger (1 MiB).
+const LOAD_BLOCKS_MAX: u32 = 256;
+
 /// Why a batch is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum LoadFor {
-    /// To be applied, or read by a client: it is put back into the log's entry.
-    Entry,
+    /// To be applied: it is put back into the log's entry.
+    Apply,
+    /// To be read by a client: the same.
+    Read,
     /// To be sent as an append.
     Feed(ConnId),
     /// To be sent to a candidate that asked.
     Fetch(ConnId, u64),
 }
 
+/// Consecutive batches being read at once.
 #[derive(Debug)]
 pub(super) struct Load<B> {
     number: u64,
+    count: u64,
+    /// Of the first.
     checksum: u32,
     buffer: B,
     left: u8,
@@ -42,24 +50,52 @@ impl<B> Loads<B> {
 
     /// Whether this entry is being brought back.
     pub(super) fn is_loading(&self, number: u64) -> bool {
-        self.0
-            .iter()
-            .flatten()
-            .any(|l| l.number == number && l.why == LoadFor::Entry)
+        self.0.iter().flatten().any(|l| {
+            (l.number..l.number + l.count).contains(&number)
+                && matches!(l.why, LoadFor::Apply | LoadFor::Read)
+        })
     }
 }
 
 impl<M: Memory> Replica<M> {
     /// Starts to read entry `number`. `false` if that must be tried again later.
     pub(super) fn start_load(&mut self, number: u64, why: LoadFor) -> bool {
+        let Some(blocks) = self.log.entry(number).map(|e| e.blocks) else {
+            return false;
+        };
+        self.start_loads(number, 1, blocks, why)
+    }
+
+    /// Starts to read what is to be applied: entry `number` and those before `end` that follow it and are missing too, in
+    /// one read. Returns the number of the first entry after them, or `None` if that must be tried again later.
+    pub(super) fn start_apply_load(&mut self, number: u64, end: u64) -> Option<u64> {
+        let (mut next, mut blocks) = (number, 0);
+        while next < end {
+            let entry = self.log.entry(next)?;
+            let fits = blocks + entry.blocks <= LOAD_BLOCKS_MAX || blocks == 0;
+            if !fits || entry.buffer.is_some() || self.loads.is_loading(next) {
+                break;
+            }
+            blocks += entry.blocks;
+            next += 1;
+        }
+        self.start_loads(number, next - number, blocks, LoadFor::Apply)
+            .then_some(next)
+    }
+
+    fn start_loads(&mut self, number: u64, count: u64, blocks: u32, why: LoadFor) -> bool {
         let Some(slot) = self.loads.0.iter().position(Option::is_none) else {
             return false;
         };
         let Some(entry) = self.log.entry(number) else {
             return false;
         };
-        let (position, blocks, checksum) = (entry.position, entry.blocks, entry.checksum);
-        let Some(buffer) = self.memory.alloc(Purpose::Core, blocks) else {
+        let (position, checksum) = (entry.position, entry.checksum);
+        let purpose = match why {
+            LoadFor::Apply => Purpose::Apply,
+            LoadFor::Read | LoadFor::Feed(_) | LoadFor::Fetch(..) => Purpose::Core,
+        };
+        let Some(buffer) = self.memory.alloc(purpose, blocks) else {
             return false;
         };
         let mut left = 0;
@@ -73,6 +109,7 @@ impl<M: Memory> Replica<M> {
         }
         self.loads.0[slot] = Some(Load {
             number,
+            count,
             checksum,
             buffer,
             left,
@@ -92,39 +129,46 @@ impl<M: Memory> Replica<M> {
             return;
         }
         let load = self.loads.0[slot].take().expect("it was just there");
-        let sound = load.error.is_none()
-            && batch::verify(load.buffer.bytes()).is_ok_and(|h| h.checksum == load.checksum);
-        let current = self
-            .log
-            .entry(load.number)
-            .is_some_and(|e| e.checksum == load.checksum);
-        if !current {
+        let first = self.log.entry(load.number);
+        if first.is_none_or(|e| e.checksum != load.checksum) {
             // The ring went on meanwhile. Whoever waits looks again and finds it gone.
             self.load_gone(load.why);
             return;
         }
-        if !sound {
-            self.fail(
-                "a batch of the journal can not be read back as it was written",
-                load.error,
-            );
-            return;
-        }
-        match load.why {
-            LoadFor::Entry => {
-                let unapplied = load.number >= self.log.applied_number();
-                let entry = self.log.entry_mut(load.number).expect("it was just found");
-                entry.buffer = unapplied.then_some(load.buffer);
-                self.evict_from = self.evict_from.min(load.number);
+        let mut at = 0;
+        for number in load.number..load.number + load.count {
+            let entry = self.log.entry(number).expect("what is not applied stays");
+            let buffer = load.buffer.slice(at, entry.blocks);
+            at += entry.blocks;
+            let sound = load.error.is_none()
+                && batch::verify(buffer.bytes()).is_ok_and(|h| h.checksum == entry.checksum);
+            if !sound {
+                self.fail(
+                    "a batch of the journal can not be read back as it was written",
+                    load.error,
+                );
+                return;
             }
-            LoadFor::Feed(conn) => self.feed_loaded(conn, load.number, load.buffer),
-            LoadFor::Fetch(conn, token) => self.fetch_loaded(conn, token, Some(load.buffer)),
+            self.loaded(number, buffer, load.why);
+        }
+    }
+
+    fn loaded(&mut self, number: u64, buffer: M::Buffer, why: LoadFor) {
+        match why {
+            LoadFor::Apply | LoadFor::Read => {
+                let unapplied = number >= self.log.applied_number();
+                let entry = self.log.entry_mut(number).expect("it was just found");
+                entry.buffer = unapplied.then_some(buffer);
+                self.evict_from = self.evict_from.min(number);
+            }
+            LoadFor::Feed(conn) => self.feed_loaded(conn, number, buffer),
+            LoadFor::Fetch(conn, token) => self.fetch_loaded(conn, token, Some(buffer)),
         }
     }
 
     fn load_gone(&mut self, why: LoadFor) {
         match why {
-            LoadFor::Entry => {}
+            LoadFor::Apply | LoadFor::Read => {}
             LoadFor::Feed(conn) => self.feed_gone(conn),
             LoadFor::Fetch(conn, token) => self.fetch_loaded(conn, token, None),
         }
@@ -132,12 +176,11 @@ impl<M: Memory> Replica<M> {
 
     /// Gives memory back while it is short: batches that are durable can be read again.
     pub(super) fn pump_evict(&mut self) {
-        let short = [Purpose::Client, Purpose::Core, Purpose::Peer]
-            .into_iter()
-            .any(|purpose| {
-                self.memory.free_blocks(purpose) < self.memory.total_blocks(purpose) / 4
-            });
-        if !short {
+        let scarce = |purpose, part| {
+            self.memory.free_blocks(purpose) < self.memory.total_blocks(purpose) / part
+        };
+        // Batches from a peer are large and need a gap that holds them whole, so half is kept for those.
+        if !scarce(Purpose::Client, 4) && !scarce(Purpose::Core, 4) && !scarce(Purpose::Peer, 2) {
             return;
         }
         let from = self

@@ -30,10 +30,16 @@ pub(super) struct Metadata<B> {
     dirty: bool,
     writing: Option<Writing>,
     blocks: Vec<B>,
+    /// The order in which the copies are written.
+    order: [usize; COPIES],
 }
 
 impl<B: Buffer> Metadata<B> {
-    pub(super) fn new(superblock: Superblock, memory: &mut impl Memory<Buffer = B>) -> Self {
+    pub(super) fn new(
+        superblock: Superblock,
+        order: [usize; COPIES],
+        memory: &mut impl Memory<Buffer = B>,
+    ) -> Self {
         let blocks = (0..COPIES)
             .map(|_| {
                 memory
@@ -48,6 +54,7 @@ impl<B: Buffer> Metadata<B> {
             dirty: false,
             writing: None,
             blocks,
+            order,
         }
     }
 
@@ -81,8 +88,10 @@ impl<M: Memory> Replica<M> {
         let wanted = &mut meta.wanted;
         wanted.version = version.0;
         wanted.applied = floor;
-        wanted.committed = self.committed;
+        // No more than this node's own journal has: a Primary's copy may lag its peers', and recovery takes a record
+        // that the superblock speaks of and the journal lacks for damage.
         wanted.acked = self.log.durable_id();
+        wanted.committed = self.committed.min(wanted.acked.seq);
         wanted.config = self.log.config_at(floor.id.seq).cloned();
         wanted.epochs = self.log.epochs_until(floor.id.seq);
         for (copy, block) in meta.blocks.iter_mut().enumerate() {
@@ -99,7 +108,7 @@ impl<M: Memory> Replica<M> {
     }
 
     fn write_copies(&mut self, first: usize) {
-        for copy in first..first + COPIES / 2 {
+        for copy in self.metadata.order.into_iter().skip(first).take(COPIES / 2) {
             let mut parts = Parts::new();
             parts.push(self.metadata.blocks[copy].clone());
             let op = DiskOp::MetaWrite {

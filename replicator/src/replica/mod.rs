@@ -224,6 +224,7 @@ impl<M: Memory> Replica<M> {
         assert!(usize::from(config.me.0) < config.nodes.len());
         let Recovered {
             superblock,
+            copies,
             scanned,
         } = recovered;
         let rng = seed
@@ -232,7 +233,7 @@ impl<M: Memory> Replica<M> {
                 let word = chunk.iter().fold(0u64, |w, &b| w << 8 | u64::from(b));
                 mix(acc ^ word)
             });
-        let mut metadata = Metadata::new(superblock, &mut memory);
+        let mut metadata = Metadata::new(superblock, copies, &mut memory);
         if metadata.wanted.damaged_until != scanned.damaged_until {
             metadata.wanted.damaged_until = scanned.damaged_until;
             metadata.changed();

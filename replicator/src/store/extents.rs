@@ -293,3 +293,6 @@ fn priority(index: u32) -> u32 {
     h = h.wrapping_mul(0xc2b2_ae35);
     h ^ (h >> 16)
 }
+
+#[cfg(test)]
+mod tests;

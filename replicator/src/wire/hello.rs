@@ -15,6 +15,8 @@
 //! | 480..508 | zero |
 //! | 508..512 | CRC32 of all before |
 
+use std::mem::offset_of;
+
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -60,6 +62,17 @@ struct RawHello {
     checksum: U32,
 }
 const _: () = assert!(size_of::<RawHello>() == HELLO_BYTES);
+const _: () = {
+    assert!(offset_of!(RawHello, version) == 8);
+    assert!(offset_of!(RawHello, kind) == 10);
+    assert!(offset_of!(RawHello, digest) == 16);
+    assert!(offset_of!(RawHello, resource) == 32);
+    assert!(offset_of!(RawHello, from) == 96);
+    assert!(offset_of!(RawHello, to) == 160);
+    assert!(offset_of!(RawHello, reason_length) == 224);
+    assert!(offset_of!(RawHello, reason) == 226);
+    assert!(offset_of!(RawHello, checksum) == 508);
+};
 const CHECKSUM_AT: usize = HELLO_BYTES - 4;
 
 /// What a node says first: what it is part of, who it is, and whom it means to talk to.

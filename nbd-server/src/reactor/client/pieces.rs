@@ -346,6 +346,7 @@ mod tests {
         let mut pool = Pool::new(&PoolSizes {
             client_blocks: 1,
             core_blocks: 1,
+            apply_blocks: 1,
             peer_blocks: 1,
             connection_blocks: 1,
         })

@@ -24,6 +24,7 @@ impl Bench {
         let sizes = PoolSizes {
             client_blocks: 1,
             core_blocks: 2048,
+            apply_blocks: 1,
             peer_blocks: 1,
             connection_blocks: 1024,
         };

@@ -87,6 +87,22 @@ fn another_version_is_recognised_whatever_it_holds() {
     assert_eq!(Hello::decode(&bytes), Err(HelloError::Version(2)));
 }
 
+/// A change of these bytes is a change of the format: raise the version and tell it in `docs/format.md`.
+#[test]
+fn the_format_is_this() {
+    let bytes = hello().refuse("no").encode();
+    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
+    assert_eq!(
+        hex(&bytes[..32]),
+        "52504c48454c4c4f010001000000000007070707070707070707070707070707"
+    );
+    assert_eq!(bytes[32..36], *b"\x03pbx");
+    assert_eq!(bytes[96..102], *b"\x05pbx-a");
+    assert_eq!(bytes[160..166], *b"\x05pbx-b");
+    assert_eq!(bytes[224..228], *b"\x02\0no");
+    assert_eq!(hex(&bytes[508..]), "7e84dc62");
+}
+
 /// Bytes with a checksum that fits them.
 fn sealed(mut bytes: [u8; HELLO_BYTES]) -> [u8; HELLO_BYTES] {
     let checksum = crc32fast::hash(&bytes[..CHECKSUM_AT]);

@@ -1,0 +1,295 @@
+//! What must hold between the nodes' logs and stores: one name, one batch (N1); one committed log (P2, P4); committed is
+//! durable on a majority (P1); a store is a prefix (P3).
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use replicator::journal::batch::{self, Kind};
+use replicator::types::BLOCK_BYTES;
+
+use crate::disk::Disk;
+
+/// A change of one block: volume, block, and the CRC of what it holds then.
+type Change = (usize, u64, u32);
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Batch {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) epoch: u64,
+    pub(crate) checksum: u32,
+}
+
+/// A batch in a node's journal.
+#[derive(Clone, Debug)]
+struct Journaled {
+    batch: Batch,
+    durable: bool,
+}
+
+/// A node's log, from what it wrote to its journal.
+#[derive(Default)]
+struct NodeLog {
+    batches: BTreeMap<u64, Journaled>,
+    checked: u64,
+}
+
+pub(crate) struct Checks {
+    logs: Vec<NodeLog>,
+    /// All batches that were ever made, by epoch and first record.
+    made: BTreeMap<(u64, u64), (u32, Rc<Vec<Change>>)>,
+    chain: BTreeMap<u64, Batch>,
+    chain_end: u64,
+    /// The committed history of each block.
+    blocks: BTreeMap<(usize, u64), Vec<(u64, u32)>>,
+    /// Who served which epoch.
+    served: BTreeMap<u64, usize>,
+    pub(crate) majority: usize,
+}
+
+fn header_crcs(block: &[u8], records: u16, payload_blocks: u32) -> Vec<u32> {
+    let at = 128 + usize::from(records) * 32;
+    block[at..at + payload_blocks as usize * 4]
+        .chunks_exact(4)
+        .map(|c| u32::from_le_bytes(c.try_into().expect("4 bytes")))
+        .collect()
+}
+
+fn changes_of(block: &[u8], header: &batch::Header) -> Vec<Change> {
+    let crcs = header_crcs(block, header.records, header.payload_blocks);
+    let mut changes = Vec::new();
+    for record in batch::descriptors(block, header).flatten() {
+        let volume = usize::from(record.volume.0);
+        for index in 0..record.blocks {
+            let at = record.block + u64::from(index);
+            let crc = match record.kind {
+                Kind::Write => crcs[(record.payload + index) as usize - 1],
+                Kind::Zero { .. } => batch::block_crc(record.volume, at, &[0; BLOCK_BYTES]),
+                _ => continue,
+            };
+            changes.push((volume, at, crc));
+        }
+    }
+    changes
+}
+
+impl Checks {
+    pub(crate) fn new(nodes: usize) -> Self {
+        Self {
+            logs: (0..nodes).map(|_| NodeLog::default()).collect(),
+            made: BTreeMap::new(),
+            chain: BTreeMap::new(),
+            chain_end: 0,
+            blocks: BTreeMap::new(),
+            served: BTreeMap::new(),
+            majority: nodes / 2 + 1,
+        }
+    }
+
+    /// A node writes or sends the batch whose first block this is; its first record.
+    pub(crate) fn saw(&mut self, node: usize, block: &[u8], sent: bool) -> Option<u64> {
+        let header = batch::read_header(block).ok()?;
+        let (first, epoch) = (header.first.0, header.epoch.0);
+        let (checksum, _) = self.made.entry((epoch, first)).or_insert_with(|| {
+            let changes = changes_of(block, &header);
+            (header.checksum, Rc::new(changes))
+        });
+        assert_eq!(
+            *checksum, header.checksum,
+            "N1: record {epoch}.{first} names two batches"
+        );
+        let batch = Batch {
+            first,
+            last: header.last().0,
+            epoch,
+            checksum: header.checksum,
+        };
+        let log = &mut self.logs[node];
+        if log.batches.get(&first).is_some_and(|j| j.batch == batch) {
+            return Some(first);
+        }
+        if sent && log.batches.range(first..).next().is_some() {
+            return Some(first); // An old one, from before a restart.
+        }
+        let gone = log.batches.split_off(&first);
+        for old in gone.values().filter(|j| j.durable) {
+            assert_ne!(
+                self.chain.get(&old.batch.first),
+                Some(&old.batch),
+                "node {node} overwrites a committed record"
+            );
+        }
+        log.checked = log.checked.min(first - 1);
+        let durable = false;
+        log.batches.insert(first, Journaled { batch, durable });
+        Some(first)
+    }
+
+    /// A journal write with the batch that begins with record `first` ended.
+    pub(crate) fn durable(&mut self, node: usize, first: u64) {
+        if let Some(journaled) = self.logs[node].batches.get_mut(&first) {
+            journaled.durable = true;
+        }
+    }
+
+    /// A node crashed: only what is durable is sure to be there.
+    pub(crate) fn crashed(&mut self, node: usize) {
+        let log = &mut self.logs[node];
+        if let Some(hole) = log.batches.values().find(|j| !j.durable) {
+            let hole = hole.batch.first;
+            log.batches.split_off(&hole);
+        }
+    }
+
+    /// A node was recovered with this log.
+    pub(crate) fn recovered(
+        &mut self,
+        node: usize,
+        batches: Vec<Batch>,
+        committed: u64,
+        applied: u64,
+    ) {
+        let known = std::mem::take(&mut self.logs[node].batches);
+        let from = batches
+            .first()
+            .map_or(applied + 1, |b| b.first.min(applied + 1));
+        for (first, old) in known.range(from..) {
+            let whole = batches.iter().any(|b| *b == old.batch);
+            let in_chain = self.chain.get(first) == Some(&old.batch);
+            assert!(
+                whole || !in_chain || !old.durable,
+                "P1: node {node} lost the committed batch at {first} in a crash"
+            );
+        }
+        for batch in batches {
+            assert!(
+                self.made.contains_key(&(batch.epoch, batch.first)),
+                "a batch out of nowhere was recovered: {batch:?}"
+            );
+            let durable = true;
+            self.logs[node]
+                .batches
+                .insert(batch.first, Journaled { batch, durable });
+        }
+        self.logs[node].checked = from - 1;
+        self.committed(node, committed);
+    }
+
+    /// A node's disks were replaced.
+    pub(crate) fn wiped(&mut self, node: usize) {
+        self.logs[node] = NodeLog::default();
+    }
+
+    /// A node says that it knows everything up to `committed` to be committed.
+    pub(crate) fn committed(&mut self, node: usize, committed: u64) {
+        loop {
+            let log = &self.logs[node];
+            let next = log.batches.range(log.checked + 1..).next();
+            let Some((&first, journaled)) = next else {
+                return;
+            };
+            let batch = journaled.batch.clone();
+            if batch.last > committed {
+                return;
+            }
+            if first > self.chain_end + 1 {
+                return; // Another node knows what lies between and will say so.
+            }
+            if first == self.chain_end + 1 {
+                self.extend_chain(node, &batch);
+            } else {
+                assert_eq!(
+                    self.chain.get(&first),
+                    Some(&batch),
+                    "P2: node {node} holds another batch than the committed one"
+                );
+            }
+            self.logs[node].checked = batch.last;
+        }
+    }
+
+    fn extend_chain(&mut self, node: usize, batch: &Batch) {
+        let copies = self
+            .logs
+            .iter()
+            .filter(|l| {
+                let upto = || l.batches.range(..=batch.first);
+                upto().next_back().is_some_and(|(_, j)| j.batch == *batch)
+                    && upto().rev().take(100).all(|(_, j)| j.durable)
+            })
+            .count();
+        assert!(
+            copies >= self.majority,
+            "P1: node {node} says that {batch:?} is committed, {copies} journals have it"
+        );
+        let (_, changes) = &self.made[&(batch.epoch, batch.first)];
+        for &(volume, block, crc) in changes.iter() {
+            let history = self.blocks.entry((volume, block)).or_default();
+            history.push((batch.last, crc));
+        }
+        self.chain_end = batch.last;
+        self.chain.insert(batch.first, batch.clone());
+    }
+
+    /// A node serves an epoch.
+    pub(crate) fn serves(&mut self, node: usize, epoch: u64) {
+        let first = *self.served.entry(epoch).or_insert(node);
+        assert_eq!(first, node, "P4: two Primaries of epoch {epoch}");
+    }
+
+    /// A node of this epoch answers a client.
+    pub(crate) fn answers(&self, node: usize, epoch: u64) {
+        let newest = self.served.last_key_value().map_or(0, |(e, _)| *e);
+        assert!(
+            epoch >= newest,
+            "P4: node {node} answers in epoch {epoch} while {newest} is served"
+        );
+    }
+
+    /// The newest epoch that was ever served.
+    pub(crate) fn newest_epoch(&self) -> u64 {
+        self.served.last_key_value().map_or(0, |(e, _)| *e)
+    }
+
+    /// The last record that is known to be committed.
+    pub(crate) fn chain_end(&self) -> u64 {
+        self.chain_end
+    }
+
+    /// P3: a store is the replay up to `applied`, but for blocks that the replay of later committed records overwrites.
+    pub(crate) fn store_is_prefix(&self, node: usize, volume: usize, store: &Disk, applied: u64) {
+        let none = BTreeMap::<u64, u32>::new();
+        let mut found = none;
+        let id = replicator::types::VolumeId(u16::try_from(volume).expect("16 volumes"));
+        for (block, bytes) in store.written() {
+            found.insert(block, batch::block_crc(id, block, bytes));
+        }
+        for (&(_, block), history) in self.blocks.range((volume, 0)..(volume + 1, 0)) {
+            let crc = found
+                .remove(&block)
+                .unwrap_or_else(|| batch::block_crc(id, block, &[0; BLOCK_BYTES]));
+            // A batch with several changes of a block counts with the last.
+            let expected = history
+                .iter()
+                .rev()
+                .find(|(seq, _)| *seq <= applied)
+                .map_or_else(
+                    || batch::block_crc(id, block, &[0; BLOCK_BYTES]),
+                    |(_, crc)| *crc,
+                );
+            let replayed = history.iter().any(|(seq, _)| *seq > applied);
+            assert!(
+                crc == expected || replayed,
+                "P3: node {node} volume {volume} block {block} is not that of record {applied}: {history:?}"
+            );
+        }
+        assert!(
+            found.keys().all(|&block| {
+                store
+                    .block(block)
+                    .is_none_or(|b| b.iter().all(|&byte| byte == 0))
+            }),
+            "P3: node {node} has blocks in volume {volume} that no committed record wrote"
+        );
+    }
+}

@@ -1,0 +1,669 @@
+//! The cluster: nodes, events in virtual time, and a node's turn as the driver's contract says.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use replicator::io::*;
+use replicator::journal::scan::Scanned;
+use replicator::memory::{Memory, Purpose};
+use replicator::meta::config::Name;
+use replicator::meta::label::{FormatParams, JOURNAL_BYTES_MIN, format_node};
+use replicator::meta::superblock::VolumeRecord;
+use replicator::recover::{Recovered, recover};
+use replicator::types::*;
+use replicator::view::{DiskState, View};
+use replicator::wire::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader};
+use replicator::{AckPolicy, OnNoQuorum, Replica, ReplicaConfig};
+
+use crate::checks::{Batch, Checks};
+use crate::client::{Client, Kind, Request};
+use crate::disk::{Disk, Disks, Reading};
+use crate::drive::Flight;
+use crate::memory::{SimBuffer, SimMemory};
+use crate::net::Net;
+use crate::oracle::{Oracle, UNITS_PER_BLOCK, content, unit_offset};
+use crate::rng::Rng;
+
+pub(crate) const US: u64 = 1_000;
+pub(crate) const MS: u64 = 1_000_000;
+pub(crate) const SECOND: u64 = 1_000_000_000;
+
+/// More turns than any story needs.
+const TURNS_MAX: u64 = 2_000_000;
+
+/// What a cluster is made like.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) nodes: usize,
+    pub(crate) lease_ms: u32,
+    pub(crate) ack: AckPolicy,
+    pub(crate) on_no_quorum: OnNoQuorum,
+    pub(crate) requests_max: u32,
+    /// Blocks for clients, core and peers.
+    pub(crate) shares: [u32; 4],
+    /// Blocks of each volume.
+    pub(crate) volumes: Vec<u64>,
+    /// The mean time of a disk operation, in nanoseconds.
+    pub(crate) disk_ns: u64,
+    /// The mean time of a frame under way, in nanoseconds.
+    pub(crate) net_ns: u64,
+    /// How far clocks drift, in parts per million either way.
+    pub(crate) drift_ppm: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            nodes: 3,
+            lease_ms: 1000,
+            ack: AckPolicy::Majority,
+            on_no_quorum: OnNoQuorum::SuspendIo,
+            requests_max: 32,
+            shares: [2048, 2048, 2048, 1024],
+            volumes: vec![600, 64],
+            disk_ns: 300 * US,
+            net_ns: 200 * US,
+            drift_ppm: 0,
+        }
+    }
+}
+
+/// What waits for a node's next turn.
+#[derive(Debug)]
+pub(crate) enum Happening {
+    Disk(Ticket, Result<(), DiskError>),
+    PeerUp(usize, usize),
+    PeerDown(usize, usize),
+    Readable(usize, usize),
+    Sent(usize, usize),
+    Client(u64),
+    Admin(AdminId, AdminCommand),
+}
+
+/// What happens at a time.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Wake(usize),
+    Disk { node: usize, life: u64, flight: u64 },
+    Readable(usize, usize),
+    Sent(usize, usize),
+    PeerUp(usize, usize),
+    Closed(usize, usize),
+    Dial(usize, usize),
+    Tick(usize),
+    Restart { node: usize, life: u64 },
+}
+
+/// How a scripted request ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    Done,
+    Error,
+    Dropped,
+}
+
+pub(crate) struct Node {
+    pub(crate) config: ReplicaConfig,
+    pub(crate) replica: Option<Replica<SimMemory>>,
+    pub(crate) life: u64,
+    pub(crate) disks: Disks,
+    pub(crate) flights: BTreeMap<u64, Flight>,
+    pub(crate) inbox: VecDeque<Happening>,
+    /// Requests for which there was no capacity.
+    pub(crate) waiting: VecDeque<u64>,
+    pub(crate) wake_at: u64,
+    pub(crate) frozen_until: u64,
+    clock: (u64, i64),
+    pub(crate) wanted: Vec<bool>,
+    pub(crate) accepting: bool,
+    /// The epoch that it served last.
+    pub(crate) reign: u64,
+    pub(crate) view: View,
+    /// By how much journal and stores are slower than they should be.
+    pub(crate) slow: [u64; 2],
+    /// The next write to the journal (0) or a store (1) fails.
+    pub(crate) fail_next: Option<usize>,
+    pub(crate) may_fail: bool,
+    pub(crate) may_be_damaged: bool,
+    /// Connections that a power cut left half open.
+    pub(crate) orphans: Vec<(usize, usize)>,
+    pub(crate) wrapped: Option<u64>,
+}
+
+pub(crate) struct Cluster {
+    pub(crate) options: Options,
+    pub(crate) rng: Rng,
+    pub(crate) now: u64,
+    events: BTreeMap<(u64, u64), Event>,
+    sequence: u64,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) net: Net,
+    pub(crate) requests: BTreeMap<u64, Request>,
+    pub(crate) outcomes: BTreeMap<u64, Outcome>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) big_percent: u64,
+    pub(crate) admin_results: BTreeMap<u64, AdminResult>,
+    pub(crate) oracle: Oracle,
+    pub(crate) checks: Checks,
+    served: u64,
+    pub(crate) next_id: u64,
+    pub(crate) tracing: bool,
+    /// Log lines of the nodes, for tests that look for one.
+    pub(crate) lines: Vec<(usize, String)>,
+    pub(crate) turns: u64,
+}
+
+fn name(text: &str) -> Name {
+    Name::from(text).expect("a short name")
+}
+
+impl Cluster {
+    /// Freshly created nodes, running.
+    pub(crate) fn new(seed: u64, options: Options) -> Self {
+        let names: Vec<Name> = ["ann", "bob", "cat", "dan", "eve"][..options.nodes]
+            .iter()
+            .map(|n| name(n))
+            .collect();
+        let mut cluster = Self {
+            rng: Rng::new(seed),
+            now: SECOND,
+            events: BTreeMap::new(),
+            sequence: 0,
+            nodes: Vec::new(),
+            net: Net::default(),
+            requests: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+            clients: Vec::new(),
+            big_percent: 8,
+            admin_results: BTreeMap::new(),
+            oracle: Oracle::default(),
+            checks: Checks::new(options.nodes),
+            served: 0,
+            next_id: 0,
+            tracing: std::env::var_os("TRACE").is_some(),
+            lines: Vec::new(),
+            turns: 0,
+            options,
+        };
+        for me in 0..names.len() {
+            let config = cluster.config(me, &names);
+            let disks = cluster.format(&config);
+            let node = Node {
+                config,
+                replica: None,
+                life: 0,
+                disks,
+                flights: BTreeMap::new(),
+                inbox: VecDeque::new(),
+                waiting: VecDeque::new(),
+                wake_at: u64::MAX,
+                frozen_until: 0,
+                clock: (0, 0),
+                wanted: vec![true; names.len()],
+                accepting: false,
+                reign: 0,
+                view: View::default(),
+                slow: [1, 1],
+                fail_next: None,
+                may_fail: false,
+                may_be_damaged: false,
+                orphans: Vec::new(),
+                wrapped: None,
+            };
+            cluster.nodes.push(node);
+            cluster.new_clock(me);
+            cluster.restart(me);
+        }
+        for b in 1..names.len() {
+            for a in 0..b {
+                cluster.after(MS, Event::Dial(a, b));
+            }
+        }
+        cluster
+    }
+
+    fn config(&self, me: usize, names: &[Name]) -> ReplicaConfig {
+        let volumes = (0..self.options.volumes.len())
+            .map(|v| VolumeRecord {
+                name: name(&format!("v{v}")),
+                bytes: self.options.volumes[v] * BLOCK_BYTES_U64,
+            })
+            .collect();
+        ReplicaConfig {
+            resource: name("r0"),
+            nodes: names.to_vec(),
+            me: node_id(me),
+            volumes,
+            lease_ms: self.options.lease_ms,
+            on_no_quorum: self.options.on_no_quorum,
+            ack: self.options.ack,
+            requests_max: self.options.requests_max,
+        }
+    }
+
+    /// The disks of a node that was just created.
+    pub(crate) fn format(&mut self, config: &ReplicaConfig) -> Disks {
+        let (meta, label) = format_node(&FormatParams {
+            resource: config.resource,
+            node: config.nodes[usize::from(config.me.0)],
+            incarnation: Incarnation(u128::from(self.rng.next()) << 64 | 1),
+            journal_bytes: JOURNAL_BYTES_MIN,
+            volumes: config.volumes.clone(),
+        });
+        Disks {
+            meta: Disk::with(true, &meta),
+            journal: Disk::with(true, &label),
+            stores: config
+                .volumes
+                .iter()
+                .map(|_| Disk::with(false, &[]))
+                .collect(),
+        }
+    }
+
+    pub(crate) fn new_clock(&mut self, node: usize) {
+        let drift = self.options.drift_ppm;
+        let ppm = i64::try_from(self.rng.between(0, 2 * drift)).expect("small")
+            - i64::try_from(drift).expect("small");
+        self.nodes[node].clock = (self.now - self.rng.below(SECOND), ppm);
+    }
+
+    /// A node's own time.
+    fn local(&self, node: usize, at: u64) -> Time {
+        let (from, ppm) = self.nodes[node].clock;
+        let passed = i128::from(at - from);
+        let local = passed + passed * i128::from(ppm) / 1_000_000;
+        Time(u64::try_from(local).expect("time goes on"))
+    }
+
+    /// When a node's own time is at least `local`.
+    fn global(&self, node: usize, local: Time) -> u64 {
+        let (from, ppm) = self.nodes[node].clock;
+        let passed =
+            i128::from(local.0.min(u64::MAX / 4)) * 1_000_000 / i128::from(1_000_000 + ppm);
+        from + u64::try_from(passed).expect("time goes on") + 2
+    }
+
+    /// A deadline on a node's clock.
+    pub(crate) fn deadline(&self, node: usize, after: u64) -> Time {
+        self.local(node, self.now + after)
+    }
+
+    pub(crate) fn trace(&self, text: impl FnOnce() -> String) {
+        if self.tracing {
+            eprintln!("{:>12.6} {}", self.now as f64 / 1e9, text());
+        }
+    }
+
+    pub(crate) fn at(&mut self, at: u64, event: Event) {
+        self.sequence += 1;
+        self.events.insert((at, self.sequence), event);
+    }
+
+    pub(crate) fn after(&mut self, wait: u64, event: Event) {
+        self.at(self.now + wait, event);
+    }
+
+    /// Handles the next event if it is due by `limit`.
+    fn step(&mut self, limit: u64) -> bool {
+        let Some(entry) = self.events.first_entry() else {
+            return false;
+        };
+        if entry.key().0 > limit {
+            return false;
+        }
+        let ((at, _), event) = entry.remove_entry();
+        self.now = self.now.max(at);
+        match event {
+            Event::Wake(node) => self.wake(node, at),
+            Event::Disk { node, life, flight } => self.flight_ends(node, life, flight),
+            Event::Readable(conn, side) => self.tell(conn, side, Happening::Readable(conn, side)),
+            Event::Sent(conn, side) => self.tell(conn, side, Happening::Sent(conn, side)),
+            Event::PeerUp(conn, side) => self.connection_up(conn, side),
+            Event::Closed(conn, side) => self.connection_closed(conn, side),
+            Event::Dial(a, b) => self.dial(a, b),
+            Event::Tick(client) => self.tick(client),
+            Event::Restart { node, life } => {
+                if self.nodes[node].replica.is_none() && self.nodes[node].life == life {
+                    self.restart(node);
+                }
+            }
+        }
+        true
+    }
+
+    /// Lets time pass.
+    pub(crate) fn run_for(&mut self, time: u64) {
+        let limit = self.now + time;
+        while self.step(limit) {}
+        self.now = limit;
+    }
+
+    /// Lets time pass until something holds; whether it came to that within `limit`.
+    pub(crate) fn run_until(&mut self, limit: u64, holds: impl Fn(&Self) -> bool) -> bool {
+        let limit = self.now + limit;
+        loop {
+            if holds(self) {
+                return true;
+            }
+            if !self.step(limit) {
+                self.now = limit;
+                return holds(self);
+            }
+        }
+    }
+
+    /// Gives a node something to do, soon.
+    pub(crate) fn post(&mut self, node: usize, happening: Happening) {
+        if self.nodes[node].replica.is_none() {
+            return;
+        }
+        self.nodes[node].inbox.push_back(happening);
+        let wait = self.rng.below(30 * US);
+        self.wake_by(node, self.now + wait);
+    }
+
+    fn tell(&mut self, conn: usize, side: usize, happening: Happening) {
+        let c = &self.net.conns[conn];
+        let node = c.nodes[side];
+        if c.lives[side] == self.nodes[node].life && c.up[side] {
+            self.post(node, happening);
+        }
+    }
+
+    pub(crate) fn wake_by(&mut self, node: usize, at: u64) {
+        let at = at.max(self.nodes[node].frozen_until);
+        if at < self.nodes[node].wake_at {
+            self.nodes[node].wake_at = at;
+            self.at(at, Event::Wake(node));
+        }
+    }
+
+    fn wake(&mut self, node: usize, at: u64) {
+        let n = &mut self.nodes[node];
+        if n.wake_at != at || n.replica.is_none() {
+            return;
+        }
+        n.wake_at = u64::MAX;
+        if at < n.frozen_until {
+            let until = n.frozen_until;
+            self.wake_by(node, until);
+            return;
+        }
+        self.turn(node);
+    }
+
+    /// A turn: all that has happened, the end, the outputs.
+    fn turn(&mut self, node: usize) {
+        self.turns += 1;
+        assert!(self.turns < TURNS_MAX, "the nodes chase their tails");
+        let mut replica = self.nodes[node].replica.take().expect("only while it runs");
+        let now = self.local(node, self.now);
+        let waiting = std::mem::take(&mut self.nodes[node].waiting);
+        for id in waiting {
+            self.hand_in(node, &mut replica, now, id);
+        }
+        let inbox = std::mem::take(&mut self.nodes[node].inbox);
+        for happening in inbox {
+            match happening {
+                Happening::Disk(ticket, result) => {
+                    replica.handle(now, Input::DiskDone { ticket, result });
+                }
+                Happening::PeerUp(conn, side) => {
+                    let c = &self.net.conns[conn];
+                    let (conn, peer) = (c.ids[side], node_id(c.nodes[1 - side]));
+                    replica.handle(now, Input::PeerUp { conn, peer });
+                }
+                Happening::PeerDown(conn, side) => {
+                    self.net.conns[conn].up[side] = false;
+                    let conn = self.net.conns[conn].ids[side];
+                    replica.handle(now, Input::PeerDown { conn });
+                }
+                Happening::Readable(conn, side) => self.receive(&mut replica, now, conn, side),
+                Happening::Sent(conn, side) => {
+                    let conn = self.net.conns[conn].ids[side];
+                    replica.handle(now, Input::BatchSent { conn });
+                }
+                Happening::Client(id) => self.hand_in(node, &mut replica, now, id),
+                Happening::Admin(id, command) => {
+                    self.trace(|| format!("{node} told to {command:?}"));
+                    replica.handle(now, Input::Admin { id, command });
+                }
+            }
+        }
+        replica.end_turn(now);
+        let mut outputs = Vec::new();
+        while let Some(output) = replica.poll() {
+            outputs.push(output);
+        }
+        let view = replica.view();
+        let timeout = replica.poll_timeout();
+        self.nodes[node].replica = Some(replica);
+        self.turn_over(node, view, outputs);
+        if let Some(timeout) = timeout {
+            let at = self.global(node, timeout).max(self.now + 1);
+            self.wake_by(node, at);
+        }
+    }
+
+    fn turn_over(&mut self, node: usize, view: View, outputs: Vec<Output<SimBuffer>>) {
+        let epoch = view.epoch.0;
+        if view.serving {
+            self.nodes[node].reign = epoch;
+            self.checks.serves(node, epoch);
+            if epoch > self.served {
+                self.served = epoch;
+                self.trace(|| format!("{node} serves epoch {epoch}"));
+                self.oracle.epoch_serves(epoch, self.now);
+            }
+        }
+        if view.disk_state == DiskState::Failed && !self.nodes[node].may_fail {
+            panic!("node {node} failed by itself: {}", view.health_reason);
+        }
+        for output in outputs {
+            self.carry_out(node, output);
+        }
+        self.checks.committed(node, view.committed.0);
+        if view.serving {
+            self.nodes[node].accepting = true;
+        }
+        self.nodes[node].view = view;
+    }
+
+    /// Takes frames from a stream, as far as there is memory for their batches.
+    fn receive(&mut self, replica: &mut Replica<SimMemory>, now: Time, conn: usize, side: usize) {
+        loop {
+            let c = &mut self.net.conns[conn];
+            let (node, id) = (c.nodes[side], c.ids[side]);
+            let cut = self.net.cut.contains(&(c.nodes[1 - side], node));
+            if !c.up[side] || cut {
+                return;
+            }
+            let Some(packet) = c.pipes[1 - side].front() else {
+                return;
+            };
+            if packet.due > self.now {
+                let due = packet.due;
+                self.at(due, Event::Readable(conn, side));
+                return;
+            }
+            let (head, body) = packet.bytes.split_at(FRAME_HEADER_BYTES);
+            let header = FrameHeader::decode(head.try_into().expect("32 bytes"))
+                .expect("a frame survives the codec");
+            assert_eq!(header.body_bytes, body.len());
+            let frame: Frame = header.decode_body(body).expect("a body survives the codec");
+            let mut batch = None;
+            if let Some(bytes) = &packet.batch {
+                assert_eq!(header.batch_blocks as usize * BLOCK_BYTES, bytes.len());
+                let memory = replica.memory_mut();
+                let Some(mut buffer) = memory.alloc(Purpose::Peer, header.batch_blocks) else {
+                    self.after(MS, Event::Readable(conn, side));
+                    return;
+                };
+                use replicator::memory::Buffer;
+                buffer.bytes_mut().copy_from_slice(bytes);
+                batch = Some(buffer);
+            } else {
+                assert_eq!(header.batch_blocks, 0);
+            }
+            let packet = c.pipes[1 - side].pop_front().expect("it was just there");
+            if packet.hold.is_some() && c.up[1 - side] {
+                self.after(US, Event::Sent(conn, 1 - side));
+            }
+            let conn = id;
+            replica.handle(now, Input::Frame { conn, frame, batch });
+        }
+    }
+
+    /// Hands a request in, or keeps it until there is capacity.
+    fn hand_in(&mut self, node: usize, replica: &mut Replica<SimMemory>, now: Time, id: u64) {
+        let Some(request) = self.requests.get_mut(&id) else {
+            return;
+        };
+        if !self.nodes[node].accepting {
+            self.drop_request(id);
+            return;
+        }
+        let volume = VolumeId(u16::try_from(request.volume).expect("16 volumes"));
+        let offset = unit_offset(request.units.start);
+        let length = unit_offset(request.units.end) - offset;
+        let bytes = u32::try_from(length).expect("1 MiB");
+        let free = replica.capacity().requests > 0;
+        let req = ReqId(id);
+        if !free {
+            self.nodes[node].waiting.push_back(id);
+            return;
+        }
+        let op = match request.kind {
+            Kind::Flush => ClientOp::Flush,
+            Kind::Read => ClientOp::Read {
+                volume,
+                offset,
+                length: bytes,
+            },
+            Kind::Zero { may_deallocate } => ClientOp::Zero {
+                volume,
+                offset,
+                length,
+                may_deallocate,
+            },
+            Kind::Write { owned } => {
+                let data = content(request.stamp, request.units.clone());
+                if !owned {
+                    request.handed_in = true;
+                    let data = WriteData::Borrowed(&data);
+                    let op = ClientOp::Write {
+                        volume,
+                        offset,
+                        length: bytes,
+                        data,
+                    };
+                    replica.handle(now, Input::Client { req, op });
+                    return;
+                }
+                let first = request.units.start / UNITS_PER_BLOCK;
+                let end = request.units.end.div_ceil(UNITS_PER_BLOCK);
+                let blocks = HEADER_BLOCKS + u32::try_from(end - first).expect("256 blocks");
+                let Some(mut buffer) = replica.memory_mut().alloc(Purpose::Client, blocks) else {
+                    self.nodes[node].waiting.push_back(id);
+                    return;
+                };
+                use replicator::memory::Buffer;
+                let at = BLOCK_BYTES + usize::try_from(offset % BLOCK_BYTES_U64).expect("4096");
+                buffer.bytes_mut()[at..at + data.len()].copy_from_slice(&data);
+                ClientOp::Write {
+                    volume,
+                    offset,
+                    length: bytes,
+                    data: WriteData::Owned(buffer),
+                }
+            }
+        };
+        request.handed_in = true;
+        replica.handle(now, Input::Client { req, op });
+    }
+
+    /// Starts a node from its disks.
+    pub(crate) fn restart(&mut self, node: usize) {
+        let n = &mut self.nodes[node];
+        assert!(n.replica.is_none(), "node {node} runs");
+        n.life += 1;
+        n.wake_at = u64::MAX;
+        n.frozen_until = 0;
+        n.may_fail = false;
+        n.fail_next = None;
+        n.wrapped = None;
+        n.wanted.fill(true);
+        let recovered = recover(
+            &mut Reading(&n.disks.meta),
+            &mut Reading(&n.disks.journal),
+            &n.config,
+        )
+        .unwrap_or_else(|e| panic!("node {node} can not start: {e}"));
+        self.check_recovered(node, &recovered);
+        let memory = SimMemory::new(self.options.shares);
+        let mut seed = [0; 32];
+        for word in seed.chunks_exact_mut(8) {
+            word.copy_from_slice(&self.rng.next().to_le_bytes());
+        }
+        let now = self.local(node, self.now);
+        let config = self.nodes[node].config.clone();
+        self.trace(|| {
+            let s = &recovered.scanned;
+            let tail = s.parts.entries.last().map(|e| e.id());
+            format!(
+                "{node} starts: tail {tail:?} committed {} {:?}",
+                s.committed, s.seen
+            )
+        });
+        let replica = Replica::open(config, recovered, memory, now, seed);
+        self.nodes[node].view = replica.view();
+        self.nodes[node].replica = Some(replica);
+        self.wake_by(node, self.now);
+        for (conn, side) in std::mem::take(&mut self.nodes[node].orphans) {
+            let wait = self.rng.below(50 * MS);
+            self.after(wait, Event::Closed(conn, side));
+        }
+    }
+
+    fn check_recovered(&mut self, node: usize, recovered: &Recovered) {
+        let Recovered {
+            superblock,
+            scanned,
+            ..
+        } = recovered;
+        let n = &mut self.nodes[node];
+        let Scanned { parts, .. } = scanned;
+        assert!(
+            scanned.damaged_until == RecordId::NONE || n.may_be_damaged,
+            "node {node} takes itself for damaged: {:?} {:?} acked {} committed {} tail {:?}",
+            scanned.seen,
+            scanned.end,
+            superblock.acked,
+            superblock.committed,
+            parts.entries.last().map(|e| e.id()),
+        );
+        let batches = parts
+            .entries
+            .iter()
+            .map(|e| Batch {
+                first: e.first.0,
+                last: e.last.0,
+                epoch: e.epoch.0,
+                checksum: e.checksum,
+            })
+            .collect();
+        let applied = superblock.applied.id.seq.0;
+        if scanned.damaged_until == RecordId::NONE {
+            self.checks
+                .recovered(node, batches, scanned.committed.0, applied);
+        }
+        let n = &self.nodes[node];
+        for (volume, store) in n.disks.stores.iter().enumerate() {
+            self.checks.store_is_prefix(node, volume, store, applied);
+        }
+    }
+}
+
+pub(crate) fn node_id(node: usize) -> NodeId {
+    NodeId(u8::try_from(node).expect("at most 8 nodes"))
+}

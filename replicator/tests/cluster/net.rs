@@ -1,0 +1,82 @@
+//! Connections: ordered streams with delays, resets, partitions in either direction, and half-open ends.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use replicator::types::ConnId;
+
+use crate::memory::SimBuffer;
+
+/// A frame under way.
+pub(crate) struct Packet {
+    pub(crate) due: u64,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) batch: Option<Vec<u8>>,
+    /// The sender's handle, until it was told that the batch has left.
+    pub(crate) hold: Option<SimBuffer>,
+}
+
+/// A connection between two nodes. Side 0 is the node with the lower number.
+pub(crate) struct Conn {
+    pub(crate) nodes: [usize; 2],
+    pub(crate) ids: [ConnId; 2],
+    /// The life of each node that it belongs to.
+    pub(crate) lives: [u64; 2],
+    pub(crate) up: [bool; 2],
+    pub(crate) closed: [bool; 2],
+    /// What each side sent.
+    pub(crate) pipes: [VecDeque<Packet>; 2],
+}
+
+/// All connections, and what is cut.
+#[derive(Default)]
+pub(crate) struct Net {
+    pub(crate) conns: Vec<Conn>,
+    /// Directions in which nothing passes.
+    pub(crate) cut: BTreeSet<(usize, usize)>,
+}
+
+impl Net {
+    pub(crate) fn open(&mut self, nodes: [usize; 2], lives: [u64; 2]) -> usize {
+        let index = self.conns.len();
+        let id = |side: u64| ConnId(index as u64 * 2 + side + 1);
+        self.conns.push(Conn {
+            nodes,
+            ids: [id(0), id(1)],
+            lives,
+            up: [false; 2],
+            closed: [false; 2],
+            pipes: [VecDeque::new(), VecDeque::new()],
+        });
+        index
+    }
+
+    /// The connection and side that an id names.
+    pub(crate) fn find(id: ConnId) -> (usize, usize) {
+        let n = usize::try_from(id.0 - 1).expect("a small number");
+        (n / 2, n % 2)
+    }
+
+    pub(crate) fn passes(&self, from: usize, to: usize) -> bool {
+        !self.cut.contains(&(from, to))
+    }
+
+    /// Whether two nodes have a connection that neither end has closed.
+    pub(crate) fn connected(&self, a: usize, b: usize) -> bool {
+        self.conns
+            .iter()
+            .rev()
+            .any(|c| c.nodes == [a.min(b), a.max(b)] && c.closed == [false; 2])
+    }
+
+    /// The connections of a node that it has not closed.
+    pub(crate) fn of(&self, node: usize) -> Vec<(usize, usize)> {
+        self.conns
+            .iter()
+            .enumerate()
+            .filter_map(|(i, c)| {
+                let side = c.nodes.iter().position(|&n| n == node)?;
+                (!c.closed[side]).then_some((i, side))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,256 @@
+//! What clients may see. Every unit of a volume is a register, and every history of it must be linearizable: a write
+//! that was answered is never lost, a value once read is never taken back, nothing appears out of nowhere.
+//!
+//! The judgement is Gibbons and Korach's (1997) for registers with unique values: all operations of one value span a
+//! zone; two forward zones may not overlap, and no backward zone may lie within a forward one. Zeroes are not unique, so
+//! a read of zeroes is only compared with what must lie between it and each write of zeroes.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use replicator::types::{BLOCK_BYTES, BLOCK_BYTES_U64};
+
+/// Where the units of a block begin. Odd on purpose.
+const CUTS: [u64; 4] = [0, 1000, 1009, 3333];
+pub(crate) const UNITS_PER_BLOCK: u64 = CUTS.len() as u64;
+
+/// The byte at which a unit begins.
+pub(crate) fn unit_offset(unit: u64) -> u64 {
+    let cut = usize::try_from(unit % UNITS_PER_BLOCK).expect("below 4");
+    unit / UNITS_PER_BLOCK * BLOCK_BYTES_U64 + CUTS[cut]
+}
+
+fn filler(stamp: u64, unit: u64) -> u8 {
+    let mixed = (stamp ^ unit.wrapping_mul(0x9e37_79b9)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    (mixed >> 56) as u8 | 1
+}
+
+/// The bytes that write `stamp` puts into units.
+pub(crate) fn content(stamp: u64, units: Range<u64>) -> Vec<u8> {
+    let begin = unit_offset(units.start);
+    let length = unit_offset(units.end) - begin;
+    let mut out = vec![0; usize::try_from(length).expect("1 MiB")];
+    for unit in units {
+        let at = usize::try_from(unit_offset(unit) - begin).expect("1 MiB");
+        let end = usize::try_from(unit_offset(unit + 1) - begin).expect("1 MiB");
+        out[at..at + 8].copy_from_slice(&stamp.to_le_bytes());
+        out[at + 8..end].fill(filler(stamp, unit));
+    }
+    out
+}
+
+/// The stamp in a unit's bytes; 0 for zeroes.
+fn stamp_of(bytes: &[u8], unit: u64) -> Result<u64, String> {
+    let (head, rest) = bytes.split_at(8);
+    let stamp = u64::from_le_bytes(head.try_into().expect("8 bytes"));
+    let fill = if stamp == 0 { 0 } else { filler(stamp, unit) };
+    if rest.iter().all(|&b| b == fill) {
+        Ok(stamp)
+    } else {
+        Err(format!(
+            "unit {unit} holds torn or foreign bytes, stamp {stamp}"
+        ))
+    }
+}
+
+/// The stamps in a whole block.
+pub(crate) fn stamps_of_block(bytes: &[u8], block: u64) -> Result<Vec<u64>, String> {
+    (block * UNITS_PER_BLOCK..(block + 1) * UNITS_PER_BLOCK)
+        .map(|unit| {
+            let base = block * BLOCK_BYTES_U64;
+            let at = usize::try_from(unit_offset(unit) - base).expect("in a block");
+            let end = usize::try_from(unit_offset(unit + 1) - base).expect("in a block");
+            stamp_of(&bytes[at..end.min(BLOCK_BYTES)], unit)
+        })
+        .collect()
+}
+
+const NEVER: u64 = u64::MAX;
+
+/// A write, or a zeroing.
+#[derive(Debug)]
+struct Write {
+    volume: usize,
+    units: Range<u64>,
+    zero: bool,
+    asked: u64,
+    /// Answered, or decided by a later epoch.
+    ended: u64,
+    acknowledged: bool,
+    /// The epoch in which its outcome became unknown.
+    doubt: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Zone {
+    /// The earliest end of an operation of this value.
+    first_end: u64,
+    /// The latest begin of one.
+    last_begin: u64,
+    asked: u64,
+    stamp: u64,
+}
+
+/// All that clients did.
+#[derive(Default)]
+pub(crate) struct Oracle {
+    writes: BTreeMap<u64, Write>,
+    /// Values read, by volume and unit: stamp, first end and last begin of the reads.
+    reads: BTreeMap<(usize, u64), BTreeMap<u64, (u64, u64)>>,
+    zero_reads: BTreeMap<(usize, u64), Vec<(u64, u64)>>,
+    next: u64,
+    pub(crate) acknowledged: u64,
+    pub(crate) read: u64,
+}
+
+impl Oracle {
+    /// A write is asked for; its stamp.
+    pub(crate) fn write(&mut self, volume: usize, units: Range<u64>, zero: bool, now: u64) -> u64 {
+        self.next += 1;
+        let write = Write {
+            volume,
+            units,
+            zero,
+            asked: now,
+            ended: NEVER,
+            acknowledged: false,
+            doubt: None,
+        };
+        self.writes.insert(self.next, write);
+        self.next
+    }
+
+    pub(crate) fn answered(&mut self, stamp: u64, now: u64) {
+        let write = self.writes.get_mut(&stamp).expect("it was asked for");
+        write.ended = now;
+        write.acknowledged = true;
+        self.acknowledged += 1;
+    }
+
+    /// The core never saw it.
+    pub(crate) fn never_happened(&mut self, stamp: u64) {
+        self.writes.remove(&stamp);
+    }
+
+    /// It may have happened, or happen until an epoch above `epoch` begins.
+    pub(crate) fn in_doubt(&mut self, stamp: u64, epoch: u64) {
+        self.writes.get_mut(&stamp).expect("it was asked for").doubt = Some(epoch);
+    }
+
+    /// An epoch serves: whatever older ones left open is decided.
+    pub(crate) fn epoch_serves(&mut self, epoch: u64, now: u64) {
+        for write in self.writes.values_mut() {
+            if write.doubt.is_some_and(|d| d < epoch) && write.ended == NEVER {
+                write.ended = now;
+            }
+        }
+    }
+
+    /// A read was answered with `bytes`.
+    pub(crate) fn was_read(
+        &mut self,
+        volume: usize,
+        units: Range<u64>,
+        bytes: &[u8],
+        asked: u64,
+        now: u64,
+    ) -> Result<(), String> {
+        let begin = unit_offset(units.start);
+        self.read += 1;
+        for unit in units {
+            let at = usize::try_from(unit_offset(unit) - begin).expect("1 MiB");
+            let end = usize::try_from(unit_offset(unit + 1) - begin).expect("1 MiB");
+            let stamp = stamp_of(&bytes[at..end], unit)?;
+            if stamp == 0 {
+                let reads = self.zero_reads.entry((volume, unit)).or_default();
+                reads.push((asked, now));
+                continue;
+            }
+            let write = self
+                .writes
+                .get(&stamp)
+                .filter(|w| w.volume == volume && w.units.contains(&unit));
+            if write.is_none() {
+                return Err(format!(
+                    "unit {unit} of volume {volume} reads as write {stamp}, which never was"
+                ));
+            }
+            let reads = self.reads.entry((volume, unit)).or_default();
+            let zone = reads.entry(stamp).or_insert((now, asked));
+            *zone = (zone.0.min(now), zone.1.max(asked));
+        }
+        Ok(())
+    }
+
+    /// Judges all histories.
+    pub(crate) fn judge(&self) -> Result<(), String> {
+        let mut by_unit: BTreeMap<(usize, u64), (Vec<Zone>, Vec<&Write>)> = BTreeMap::new();
+        for (&stamp, write) in &self.writes {
+            for unit in write.units.clone() {
+                let key = (write.volume, unit);
+                let read = self.reads.get(&key).and_then(|r| r.get(&stamp));
+                let (zones, zeroes) = by_unit.entry(key).or_default();
+                if write.zero {
+                    zeroes.push(write);
+                }
+                if read.is_none() && !write.acknowledged {
+                    continue; // It need never have happened.
+                }
+                let (end, begin) = read.copied().unwrap_or((NEVER, 0));
+                zones.push(Zone {
+                    first_end: end.min(write.ended),
+                    last_begin: begin.max(write.asked),
+                    asked: write.asked,
+                    stamp,
+                });
+            }
+        }
+        for ((volume, unit), (zones, zeroes)) in &by_unit {
+            judge_zones(zones).map_err(|e| format!("volume {volume} unit {unit}: {e}"))?;
+            let reads = self.zero_reads.get(&(*volume, *unit));
+            for &(asked, answered) in reads.into_iter().flatten() {
+                let blocked = |zero_asked: u64, zero_ended: u64| {
+                    zero_asked > answered
+                        || zones
+                            .iter()
+                            .any(|z| z.asked > zero_ended && z.first_end < asked)
+                };
+                if blocked(0, 0) && zeroes.iter().all(|w| blocked(w.asked, w.ended)) {
+                    return Err(format!(
+                        "volume {volume} unit {unit}: zeroes read at {asked}..{answered} are older than what was there: {zones:?}"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn judge_zones(zones: &[Zone]) -> Result<(), String> {
+    let mut forward: Vec<Zone> = zones
+        .iter()
+        .copied()
+        .filter(|z| z.first_end < z.last_begin)
+        .collect();
+    forward.sort_by_key(|z| z.first_end);
+    for pair in forward.windows(2) {
+        if pair[1].first_end < pair[0].last_begin {
+            return Err(format!("a value came back: {pair:?}"));
+        }
+    }
+    for zone in zones {
+        if zone.first_end < zone.asked {
+            return Err(format!("read before it was written: {zone:?}"));
+        }
+        let backward = zone.first_end >= zone.last_begin;
+        let around = forward
+            .iter()
+            .find(|f| f.first_end < zone.last_begin && zone.first_end < f.last_begin);
+        if let Some(around) = around
+            && backward
+        {
+            return Err(format!("lost: {zone:?} lies within {around:?}"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! Everything at random: a seed decides what goes wrong and when.
+
+use replicator::io::AdminCommand;
+use replicator::view::DiskState;
+use replicator::{AckPolicy, OnNoQuorum};
+
+use crate::harness::*;
+
+fn options(rng: &mut crate::rng::Rng) -> Options {
+    let tight = rng.chance(30);
+    Options {
+        nodes: if rng.chance(10) { 5 } else { 3 },
+        lease_ms: u32::try_from(rng.between(200, 1000)).expect("small"),
+        ack: if rng.chance(20) {
+            AckPolicy::All
+        } else {
+            AckPolicy::Majority
+        },
+        on_no_quorum: if rng.chance(25) {
+            OnNoQuorum::IoError
+        } else {
+            OnNoQuorum::SuspendIo
+        },
+        requests_max: u32::try_from(rng.between(4, 48)).expect("small"),
+        shares: if tight {
+            [700, 800, 1100, 400]
+        } else {
+            [2048, 2048, 2048, 1024]
+        },
+        volumes: vec![600, 64],
+        disk_ns: rng.between(50, 2000) * US,
+        net_ns: rng.between(20, 3000) * US,
+        drift_ppm: 4000,
+    }
+}
+
+/// One thing that goes wrong, or right again.
+fn disturb(c: &mut Cluster) {
+    let count = c.nodes.len();
+    let node = c.rng.index(count);
+    let other = (node + 1 + c.rng.index(count - 1)) % count;
+    let lease = u64::from(c.options.lease_ms) * MS;
+    match c.rng.below(100) {
+        0..=14 if c.up(node) => {
+            let power = c.rng.chance(50);
+            c.crash(node, power);
+            let life = c.nodes[node].life;
+            let wait = c.rng.below(4 * lease);
+            c.after(wait, Event::Restart { node, life });
+        }
+        15 => {
+            for node in 0..count {
+                if c.up(node) {
+                    c.crash(node, true);
+                    let life = c.nodes[node].life;
+                    let wait = c.rng.below(2 * lease);
+                    c.after(wait, Event::Restart { node, life });
+                }
+            }
+        }
+        16..=22 => c.isolate(node),
+        23..=27 => c.cut(node, other),
+        28..=42 => c.heal(),
+        43..=50 => c.reset(node, other),
+        51..=58 if c.up(node) => {
+            let time = c.rng.below(3 * lease);
+            c.freeze(node, time);
+        }
+        59..=64 => {
+            let (which, factor) = (c.rng.index(2), c.rng.between(1, 60));
+            c.nodes[node].slow[which] = factor;
+        }
+        65..=68 => c.nodes.iter_mut().for_each(|n| n.slow = [1, 1]),
+        69..=70 if c.up(node) => c.nodes[node].fail_next = Some(c.rng.index(2)),
+        71..=73 if c.up(node) => {
+            c.admin(node, AdminCommand::Demote);
+        }
+        74..=75 if c.up(node) => {
+            let peer = node_id(other);
+            c.admin(node, AdminCommand::Disconnect { peer });
+        }
+        76..=79 if c.up(node) => {
+            let peer = node_id(other);
+            c.admin(node, AdminCommand::Connect { peer });
+        }
+        80 if c.up(node) => {
+            c.admin(node, AdminCommand::Drain);
+        }
+        _ if c.up(node) => {
+            let time = c.rng.between(1, 6) * lease;
+            let deadline = c.deadline(node, time);
+            c.admin(node, AdminCommand::Promote { deadline });
+        }
+        _ => {}
+    }
+    // A node that has failed, or was drained, is restarted in the end.
+    for node in 0..count {
+        let stuck = c.up(node) && c.nodes[node].view.disk_state == DiskState::Failed;
+        if stuck && c.rng.chance(20) {
+            c.crash(node, false);
+        }
+        if !c.up(node) && c.rng.chance(10) {
+            c.restart(node);
+        }
+    }
+}
+
+/// A life of a cluster; what it came to.
+pub(crate) fn run(seed: u64) -> String {
+    let mut rng = crate::rng::Rng::new(seed ^ 0x5eed);
+    let options = options(&mut rng);
+    let mut c = Cluster::new(seed, options);
+    c.big_percent = rng.below(16);
+    let clients = 1 + rng.index(3);
+    let depth = 1 + rng.index(6);
+    let pause = rng.between(2, 20) * MS;
+    c.start_clients(clients, depth, pause);
+    c.run_for(200 * MS);
+    let first = c.rng.index(c.nodes.len());
+    let deadline = c.deadline(first, 5 * SECOND);
+    c.admin(first, AdminCommand::Promote { deadline });
+    if c.rng.chance(80) {
+        c.run_for(SECOND);
+    }
+    let calm = c.rng.between(20, 800) * MS;
+    for _ in 0..c.rng.between(10, 50) {
+        let wait = c.rng.below(calm);
+        c.run_for(wait);
+        disturb(&mut c);
+        // Somebody should be Primary now and then.
+        if c.primary().is_none() && c.rng.chance(50) {
+            let node = c.rng.index(c.nodes.len());
+            let deadline = c.deadline(node, 3 * SECOND);
+            c.admin(node, AdminCommand::Promote { deadline });
+        }
+    }
+    c.conclude();
+    format!(
+        "epoch {}, {} records, {} writes answered, {} reads, {} turns, {} s",
+        c.checks.newest_epoch(),
+        c.checks.chain_end(),
+        c.oracle.acknowledged,
+        c.oracle.read,
+        c.turns,
+        c.now / SECOND,
+    )
+}
+
+/// Seeds that once found something.
+const REGRESSIONS: [u64; 0] = [];
+
+fn run_seeds(seeds: impl Iterator<Item = u64>) {
+    let mut failed = Vec::new();
+    let mut last = String::new();
+    let verbose = std::env::var_os("VERBOSE").is_some();
+    for seed in seeds {
+        if verbose {
+            eprintln!("seed {seed}");
+        }
+        match std::panic::catch_unwind(|| run(seed)) {
+            Ok(story) => last = story,
+            Err(_) => {
+                eprintln!("seed {seed} failed; again, with a trace: TRACE=1 SEED={seed}");
+                failed.push(seed);
+            }
+        }
+    }
+    assert!(failed.is_empty(), "failing seeds: {failed:?}");
+    println!("{last}");
+}
+
+/// `SEEDS=n` runs that many, `FROM=n` begins there, `SEED=n` runs one.
+#[test]
+fn random_lives() {
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    if let Some(seed) = number("SEED") {
+        println!("{}", run(seed));
+        return;
+    }
+    let from = number("FROM").unwrap_or(0);
+    run_seeds(from..from + number("SEEDS").unwrap_or(200));
+}
+
+#[test]
+fn seeds_that_once_failed() {
+    run_seeds(REGRESSIONS.into_iter());
+}
