@@ -8,4 +8,4 @@ mod build;
 mod scene;
 
 pub use build::{BuildError, PROGRAMS_DIR, build_programs, programs};
-pub use scene::{BOUND, MIB, Scene, small};
+pub use scene::{BOUND, MIB, Scene, roomy, small};

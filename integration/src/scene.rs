@@ -7,7 +7,8 @@ use std::time::Duration;
 use nbd_server::nbd::client::{Client, Options, Uri};
 use tempfile::TempDir;
 use tools::cluster::{Cluster, Spec};
-use tools::demo::workload::{End, Job, Pace, Running, Stream, Tally, Volume, verify};
+use tools::demo::verify::verify;
+use tools::demo::workload::{End, Job, Pace, Running, Stream, Tally, Volume};
 use tools::demo::{scratch_dir, stop_cleanly, stores};
 
 use crate::programs;
@@ -28,6 +29,15 @@ pub fn small() -> Spec {
         volumes: vec![("db".into(), 16 * MIB), ("recordings".into(), 32 * MIB)],
         journal_bytes: 16 * MIB,
         ..Spec::default()
+    }
+}
+
+/// The same with a journal that reaches back over a node's short absence under load.
+#[must_use]
+pub fn roomy() -> Spec {
+    Spec {
+        journal_bytes: 256 * MIB,
+        ..small()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use integration::{BOUND, MIB, Scene, small};
+use integration::{BOUND, MIB, Scene, roomy, small};
 use nbd_server::nbd::client::{Client, ClientError, ClientRequest};
 use tools::cluster::exit;
 use tools::demo::workload::{End, Running};
@@ -60,7 +60,7 @@ fn killing_all_nodes_at_once_under_load_loses_nothing_acknowledged() {
 
 #[test]
 fn a_frozen_primary_answers_nothing_stale_and_returns_as_secondary() {
-    let mut scene = Scene::serving(small());
+    let mut scene = Scene::serving(roomy());
     let load = scene.work(0, scene.busy_streams());
     scene.await_writes(&load, 300);
     let mut reader = scene.open(0, "db");
@@ -125,12 +125,11 @@ fn a_secondary_that_dies_and_returns_lets_no_client_down_and_catches_up() {
     let journal_bytes = 128 << 20;
     let mut scene = Scene::serving(tools::cluster::Spec {
         journal_bytes,
-        ..small()
+        ..roomy()
     });
     let load = scene.work(0, scene.busy_streams());
     scene.await_writes(&load, 200);
     scene.cluster.kill(1).expect("killed");
-    // Less than a journal's worth, so that it is fed from the journal.
     scene.await_writes(&load, 300);
     scene.cluster.start(1).expect("started again");
     scene.await_writes(&load, 200);
@@ -142,7 +141,7 @@ fn a_secondary_that_dies_and_returns_lets_no_client_down_and_catches_up() {
 
 #[test]
 fn a_frozen_secondary_adds_no_stall() {
-    let mut scene = Scene::serving(small());
+    let mut scene = Scene::serving(roomy());
     let load = scene.work(0, scene.busy_streams());
     scene.await_writes(&load, 200);
     scene.cluster.freeze(2).expect("frozen");

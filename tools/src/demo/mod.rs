@@ -10,6 +10,7 @@
 //! | [`cluster`] | real nodes: create, start, kill, freeze, ask, promote |
 //! | [`workload`] | streams of requests like a PBX's |
 //! | [`oracle`] | which bytes are legal where |
+//! | [`verify`] | comparing what is read through a node |
 //! | [`stores`] | comparing the nodes' stores |
 //! | [`report`] | what is printed |
 
@@ -23,6 +24,7 @@ pub mod report;
 mod spec;
 mod status;
 pub mod stores;
+pub mod verify;
 pub mod workload;
 
 use std::path::{Path, PathBuf};
@@ -38,7 +40,8 @@ use nbd_server::nbd::client::ClientError;
 pub use place::{probe_direct_io, scratch_dir};
 pub use process::{Finished, finish};
 use report::{Kept, Progress, Report};
-use workload::{End, Job, Pace, Running, Stream, Tally, VerifyError, Volume, verify};
+use verify::{VerifyError, verify};
+use workload::{End, Job, Pace, Running, Stream, Tally, Volume};
 
 /// The options of `replctl demo`.
 #[derive(Clone, Debug, Default, clap::Args)]

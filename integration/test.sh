@@ -1,0 +1,184 @@
+#!/bin/bash
+# Everything that is checked before a change goes in: format, lints, all tests, the simulator, the demo,
+# and PostgreSQL, fio, nbdcopy and the kernel's NBD client on a real cluster.
+#
+#   integration/test.sh              everything
+#   integration/test.sh PART...      only these: format lint licences scripts build tests doctests
+#                                    simulator demo copy fio postgres kernel
+#   NO_INSTALL=1                     install nothing
+#
+# As root it installs the Debian packages that are missing, without starting or enabling a service. Else
+# it names them, and what needs them is skipped by name. Logs are in target/test-logs. The last line is
+# "N passed, N failed, N skipped"; each test of the suites counts, and each other part counts as one.
+
+set -u
+cd "$(dirname "$0")/.." || exit 1
+# Where Debian keeps what only root is expected to use.
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin LC_ALL=C CARGO_TERM_COLOR=never
+logs=$(realpath -m "${CARGO_TARGET_DIR:-target}")/test-logs
+mkdir -p "$logs"
+passed=0 failed=0 skipped=0
+
+# Program, and the package that has it.
+packages=(
+    nbdcopy:libnbd-bin nbdfuse:libnbd-bin fusermount3:fuse3 nbd-client:nbd-client fio:fio
+    qemu-img:qemu-utils mkfs.ext4:e2fsprogs losetup:mount ip:iproute2 pgrep:procps insmod:kmod
+    linux.uml:user-mode-linux /usr/bin/python3:python3 /usr/lib/postgresql/15/bin/postgres:postgresql-15
+)
+
+say() { echo "== $*"; }
+pass() { passed=$((passed + 1)); echo "passed: $1 ($2 s)"; }
+skip() { skipped=$((skipped + 1)); echo "skipped: $1 ($2)"; }
+fail() {
+    failed=$((failed + 1))
+    echo "failed: $1; the end of $2:"
+    tail -n 60 "$2" | sed 's/^/    /'
+}
+
+missing_packages() {
+    local pair
+    for pair in "${packages[@]}"; do
+        command -v "${pair%%:*}" > /dev/null || echo "${pair#*:}"
+    done | sort -u
+}
+
+# Installs packages so that no daemon is started now, and none that is new is enabled for later.
+install_packages() {
+    local links_before links_after link policy=/usr/sbin/policy-rc.d clusters=/etc/postgresql-common/createcluster.conf
+    local made_policy=
+    enabled_links() { find /etc/systemd/system /etc/systemd/user /etc/rc?.d -type l 2> /dev/null | sort; }
+    links_before=$(enabled_links)
+    if [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' > $policy && chmod 755 $policy && made_policy=1
+    fi
+    if [ ! -e $clusters ]; then
+        mkdir -p "$(dirname $clusters)" && echo 'create_main_cluster = false' > $clusters
+    fi
+    export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
+    local apt=(apt-get -q -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold)
+    "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "$@"
+    local code=$?
+    [ -z "$made_policy" ] || rm -f $policy
+    links_after=$(enabled_links)
+    # What Debian enabled by itself is disabled again.
+    comm -13 <(echo "$links_before") <(echo "$links_after") | while read -r link; do
+        case $link in
+            /etc/systemd/*) rm -f "$link" ;;
+            /etc/rc?.d/S*) mv "$link" "${link%/S*}/K01${link##*/S[0-9][0-9]}" ;;
+        esac
+    done
+    return $code
+}
+
+# part NAME COMMAND...: exit 0 is passed, 77 is skipped with the reason that the log ends with
+part() {
+    local name=$1 start=$SECONDS code
+    shift
+    wanted "$name" || return 0
+    say "$name"
+    "$@" > "$logs/$name.log" 2>&1
+    code=$?
+    case $code in
+        0) pass "$name" $((SECONDS - start)) ;;
+        77) skip "$name" "$(sed -n 's/^SKIP: //p' "$logs/$name.log" | tail -n 1)" ;;
+        *) fail "$name" "$logs/$name.log" ;;
+    esac
+    return $code
+}
+
+# suite NAME COMMAND...: a test runner, whose own counts are added
+suite() {
+    local name=$1 start=$SECONDS log code good bad ignored
+    log=$logs/$1.log
+    shift
+    wanted "$name" || return 0
+    say "$name"
+    "$@" > "$log" 2>&1
+    code=$?
+    # nextest: "Summary [..] 9 tests run: 7 passed, 2 failed, 1 skipped"; cargo test: "test result: ..."
+    count() { sed -nE "/^ *Summary |^test result: /s/.*[ ,]([0-9]+) $1.*/\1/p" "$log" | awk '{ n += $1 } END { print n + 0 }'; }
+    good=$(count passed) bad=$(($(count failed) + $(count 'timed out') + $(count 'exec failed')))
+    ignored=$(sed -nE '/^ *Summary /s/.* ([0-9]+) skipped.*/\1/p; /^test result: /s/.* ([0-9]+) ignored.*/\1/p' "$log" | awk '{ n += $1 } END { print n + 0 }')
+    passed=$((passed + good)) skipped=$((skipped + ignored))
+    [ "$ignored" = 0 ] || echo "skipped: $ignored ignored tests of $name"
+    if [ $code != 0 ] && [ "$bad" = 0 ]; then bad=1; fi
+    if [ "$bad" = 0 ]; then
+        echo "passed: $name, $good tests ($((SECONDS - start)) s)"
+    else
+        grep -hE '^ +(FAIL|TIMEOUT|SIGABRT) |^test .* FAILED$' "$log" | sort -u | sed 's/^ */    /'
+        fail "$name" "$log"
+        failed=$((failed + bad - 1))
+    fi
+    return $code
+}
+
+wanted() {
+    local name
+    [ ${#only[@]} = 0 ] && return 0
+    for name in "${only[@]}"; do [ "$name" = "$1" ] && return 0; done
+    return 1
+}
+
+check_scripts() {
+    local file
+    git ls-files -z | xargs -0 grep -lE '^#!/bin/(ba)?sh|^# shellcheck shell=' -- | while read -r file; do
+        bash -n "$file" || exit 1
+    done || return 1
+    command -v shellcheck > /dev/null || return 0
+    shellcheck -S warning integration/test.sh integration/real/*.sh .ci/run
+}
+
+check_licences() {
+    cargo deny --version > /dev/null 2>&1 || { echo "SKIP: no cargo-deny"; return 77; }
+    cargo deny --locked check bans licenses sources
+}
+
+simulate() {
+    grep -q '^sim = ' .cargo/config.toml || { echo "SKIP: there is no cargo sim yet"; return 77; }
+    cargo sim -- --seconds "${SIM_SECONDS:-30}"
+}
+
+run_tests() {
+    if cargo nextest --version > /dev/null 2>&1; then
+        cargo nextest run --locked --workspace --no-fail-fast --status-level fail
+    else
+        cargo test --locked --workspace --no-fail-fast --all-targets
+    fi
+}
+
+only=("$@")
+# These use the programs, so they imply that they are built.
+for name in tests demo copy fio postgres kernel; do
+    [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
+done
+missing=$(missing_packages | tr '\n' ' ')
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" = 0 ] && [ -z "${NO_INSTALL:-}" ] && command -v apt-get > /dev/null; then
+        say "installing $missing"
+        # shellcheck disable=SC2086
+        install_packages $missing > "$logs/install.log" 2>&1 || { echo "could not install all of it:"; tail -n 5 "$logs/install.log"; }
+        missing=$(missing_packages | tr '\n' ' ')
+    fi
+    [ -z "$missing" ] || echo "missing packages: $missing(apt-get install $missing)"
+fi
+
+part format cargo fmt --all --check
+part lint cargo clippy --locked --workspace --all-targets -- -D warnings
+part licences check_licences
+part scripts check_scripts
+if part build cargo build --locked --release --bins -p nbd-server -p tools -p integration; then
+    REPLICATOR_PROGRAMS=${logs%/*}/release
+    export REPLICATOR_PROGRAMS
+    suite tests run_tests
+    suite doctests cargo test --locked --workspace --doc
+    part simulator simulate
+    part demo cargo demo -- --json
+    part copy integration/real/copy.sh
+    part fio integration/real/fio.sh
+    part postgres integration/real/postgres.sh
+    part kernel integration/real/kernel.sh
+fi
+
+echo "$SECONDS s"
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]
