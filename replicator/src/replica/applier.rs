@@ -5,6 +5,7 @@ use super::{Pending, Replica};
 use crate::io::{DiskError, DiskOp, PARTS_MAX, Parts};
 use crate::journal::batch::Kind;
 use crate::memory::{Buffer, Memory, Purpose};
+use crate::replica::loads::LoadFor;
 use crate::store::extents::{Extent, ExtentMap, Source};
 use crate::types::*;
 
@@ -197,7 +198,7 @@ impl<M: Memory> Replica<M> {
                 number += 1;
                 continue;
             }
-            match self.start_apply_load(number, self.applier.end) {
+            match self.start_load_until(number, self.applier.end, LoadFor::Apply) {
                 Some(next) => number = next,
                 None => {
                     // There is no room for it: the window ends before it, or with it, so that what lies behind can be

@@ -10,7 +10,7 @@ use crate::types::*;
 /// Batches being read at once, over all reasons.
 const LOADS_MAX: usize = 32;
 
-/// Blocks of one read for an apply, at most, unless a single batch is larger (1 MiB).
+/// Blocks of one read of several batches, at most, unless a single one is larger (1 MiB).
 const LOAD_BLOCKS_MAX: u32 = 256;
 
 /// Why a batch is read.
@@ -31,7 +31,7 @@ pub(super) enum LoadFor {
 pub(super) struct Load<B> {
     number: u64,
     count: u64,
-    /// Of the first.
+    /// Of the last: the chain makes it the name of all of them.
     checksum: u32,
     buffer: B,
     left: u8,
@@ -66,20 +66,21 @@ impl<M: Memory> Replica<M> {
         self.start_loads(number, 1, blocks, why)
     }
 
-    /// Starts to read what is to be applied: entry `number` and those before `end` that follow it and are missing too, in
-    /// one read. Returns the number of the first entry after them, or `None` if that must be tried again later.
-    pub(super) fn start_apply_load(&mut self, number: u64, end: u64) -> Option<u64> {
+    /// Starts to read entry `number`, and in the same read those before `end` that follow it and are not in memory
+    /// either. Returns the number of the first entry after them, or `None` if that must be tried again later.
+    pub(super) fn start_load_until(&mut self, number: u64, end: u64, why: LoadFor) -> Option<u64> {
         let (mut next, mut blocks) = (number, 0);
         while next < end {
             let entry = self.log.entry(next)?;
             let fits = blocks + entry.blocks <= LOAD_BLOCKS_MAX || blocks == 0;
-            if !fits || entry.buffer.is_some() || self.loads.is_loading(next) {
+            let coming = why == LoadFor::Apply && self.loads.is_loading(next);
+            if !fits || entry.buffer.is_some() || coming {
                 break;
             }
             blocks += entry.blocks;
             next += 1;
         }
-        self.start_loads(number, next - number, blocks, LoadFor::Apply)
+        self.start_loads(number, next - number, blocks, why)
             .then_some(next)
     }
 
@@ -87,10 +88,12 @@ impl<M: Memory> Replica<M> {
         let Some(slot) = self.loads.0.iter().position(Option::is_none) else {
             return false;
         };
-        let Some(entry) = self.log.entry(number) else {
+        let (Some(first), Some(last)) =
+            (self.log.entry(number), self.log.entry(number + count - 1))
+        else {
             return false;
         };
-        let (position, checksum) = (entry.position, entry.checksum);
+        let (position, checksum) = (first.position, last.checksum);
         let purpose = match why {
             LoadFor::Apply => Purpose::Apply,
             LoadFor::Read | LoadFor::Feed(_) | LoadFor::Fetch(..) => Purpose::Core,
@@ -129,15 +132,17 @@ impl<M: Memory> Replica<M> {
             return;
         }
         let load = self.loads.0[slot].take().expect("it was just there");
-        let first = self.log.entry(load.number);
-        if first.is_none_or(|e| e.checksum != load.checksum) {
-            // The ring went on meanwhile. Whoever waits looks again and finds it gone.
+        let last = self.log.entry(load.number + load.count - 1);
+        let current = self.log.entry(load.number).is_some()
+            && last.is_some_and(|e| e.checksum == load.checksum);
+        if !current {
+            // The ring went on, or a cut came, meanwhile. Whoever waits looks again and finds it gone.
             self.load_gone(load.why);
             return;
         }
         let mut at = 0;
         for number in load.number..load.number + load.count {
-            let entry = self.log.entry(number).expect("what is not applied stays");
+            let entry = self.log.entry(number).expect("the log has no gaps");
             let buffer = load.buffer.slice(at, entry.blocks);
             at += entry.blocks;
             let sound = load.error.is_none()
@@ -150,6 +155,9 @@ impl<M: Memory> Replica<M> {
                 return;
             }
             self.loaded(number, buffer, load.why);
+        }
+        if let LoadFor::Feed(conn) = load.why {
+            self.feed_goes_on(conn);
         }
     }
 
@@ -169,7 +177,7 @@ impl<M: Memory> Replica<M> {
     fn load_gone(&mut self, why: LoadFor) {
         match why {
             LoadFor::Apply | LoadFor::Read => {}
-            LoadFor::Feed(conn) => self.feed_gone(conn),
+            LoadFor::Feed(conn) => self.feed_goes_on(conn),
             LoadFor::Fetch(conn, token) => self.fetch_loaded(conn, token, None),
         }
     }

@@ -492,7 +492,11 @@ impl<M: Memory> Replica<M> {
                 self.committed_told = committed;
                 continue;
             }
-            if self.start_load(next, LoadFor::Feed(conn)) {
+            let end = self.log.durable_number();
+            if self
+                .start_load_until(next, end, LoadFor::Feed(conn))
+                .is_some()
+            {
                 self.peers[index].feed = Feed::On {
                     next,
                     loading: true,
@@ -502,28 +506,29 @@ impl<M: Memory> Replica<M> {
         }
     }
 
+    /// One of the batches that were read for a peer; the rest of them follows.
     pub(super) fn feed_loaded(&mut self, conn: ConnId, number: u64, buffer: M::Buffer) {
         let Some(leader) = &self.leader else { return };
         let (epoch, committed) = (leader.epoch, self.committed);
         let Some(peer) = self.peer_of(conn) else {
             return;
         };
-        if peer.feed
-            != (Feed::On {
-                next: number,
-                loading: true,
-            })
-        {
+        let expected = Feed::On {
+            next: number,
+            loading: true,
+        };
+        if peer.feed != expected {
             return;
         }
         peer.feed = Feed::On {
             next: number + 1,
-            loading: false,
+            loading: true,
         };
         self.send_with(conn, Frame::Append { epoch, committed }, Some(buffer));
     }
 
-    pub(super) fn feed_gone(&mut self, conn: ConnId) {
+    /// What was read for a peer has been sent, or was gone.
+    pub(super) fn feed_goes_on(&mut self, conn: ConnId) {
         if let Some(peer) = self.peer_of(conn)
             && let Feed::On {
                 next,

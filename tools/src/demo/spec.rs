@@ -50,7 +50,7 @@ impl Default for Spec {
         Self {
             nodes: ["pbx-a", "pbx-b", "pbx-c"].map(String::from).to_vec(),
             volumes: vec![("db".into(), 64 << 20), ("recordings".into(), 256 << 20)],
-            journal_bytes: 64 << 20,
+            journal_bytes: 256 << 20,
             on_no_quorum: None,
             ack: None,
         }
