@@ -288,7 +288,12 @@ impl Cluster {
             }
             What::Flush { mark } => disk.flushed(mark),
         }
-        if result.is_ok() {
+        if result.is_err() {
+            // A batch in two parts is not durable by the other one alone.
+            for other in self.nodes[node].flights.values_mut() {
+                other.batches.retain(|b| !flight.batches.contains(b));
+            }
+        } else {
             for first in flight.batches {
                 let elsewhere = self.nodes[node]
                     .flights
