@@ -1,9 +1,9 @@
 #!/bin/bash
-# Everything that is checked before a change goes in: format, lints, all tests, the demo, and PostgreSQL, fio, nbdcopy and the kernel's NBD client on a real cluster.
+# Everything that is checked before a change goes in: format, lints, all tests, the demo, and PostgreSQL, fio, nbdcopy, the kernel's NBD client and the README's hosts on a real cluster.
 #
 #   integration/test.sh              everything
 #   integration/test.sh PART...      only these: format lint scripts build tests doctests demo copy fio
-#                                    postgres kernel
+#                                    postgres kernel hosts
 #   NO_INSTALL=1                     install nothing
 #
 # As root it installs the Debian packages that are missing, without starting or enabling a service. Else
@@ -137,7 +137,7 @@ run_tests() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy fio postgres kernel; do
+for name in tests demo copy fio postgres kernel hosts; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
@@ -164,6 +164,7 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     part fio integration/real/fio.sh
     part postgres integration/real/postgres.sh
     part kernel integration/real/kernel.sh
+    part hosts integration/real/hosts.sh
 fi
 
 echo "$SECONDS s"

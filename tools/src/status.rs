@@ -94,6 +94,9 @@ pub(crate) fn table(status: &Status, colour: bool) -> String {
             size::format(total)
         ));
     }
+    if status.memory_locked == Some(false) {
+        facts.push("MEMORY NOT LOCKED".to_owned());
+    }
     if let Some(ms) = status.last_progress_ms.filter(|ms| *ms >= 1000) {
         facts.push(format!("DATA THREAD STANDS STILL for {} s", ms / 1000));
     }

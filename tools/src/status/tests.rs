@@ -51,10 +51,12 @@ fn what_hurts_is_said_loudly() {
     status.quorum = Some(false);
     status.suspended = Suspended::Quorum;
     status.last_progress_ms = Some(4200);
+    status.memory_locked = Some(false);
     let text = table(&status, false);
     for loud in [
         "NO QUORUM",
         "I/O SUSPENDED (quorum)",
+        "MEMORY NOT LOCKED",
         "DATA THREAD STANDS STILL for 4 s",
     ] {
         assert!(text.contains(loud), "{text}");
