@@ -1,10 +1,9 @@
 #!/bin/bash
-# Everything that is checked before a change goes in: format, lints, all tests, the simulator, the demo,
-# and PostgreSQL, fio, nbdcopy and the kernel's NBD client on a real cluster.
+# Everything that is checked before a change goes in: format, lints, all tests, the demo, and PostgreSQL, fio, nbdcopy and the kernel's NBD client on a real cluster.
 #
 #   integration/test.sh              everything
-#   integration/test.sh PART...      only these: format lint licences scripts build tests doctests
-#                                    simulator demo copy fio postgres kernel
+#   integration/test.sh PART...      only these: format lint scripts build tests doctests demo copy fio
+#                                    postgres kernel
 #   NO_INSTALL=1                     install nothing
 #
 # As root it installs the Debian packages that are missing, without starting or enabling a service. Else
@@ -128,16 +127,6 @@ check_scripts() {
     shellcheck -S warning integration/test.sh integration/real/*.sh .ci/run
 }
 
-check_licences() {
-    cargo deny --version > /dev/null 2>&1 || { echo "SKIP: no cargo-deny"; return 77; }
-    cargo deny --locked check bans licenses sources
-}
-
-simulate() {
-    grep -q '^sim = ' .cargo/config.toml || { echo "SKIP: there is no cargo sim yet"; return 77; }
-    cargo sim -- --seconds "${SIM_SECONDS:-30}"
-}
-
 run_tests() {
     if cargo nextest --version > /dev/null 2>&1; then
         cargo nextest run --locked --workspace --no-fail-fast --status-level fail
@@ -164,14 +153,12 @@ fi
 
 part format cargo fmt --all --check
 part lint cargo clippy --locked --workspace --all-targets -- -D warnings
-part licences check_licences
 part scripts check_scripts
 if part build cargo build --locked --release --bins -p nbd-server -p tools -p integration; then
     REPLICATOR_PROGRAMS=${logs%/*}/release
     export REPLICATOR_PROGRAMS
     suite tests run_tests
     suite doctests cargo test --locked --workspace --doc
-    part simulator simulate
     part demo cargo demo -- --json
     part copy integration/real/copy.sh
     part fio integration/real/fio.sh

@@ -8,11 +8,14 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Read, Write};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nbd_server::handle::DataCommand;
 use nbd_server::nbd::protocol::CommandFlags;
 use nbd_server::nbd::wire::request;
 use nbd_server::nbd::{Cookie, SIMPLE_REPLY_BYTES};
+use replicator::types::NodeId;
 use support::{Behaviour, Node};
 
 thread_local! {
@@ -20,6 +23,9 @@ thread_local! {
 }
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// The counter is one for all tests of this program.
+static ONE: Mutex<()> = Mutex::new(());
 
 struct Counting;
 
@@ -54,11 +60,34 @@ static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn requests_allocate_nothing() {
+    let _one_at_a_time = ONE.lock().expect("no other test failed");
     let behaviour = Behaviour {
         requests_max: 256,
         ..Behaviour::default()
     };
     let node = Node::start(behaviour, || COUNTED.set(true));
+    work_without_allocating(&node);
+    node.stop();
+}
+
+/// The whole way: the Primary's core, journal and applies, and both Secondaries' too.
+#[test]
+fn replicated_requests_allocate_nothing() {
+    let _one_at_a_time = ONE.lock().expect("no other test failed");
+    let nodes = [0, 1, 2].map(|me| Node::real(3, me, || COUNTED.set(true)));
+    for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+        let id = |n: usize| NodeId(n as u8);
+        nodes[a].join(id(a), &nodes[b], id(b));
+    }
+    let promote = DataCommand::Promote { timeout_ms: 20_000 };
+    nodes[0].command(promote).expect("all nodes are there");
+    work_without_allocating(&nodes[0]);
+    for node in nodes {
+        node.stop();
+    }
+}
+
+fn work_without_allocating(node: &Node) {
     let mut socket = node.client();
     let payload = vec![7; 3 << 20];
     let mut answer = vec![0; payload.len() + SIMPLE_REPLY_BYTES];
@@ -92,5 +121,4 @@ fn requests_allocate_nothing() {
     round(300);
     let during = ALLOCATIONS.load(Ordering::Relaxed) - before;
     assert_eq!(during, 0, "allocations of 1500 requests");
-    node.stop();
 }

@@ -332,7 +332,8 @@ pub enum Output<B> {
         /// What to say.
         result: Result<Answer<B>, ClientError>,
     },
-    /// Close every client connection, without answering what is pending. No reply follows for those requests.
+    /// Close every client connection, without answering what is pending. No reply follows for those requests, nor for those
+    /// that were handed in after the event that caused this and before the driver has seen it.
     DropClients,
     /// Answer an operator.
     AdminReply {

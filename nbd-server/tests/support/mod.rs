@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -18,13 +17,18 @@ use nbd_server::handle::{
 use nbd_server::reactor::engine::Core;
 use nbd_server::reactor::pool::{Pool, PoolBuffer};
 use nbd_server::reactor::ring::RingError;
-use nbd_server::reactor::{ReactorParams, spawn};
+use nbd_server::reactor::{Ground, ReactorParams, spawn};
 use nix::sys::eventfd::EventFd;
 use replicator::io::*;
 use replicator::memory::{Buffer, Memory, Purpose};
+use replicator::meta::config::Name;
+use replicator::meta::label::{FormatParams, format_node};
+use replicator::meta::superblock::VolumeRecord;
+use replicator::recover::recover;
 use replicator::replica::Capacity;
 use replicator::types::*;
 use replicator::view::View;
+use replicator::{AckPolicy, OnNoQuorum, Replica, ReplicaConfig};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
 
@@ -229,6 +233,12 @@ impl Core for StandIn {
     }
 }
 
+fn write_file(dir: &TempDir, name: &str, bytes: u64, start: &[u8]) {
+    let file = File::create(dir.path().join(name)).expect("a file");
+    file.set_len(bytes).expect("room");
+    file.write_all_at(start, 0).expect("room");
+}
+
 /// A running data thread.
 pub struct Node {
     pub handle: DataHandle,
@@ -238,27 +248,73 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts one. `begun` is called on the data thread.
+    /// Starts one with the stand-in. `begun` is called on the data thread.
     pub fn start(behaviour: Behaviour, begun: impl FnOnce() + Send + 'static) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let file = |name: &str, bytes: u64| -> PathBuf {
-            let path = dir.path().join(name);
-            let file = File::create(&path).expect("a file");
-            file.set_len(bytes).expect("room");
-            file.write_all_at(&[0; BLOCK_BYTES], 0).expect("room");
-            path
+        write_file(&dir, "journal", JOURNAL_BYTES, &[0; BLOCK_BYTES]);
+        write_file(&dir, "meta", 1 << 20, &[0; BLOCK_BYTES]);
+        Self::spawn(dir, behaviour.requests_max, move |ground| {
+            let core = StandIn::new(ground.pool, behaviour);
+            begun();
+            Ok(core)
+        })
+    }
+
+    /// Starts one with the real core: node `me` of a resource of `nodes` nodes, freshly created.
+    pub fn real(nodes: u8, me: u8, begun: impl FnOnce() + Send + 'static) -> Self {
+        let name = |text: &str| Name::from(text).expect("a short name");
+        let node_name = |n: u8| name(&format!("node-{n}"));
+        let volumes = vec![VolumeRecord {
+            name: name("volume"),
+            bytes: VOLUME_BYTES,
+        }];
+        let (meta, label) = format_node(&FormatParams {
+            resource: name("test"),
+            node: node_name(me),
+            incarnation: Incarnation(u128::from(me) + 1),
+            journal_bytes: JOURNAL_BYTES,
+            volumes: volumes.clone(),
+        });
+        let dir = tempfile::tempdir().expect("a directory");
+        write_file(&dir, "journal", JOURNAL_BYTES, &label);
+        write_file(&dir, "meta", meta.len() as u64, &meta);
+        let requests_max = 256;
+        let config = ReplicaConfig {
+            resource: name("test"),
+            nodes: (0..nodes).map(node_name).collect(),
+            me: NodeId(me),
+            volumes,
+            lease_ms: 1000,
+            on_no_quorum: OnNoQuorum::SuspendIo,
+            ack: AckPolicy::Majority,
+            requests_max,
         };
+        Self::spawn(dir, requests_max, move |mut ground| {
+            let recovered = recover(&mut ground.meta, &mut ground.journal, &config)
+                .map_err(|error| error.to_string())?;
+            let core = Replica::open(config, recovered, ground.pool, ground.now, [me; 32]);
+            begun();
+            Ok(core)
+        })
+    }
+
+    fn spawn<C: Core + 'static>(
+        dir: TempDir,
+        requests_max: u32,
+        make_core: impl FnOnce(Ground<'_>) -> Result<C, String> + Send + 'static,
+    ) -> Self {
+        write_file(&dir, "store", VOLUME_BYTES, &[0; BLOCK_BYTES]);
         let (sender, receiver) = std::sync::mpsc::channel();
         let (to_control, events) = mpsc::unbounded_channel();
         let bell = Arc::new(EventFd::new().expect("an eventfd"));
         let snapshot = Arc::new(Mutex::new(Snapshot::default()));
         let params = ReactorParams {
-            journal: file("journal", JOURNAL_BYTES),
-            meta: file("meta", 1 << 20),
-            stores: vec![file("store", VOLUME_BYTES)],
+            journal: dir.path().join("journal"),
+            meta: dir.path().join("meta"),
+            stores: vec![dir.path().join("store")],
             volume_bytes: vec![VOLUME_BYTES],
             memory_bytes: 64 << 20,
-            requests_max: behaviour.requests_max,
+            requests_max,
             control: ControlHandle {
                 receiver,
                 bell: Arc::clone(&bell),
@@ -266,12 +322,7 @@ impl Node {
                 sender: to_control,
             },
         };
-        let thread = spawn(params, move |ground| {
-            let core = StandIn::new(ground.pool, behaviour);
-            begun();
-            Ok(core)
-        })
-        .expect("the data thread starts");
+        let thread = spawn(params, make_core).expect("the data thread starts");
         Self {
             handle: DataHandle {
                 sender,
@@ -281,6 +332,18 @@ impl Node {
             events,
             thread: Some(thread),
             _dir: dir,
+        }
+    }
+
+    /// Connects two nodes.
+    pub fn join(&self, me: NodeId, other: &Self, them: NodeId) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        for (node, stream, peer) in [(self, ours, them), (other, theirs, me)] {
+            assert!(node.handle.send(ToData::Peer {
+                stream: Stream::Unix(stream),
+                peer,
+                leftover: Vec::new(),
+            }));
         }
     }
 

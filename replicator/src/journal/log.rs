@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use crate::io::PARTS_MAX;
 use crate::journal::batch::{Descriptor, Header};
 use crate::meta::config::{ClusterConfig, ConfigAt};
 use crate::meta::label::LABEL_BLOCKS;
@@ -15,6 +16,9 @@ use crate::wire::frame::EpochHistory;
 
 /// The in-flight bound of the journal writer, in blocks (8 MiB): recovery looks this far past a hole for survivors.
 pub const INFLIGHT_BLOCKS_MAX: u64 = 2048;
+
+/// The same bound in batches.
+pub const INFLIGHT_BATCHES_MAX: usize = 2 * PARTS_MAX;
 
 /// Blocks kept free for control records, so that a full journal can still change hands.
 pub const CONTROL_RESERVE_BLOCKS: u64 = 64;

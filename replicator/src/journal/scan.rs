@@ -6,7 +6,7 @@
 
 use crate::io::DiskError;
 use crate::journal::batch::{self, BATCH_BLOCKS_MAX, BatchFault, Header};
-use crate::journal::log::{Entry, INFLIGHT_BLOCKS_MAX, LogParts, Tail};
+use crate::journal::log::{Entry, INFLIGHT_BATCHES_MAX, INFLIGHT_BLOCKS_MAX, LogParts, Tail};
 use crate::meta::label::LABEL_BLOCKS;
 use crate::meta::superblock::Superblock;
 use crate::recover::BlockRead;
@@ -294,6 +294,7 @@ fn survivors<R: BlockRead>(
 ) -> Survivors {
     let next = tail.id.seq.next();
     let mut survivors = Survivors::default();
+    let mut batches = 0;
     let mut faults = 0;
     for position in tail.position + 1..tail.position + reach.min(window.ring_blocks) {
         let Ok(block) = window.get(position, 1) else {
@@ -310,9 +311,11 @@ fn survivors<R: BlockRead>(
         {
             survivors.found = true;
             survivors.last = survivors.last.max(header.last_id());
-            if position >= tail.position + INFLIGHT_BLOCKS_MAX {
-                // Its write began only after the one at the end was durable. A nearer one proves nothing, whatever
-                // floor it knew: that can be the peers' doing.
+            batches += 1;
+            let too_far = position >= tail.position + INFLIGHT_BLOCKS_MAX;
+            if too_far || batches >= INFLIGHT_BATCHES_MAX {
+                // The last of more than can have been in flight, in blocks or in batches, was only begun when what is
+                // missing was durable. A nearer one proves nothing, whatever floor it knew: that can be the peers' doing.
                 survivors.proven = survivors.proven.max(header.committed).max(next);
             }
         }

@@ -23,6 +23,9 @@ const WRITE_BLOCKS_MAX: u64 = 512;
 /// Committed records wait for at most this long before they are applied, if nothing else happens.
 const IDLE_NS: u64 = 200_000_000;
 
+/// A batch that found no memory is tried again after this long.
+const RETRY_NS: u64 = 1_000_000;
+
 /// Bytes of committed records that make an apply start at once.
 const BACKLOG_BYTES: u64 = 16 << 20;
 
@@ -47,6 +50,8 @@ pub(super) struct Applier {
     touched: u32,
     /// When the oldest committed record that is not applied was noticed.
     waiting_since: Option<Time>,
+    /// When to look again for memory to read a batch back into.
+    retry_at: Option<Time>,
     /// Rises when store contents replace overlay contents: what was read from a store before may be old.
     pub(super) generation: u64,
     /// Apply whatever is committed, at once.
@@ -63,6 +68,7 @@ impl Applier {
             left: 0,
             touched: 0,
             waiting_since: None,
+            retry_at: None,
             generation: 0,
             urgent: false,
         }
@@ -83,7 +89,11 @@ impl Applier {
 
     /// When an apply is due for no other reason.
     pub(super) fn timeout(&self) -> Option<Time> {
-        (self.phase == Phase::Idle).then_some(self.waiting_since?.after(IDLE_NS))
+        match self.phase {
+            Phase::Idle => Some(self.waiting_since?.after(IDLE_NS)),
+            Phase::Loading => self.retry_at,
+            Phase::Writing | Phase::Flushing => None,
+        }
     }
 }
 
@@ -171,6 +181,7 @@ impl<M: Memory> Replica<M> {
 
     fn apply_load(&mut self) {
         let mut missing = false;
+        self.applier.retry_at = None;
         let mut number = self.log.applied_number();
         while number < self.applier.end {
             let entry = self
@@ -188,7 +199,14 @@ impl<M: Memory> Replica<M> {
             }
             match self.start_apply_load(number, self.applier.end) {
                 Some(next) => number = next,
-                None => break,
+                None => {
+                    // There is no room for it: the window ends before it, or with it, so that what lies behind can be
+                    // evicted.
+                    self.applier.end = number.max(self.log.applied_number() + 1);
+                    self.evict_from = self.evict_from.min(self.applier.end);
+                    self.applier.retry_at = Some(self.now.after(RETRY_NS));
+                    break;
+                }
             }
         }
         if !missing {

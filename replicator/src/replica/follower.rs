@@ -329,14 +329,16 @@ impl<M: Memory> Replica<M> {
     }
 
     /// Whether a batch belongs to this resource. A fresh node takes the identity of the first config that lists its own
-    /// incarnation (protocol D3); the batch waits until that is durable.
+    /// incarnation (protocol D3), also in place of one that it drew itself for a first promotion that came to nothing; the
+    /// batch waits until that is durable.
     fn identity_of(&mut self, header: &Header, config: Option<&ClusterConfig>) -> Identity {
+        let fresh = self.fresh();
         let wanted = &mut self.metadata.wanted;
         if wanted.uuid == header.uuid && wanted.history == header.history {
             return Identity::Ours;
         }
         let listed = config.is_some_and(|c| c.standing(wanted.incarnation).is_some());
-        if self.log.config().is_none() && wanted.uuid == ResourceUuid(0) && listed {
+        if fresh && listed {
             wanted.uuid = header.uuid;
             wanted.history = header.history;
             self.append_after = self.metadata.changed();

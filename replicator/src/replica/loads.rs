@@ -176,8 +176,10 @@ impl<M: Memory> Replica<M> {
 
     /// Gives memory back while it is short: batches that are durable can be read again.
     pub(super) fn pump_evict(&mut self) {
-        let scarce = |purpose, part| {
-            self.memory.free_blocks(purpose) < self.memory.total_blocks(purpose) / part
+        let scarce = |purpose, part: u32| {
+            // What is to be read back, or comes from a peer, may be one large batch.
+            self.memory.free_blocks(purpose)
+                < (self.memory.total_blocks(purpose) / part).max(batch::BATCH_BLOCKS_MAX)
         };
         // Batches from a peer are large and need a gap that holds them whole, so half is kept for those.
         if !scarce(Purpose::Client, 4) && !scarce(Purpose::Core, 4) && !scarce(Purpose::Peer, 2) {

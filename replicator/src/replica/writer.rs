@@ -5,7 +5,7 @@ use arrayvec::ArrayVec;
 
 use super::{Pending, Replica};
 use crate::io::{DiskError, DiskOp, PARTS_MAX, Parts};
-use crate::journal::log::INFLIGHT_BLOCKS_MAX;
+use crate::journal::log::{INFLIGHT_BATCHES_MAX, INFLIGHT_BLOCKS_MAX};
 use crate::memory::{Buffer, Memory};
 
 /// Journal writes in flight at most.
@@ -13,6 +13,9 @@ const GROUPS_MAX: usize = 2;
 
 /// Blocks of one journal write at most.
 const GROUP_BLOCKS_MAX: u64 = INFLIGHT_BLOCKS_MAX / GROUPS_MAX as u64;
+
+/// A batch takes one part at least.
+const _: () = assert!(GROUPS_MAX * PARTS_MAX <= INFLIGHT_BATCHES_MAX);
 
 #[derive(Debug)]
 struct Group {

@@ -12,6 +12,9 @@ use crate::disk::Disk;
 /// A change of one block: volume, block, and the CRC of what it holds then.
 type Change = (usize, u64, u32);
 
+/// A batch's checksum, and what it changes.
+type Made = (u32, Rc<Vec<Change>>);
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Batch {
     pub(crate) first: u64,
@@ -37,7 +40,7 @@ struct NodeLog {
 pub(crate) struct Checks {
     logs: Vec<NodeLog>,
     /// All batches that were ever made, by epoch and first record.
-    made: BTreeMap<(u64, u64), (u32, Rc<Vec<Change>>)>,
+    made: BTreeMap<(u64, u64), Made>,
     chain: BTreeMap<u64, Batch>,
     chain_end: u64,
     /// The committed history of each block.
@@ -154,7 +157,7 @@ impl Checks {
             .first()
             .map_or(applied + 1, |b| b.first.min(applied + 1));
         for (first, old) in known.range(from..) {
-            let whole = batches.iter().any(|b| *b == old.batch);
+            let whole = batches.contains(&old.batch);
             let in_chain = self.chain.get(first) == Some(&old.batch);
             assert!(
                 whole || !in_chain || !old.durable,

@@ -20,7 +20,12 @@ impl Cluster {
     pub(crate) fn command(&mut self, node: usize, command: AdminCommand) -> AdminResult {
         let id = self.admin(node, command);
         let answered = self.run_until(60 * SECOND, |c| c.admin_results.contains_key(&id));
-        assert!(answered, "node {node} never answered {command:?}");
+        assert!(
+            answered,
+            "node {node} never answered {command:?}: {:?} {:?}",
+            self.nodes[node].view,
+            self.nodes[node].replica.as_ref().map(|r| r.memory())
+        );
         self.admin_results[&id].clone()
     }
 
@@ -257,6 +262,8 @@ impl Cluster {
     /// stores are drained and compared.
     pub(crate) fn conclude(&mut self) {
         self.mend();
+        self.run_for(SECOND);
+        self.mend(); // What was about to fail has failed by now.
         self.run_for(SECOND);
         let primary = self.promote_any();
         let answered = self.run_until(30 * SECOND, |c| {

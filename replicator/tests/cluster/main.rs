@@ -7,6 +7,7 @@ mod control;
 mod disk;
 mod drive;
 mod harness;
+mod intake;
 mod memory;
 mod net;
 mod oracle;

@@ -88,8 +88,12 @@ struct Zone {
     /// The latest begin of one.
     last_begin: u64,
     asked: u64,
-    stamp: u64,
+    /// Shown when it is out of place.
+    _stamp: u64,
 }
+
+/// The zones of a unit, and the zeroings.
+type History<'a> = (Vec<Zone>, Vec<&'a Write>);
 
 /// All that clients did.
 #[derive(Default)]
@@ -184,7 +188,7 @@ impl Oracle {
 
     /// Judges all histories.
     pub(crate) fn judge(&self) -> Result<(), String> {
-        let mut by_unit: BTreeMap<(usize, u64), (Vec<Zone>, Vec<&Write>)> = BTreeMap::new();
+        let mut by_unit: BTreeMap<(usize, u64), History<'_>> = BTreeMap::new();
         for (&stamp, write) in &self.writes {
             for unit in write.units.clone() {
                 let key = (write.volume, unit);
@@ -201,7 +205,7 @@ impl Oracle {
                     first_end: end.min(write.ended),
                     last_begin: begin.max(write.asked),
                     asked: write.asked,
-                    stamp,
+                    _stamp: stamp,
                 });
             }
         }

@@ -1,0 +1,166 @@
+//! Reads: from memory what is there, from the store what is not, never what is not committed.
+
+use super::Work;
+use super::edges::{in_block, span};
+use crate::io::*;
+use crate::memory::{Buffer, Memory, Purpose};
+use crate::replica::loads::LoadFor;
+use crate::replica::{Pending, Replica};
+use crate::store::extents::Source;
+use crate::types::*;
+
+impl<M: Memory> Replica<M> {
+    /// Looks again at reads that waited.
+    pub(in crate::replica) fn pump_reads(&mut self) {
+        let mut at = 0;
+        while at < self.clients.reads.len() {
+            if self.try_read(self.clients.reads[at]) {
+                self.clients.reads.swap_remove(at);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// Plans a read. `false` if it has to wait for a commit, for memory, or for the journal.
+    pub(in crate::replica) fn try_read(&mut self, index: u32) -> bool {
+        let Work::Read {
+            volume,
+            offset,
+            length,
+            ..
+        } = self.clients.ops[index as usize].work
+        else {
+            return true;
+        };
+        if !self.serving() {
+            return false;
+        }
+        let start = offset / BLOCK_BYTES_U64;
+        let end = start + span(offset, u64::from(length));
+        let mut missing = None;
+        let mut at = start;
+        while let Some(extent) = self.overlay.first_overlap(volume, at, end) {
+            if extent.seq > self.committed {
+                return false;
+            }
+            if let Source::Batch { entry, .. } = extent.source
+                && self.log.entry(entry).is_none_or(|e| e.buffer.is_none())
+            {
+                missing.get_or_insert(entry);
+            }
+            at = extent.end();
+        }
+        if let Some(entry) = missing {
+            if !self.loads.is_loading(entry) {
+                self.start_load(entry, LoadFor::Read);
+            }
+            return false;
+        }
+        let blocks = u32::try_from(end - start).expect("at most 257 blocks");
+        let Some(mut buffer) = self.memory.alloc(Purpose::Client, blocks) else {
+            return false;
+        };
+        // First what is in memory, while the buffer is ours alone; then the gaps, from the store.
+        let mut at = start;
+        while let Some(extent) = self.overlay.first_overlap(volume, at, end) {
+            let part = extent.within(start, end);
+            let to = usize::try_from(part.start - start).expect("257 blocks") * BLOCK_BYTES;
+            let bytes = usize::try_from(part.blocks).expect("257 blocks") * BLOCK_BYTES;
+            let target = &mut buffer.bytes_mut()[to..to + bytes];
+            match part.source {
+                Source::Zero { .. } => target.fill(0),
+                Source::Batch { entry, block } => {
+                    let from = block as usize * BLOCK_BYTES;
+                    let source = self.log.entry(entry).and_then(|e| e.buffer.as_ref());
+                    let source = source.expect("it was checked above").bytes();
+                    target.copy_from_slice(&source[from..from + bytes]);
+                }
+            }
+            at = extent.end();
+        }
+        let generation = self.clients.ops[index as usize].generation;
+        let mut left = 0;
+        let mut at = start;
+        while at < end {
+            let next = self.overlay.first_overlap(volume, at, end);
+            let gap_end = next.map_or(end, |e| e.start.max(at));
+            if gap_end > at {
+                let first = u32::try_from(at - start).expect("257 blocks");
+                let count = u32::try_from(gap_end - at).expect("257 blocks");
+                let op = DiskOp::StoreRead {
+                    volume,
+                    offset: at * BLOCK_BYTES_U64,
+                    buffer: buffer.slice(first, count),
+                };
+                self.disk(Pending::Read { index, generation }, op);
+                left += 1;
+            }
+            at = next.map_or(end, |e| e.end());
+        }
+        if left == 0 {
+            self.finish_read(index, offset, length, buffer);
+        } else {
+            self.clients.ops[index as usize].work = Work::Read {
+                volume,
+                offset,
+                length,
+                buffer: Some(buffer),
+                left,
+                error: false,
+            };
+        }
+        true
+    }
+
+    pub(in crate::replica) fn read_done(
+        &mut self,
+        index: u32,
+        generation: u32,
+        result: Result<(), DiskError>,
+    ) {
+        let op = &mut self.clients.ops[index as usize];
+        if op.generation != generation {
+            return;
+        }
+        let Work::Read {
+            offset,
+            length,
+            buffer,
+            left,
+            error,
+            ..
+        } = &mut op.work
+        else {
+            return;
+        };
+        *left -= 1;
+        *error |= result.is_err();
+        if *left > 0 {
+            return;
+        }
+        let (offset, length, failed) = (*offset, *length, *error);
+        let buffer = buffer.take().expect("a read in flight has its buffer");
+        if failed {
+            self.log_error(format!("a store can not be read: {result:?}"));
+            self.fail_op(index);
+        } else {
+            self.finish_read(index, offset, length, buffer);
+        }
+    }
+
+    pub(in crate::replica) fn finish_read(
+        &mut self,
+        index: u32,
+        offset: u64,
+        length: u32,
+        buffer: M::Buffer,
+    ) {
+        let answer = Answer::Data {
+            buffer,
+            start: in_block(offset),
+            length: length as usize,
+        };
+        self.finish(index, answer);
+    }
+}

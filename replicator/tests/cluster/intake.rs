@@ -1,0 +1,137 @@
+//! What a node's driver hands in: frames from streams, and requests of clients.
+
+use replicator::Replica;
+use replicator::io::*;
+use replicator::memory::{Buffer, Memory, Purpose};
+use replicator::types::*;
+use replicator::wire::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader};
+
+use crate::client::Kind;
+use crate::harness::*;
+use crate::memory::SimMemory;
+use crate::oracle::{UNITS_PER_BLOCK, content, unit_offset};
+
+impl Cluster {
+    /// Takes frames from a stream, as far as there is memory for their batches.
+    pub(crate) fn receive(
+        &mut self,
+        replica: &mut Replica<SimMemory>,
+        now: Time,
+        conn: usize,
+        side: usize,
+    ) {
+        loop {
+            let c = &mut self.net.conns[conn];
+            let (node, id) = (c.nodes[side], c.ids[side]);
+            let cut = self.net.cut.contains(&(c.nodes[1 - side], node));
+            if !c.up[side] || cut {
+                return;
+            }
+            let Some(packet) = c.pipes[1 - side].front() else {
+                return;
+            };
+            if packet.due > self.now {
+                let due = packet.due;
+                self.at(due, Event::Readable(conn, side));
+                return;
+            }
+            let (head, body) = packet.bytes.split_at(FRAME_HEADER_BYTES);
+            let header = FrameHeader::decode(head.try_into().expect("32 bytes"))
+                .expect("a frame survives the codec");
+            assert_eq!(header.body_bytes, body.len());
+            let frame: Frame = header.decode_body(body).expect("a body survives the codec");
+            let mut batch = None;
+            if let Some(bytes) = &packet.batch {
+                assert_eq!(header.batch_blocks as usize * BLOCK_BYTES, bytes.len());
+                let memory = replica.memory_mut();
+                let Some(mut buffer) = memory.alloc(Purpose::Peer, header.batch_blocks) else {
+                    self.after(MS, Event::Readable(conn, side));
+                    return;
+                };
+                buffer.bytes_mut().copy_from_slice(bytes);
+                batch = Some(buffer);
+            } else {
+                assert_eq!(header.batch_blocks, 0);
+            }
+            let packet = c.pipes[1 - side].pop_front().expect("it was just there");
+            if packet.hold.is_some() && c.up[1 - side] {
+                self.after(US, Event::Sent(conn, 1 - side));
+            }
+            let conn = id;
+            replica.handle(now, Input::Frame { conn, frame, batch });
+        }
+    }
+
+    /// Hands a request in, or keeps it until there is capacity.
+    pub(crate) fn hand_in(
+        &mut self,
+        node: usize,
+        replica: &mut Replica<SimMemory>,
+        now: Time,
+        id: u64,
+    ) {
+        let Some(request) = self.requests.get_mut(&id) else {
+            return;
+        };
+        if !self.nodes[node].accepting {
+            self.drop_request(id);
+            return;
+        }
+        let volume = VolumeId(u16::try_from(request.volume).expect("16 volumes"));
+        let offset = unit_offset(request.units.start);
+        let length = unit_offset(request.units.end) - offset;
+        let bytes = u32::try_from(length).expect("1 MiB");
+        let free = replica.capacity().requests > 0;
+        let req = ReqId(id);
+        if !free {
+            self.nodes[node].waiting.push_back(id);
+            return;
+        }
+        let op = match request.kind {
+            Kind::Flush => ClientOp::Flush,
+            Kind::Read => ClientOp::Read {
+                volume,
+                offset,
+                length: bytes,
+            },
+            Kind::Zero { may_deallocate } => ClientOp::Zero {
+                volume,
+                offset,
+                length,
+                may_deallocate,
+            },
+            Kind::Write { owned } => {
+                let data = content(request.stamp, request.units.clone());
+                if !owned {
+                    request.handed_in = true;
+                    let data = WriteData::Borrowed(&data);
+                    let op = ClientOp::Write {
+                        volume,
+                        offset,
+                        length: bytes,
+                        data,
+                    };
+                    replica.handle(now, Input::Client { req, op });
+                    return;
+                }
+                let first = request.units.start / UNITS_PER_BLOCK;
+                let end = request.units.end.div_ceil(UNITS_PER_BLOCK);
+                let blocks = HEADER_BLOCKS + u32::try_from(end - first).expect("256 blocks");
+                let Some(mut buffer) = replica.memory_mut().alloc(Purpose::Client, blocks) else {
+                    self.nodes[node].waiting.push_back(id);
+                    return;
+                };
+                let at = BLOCK_BYTES + usize::try_from(offset % BLOCK_BYTES_U64).expect("4096");
+                buffer.bytes_mut()[at..at + data.len()].copy_from_slice(&data);
+                ClientOp::Write {
+                    volume,
+                    offset,
+                    length: bytes,
+                    data: WriteData::Owned(buffer),
+                }
+            }
+        };
+        request.handed_in = true;
+        replica.handle(now, Input::Client { req, op });
+    }
+}
