@@ -4,7 +4,7 @@
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C
 
 become_systemd() {
-    local dir unit file uml
+    local dir unit file
     mount -t proc proc /proc 2> /dev/null
     mount -t sysfs sys /sys 2> /dev/null
     mount -t devtmpfs dev /dev 2> /dev/null
@@ -88,7 +88,7 @@ within() {
     done
 }
 
-declare -A holder=() repld=()
+declare -A holder=()
 # on HOST COMMAND: a shell command on that host
 on() {
     echo "$1# $2" >&2
@@ -110,7 +110,6 @@ readme() {
 }
 by_hand() { # a host's daemon without systemd
     nsenter -t "${holder[$1]}" -m -u repld >> "$share/$1.log" 2>&1 &
-    repld[$1]=$!
 }
 # field HOST EXPRESSION: of its status
 field() {

@@ -1,10 +1,10 @@
 #!/bin/bash
 # The README's "Three real hosts" and "Bringing an existing image in", command by command as they are
-# printed there, and the systemd unit under systemd as PID 1: in a User-mode Linux guest in which each
+# printed there, and the systemd unit under systemd as PID 1, in a User-mode Linux guest in which each
 # host is a mount and a host name namespace with a disk of its own.
 . "$(dirname "$0")/lib.sh"
 need_root
-need linux.uml nbd-client mkfs.ext4 debugfs modprobe ip unshare nsenter sha256sum pgrep nbdcopy qemu-img losetup awk
+need linux.uml nbd-client mkfs.ext4 debugfs modprobe ip unshare nsenter sha256sum nbdcopy qemu-img losetup awk
 [ -x /lib/systemd/systemd ] || skip "no systemd"
 ls /usr/lib/uml/modules/*/kernel/drivers/block/nbd.ko > /dev/null 2>&1 || skip "no nbd.ko for User-mode Linux"
 scratch
@@ -41,7 +41,8 @@ linux.uml mem=640M umid=hosts "uml_dir=$T/uml" root=/dev/root rootfstype=hostfs 
     "init=$share/guest" "SHARE=$share" selinux=0 systemd.show_status=false \
     < /dev/null > "$T/guest.log" 2>&1 &
 guest=$!
-at_end "kill -KILL $guest \$(pgrep -P $guest)"
+# It makes itself a process group.
+at_end "kill -KILL -- $guest -$guest"
 # This kernel loses its one-shot timer now and then and idles for ever; an extra SIGALRM wakes it up.
 (
     until [ -e "$share/up" ]; do sleep 0.2; done
