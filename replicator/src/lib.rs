@@ -29,6 +29,8 @@
 //! | [`store`] | where the newest data of a block is |
 //! | [`wire`] | hello and frames |
 
+#![forbid(unsafe_code)]
+
 pub mod io;
 pub mod journal;
 pub mod memory;

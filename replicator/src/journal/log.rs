@@ -301,6 +301,18 @@ impl<B: Clone> Log<B> {
         &self.descriptors
     }
 
+    /// Each record that the stores lack, before entry `end`, in order: the number of its entry, its own, and what it does.
+    pub fn unapplied_records(&self, end: u64) -> impl Iterator<Item = (u64, Seq, &Descriptor)> {
+        let seqs = (self.applied..end).flat_map(|number| {
+            let entry = self
+                .entry(number)
+                .expect("what is not applied is in the log");
+            (0..u64::from(entry.records)).map(move |n| (number, Seq(entry.first.0 + n)))
+        });
+        seqs.zip(&self.descriptors)
+            .map(|((number, seq), record)| (number, seq, record))
+    }
+
     /// Whether `blocks` blocks with `records` records fit, leaving `reserve` blocks free.
     #[must_use]
     pub fn has_room(&self, blocks: u32, records: usize, reserve: u64) -> bool {

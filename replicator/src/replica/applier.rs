@@ -217,22 +217,11 @@ impl<M: Memory> Replica<M> {
 
     fn apply_plan(&mut self) {
         self.applier.plan.clear();
-        let mut records = self.log.unapplied().iter();
         let mut touched = 0;
-        for number in self.log.applied_number()..self.applier.end {
-            let entry = self
-                .log
-                .entry(number)
-                .expect("what is not applied is in the log");
-            for index in 0..u64::from(entry.records) {
-                let record = records
-                    .next()
-                    .expect("every unapplied entry has its records");
-                let seq = Seq(entry.first.0 + index);
-                if let Some(extent) = extent_of(record, number, seq) {
-                    touched |= 1 << extent.volume.0;
-                    self.applier.plan.insert(extent);
-                }
+        for (number, seq, record) in self.log.unapplied_records(self.applier.end) {
+            if let Some(extent) = extent_of(record, number, seq) {
+                touched |= 1 << extent.volume.0;
+                self.applier.plan.insert(extent);
             }
         }
         self.applier.touched = touched;
@@ -360,19 +349,9 @@ impl<M: Memory> Replica<M> {
     /// Makes the overlay what the log says: everything that the stores lack.
     pub(super) fn rebuild_overlay(&mut self) {
         self.overlay.clear();
-        let mut records = self.log.unapplied().iter();
-        for number in self.log.applied_number()..self.log.next_number() {
-            let entry = self
-                .log
-                .entry(number)
-                .expect("what is not applied is in the log");
-            for index in 0..u64::from(entry.records) {
-                let record = records
-                    .next()
-                    .expect("every unapplied entry has its records");
-                if let Some(extent) = extent_of(record, number, Seq(entry.first.0 + index)) {
-                    self.overlay.insert(extent);
-                }
+        for (number, seq, record) in self.log.unapplied_records(self.log.next_number()) {
+            if let Some(extent) = extent_of(record, number, seq) {
+                self.overlay.insert(extent);
             }
         }
     }

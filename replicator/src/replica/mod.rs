@@ -6,7 +6,7 @@
 //! | `leader` | being Primary: lease, commit, demotion |
 //! | `follower` | being Secondary: the Primary's log, promises |
 //! | `election` | becoming Primary |
-//! | `peers` | connections, reports, feeding |
+//! | `peers`, `feed` | connections and reports; giving peers the log |
 //! | `writer`, `loads`, `applier` | the journal's way out, its way back, and the way to the stores |
 //! | `metadata` | the superblock |
 //! | `status` | the view |
@@ -15,6 +15,7 @@ mod applier;
 mod clients;
 mod config;
 mod election;
+mod feed;
 mod follower;
 mod leader;
 mod loads;

@@ -2,20 +2,9 @@
 
 use super::{Pending, Replica};
 use crate::io::*;
-use crate::journal::log::last_common;
-use crate::memory::{Buffer, Memory};
-use crate::replica::loads::LoadFor;
+use crate::memory::Memory;
 use crate::types::*;
 use crate::wire::frame::{Frame, Report};
-
-/// Journal blocks sent to a peer and not yet acknowledged, at most (4 MiB).
-const WINDOW_BLOCKS: u64 = 1024;
-
-/// A peer that lags by more is behind (16 MiB).
-const LAG_BLOCKS_MAX: u64 = 4 * WINDOW_BLOCKS;
-
-/// Batches handed to the driver for one peer and not yet sent, at most.
-const QUEUE_MAX: u32 = 64;
 
 /// What the Primary does for a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -51,7 +40,8 @@ pub(super) struct Peer {
     pub(super) feed: Feed,
     /// Acknowledged on this connection in this Primary's epoch.
     pub(super) acked: Seq,
-    queued: u32,
+    /// Batches handed to the driver and not yet sent.
+    pub(super) queued: u32,
     /// When the newest heartbeat that it answered was queued.
     pub(super) supported_at: Option<Time>,
     /// The higher epoch for which it refused this Primary.
@@ -62,7 +52,7 @@ pub(super) struct Peer {
     pub(super) told_too_far: bool,
     /// The end of the log when its feed began, or when it was last found to lag: once it has acknowledged that, it is
     /// caught up, and what it lacks is in flight.
-    catch_up_to: Seq,
+    pub(super) catch_up_to: Seq,
     /// Whether it is.
     pub(super) caught_up: bool,
 }
@@ -123,7 +113,7 @@ impl<M: Memory> Replica<M> {
         self.send_with(conn, frame, None);
     }
 
-    fn send_with(&mut self, conn: ConnId, frame: Frame, batch: Option<M::Buffer>) {
+    pub(super) fn send_with(&mut self, conn: ConnId, frame: Frame, batch: Option<M::Buffer>) {
         let now = self.now;
         let Some(peer) = self.peer_of(conn) else {
             return;
@@ -351,224 +341,6 @@ impl<M: Memory> Replica<M> {
         if self.leader.is_some() && wants_feed {
             self.start_feed(node);
         }
-    }
-
-    /// Finds where a peer's log and this one part, and feeds it from there (protocol C1).
-    pub(super) fn start_feed(&mut self, node: NodeId) {
-        let Some(config) = self.log.config().map(|c| c.config.clone()) else {
-            return;
-        };
-        let epochs = self.log.epochs().clone();
-        let tail = self.log.tail().id;
-        let Some(peer) = self.peer(node) else { return };
-        let (Some(conn), Some(report)) = (peer.conn, peer.report.as_ref()) else {
-            return;
-        };
-        let feed = if !config.is_member(report.incarnation) {
-            Feed::NotMember
-        } else {
-            let common = last_common(&epochs, tail, &report.epochs, report.tail)
-                .map_or(report.committed, |id| id.seq);
-            let start = self.log.start().id.seq;
-            // The batch with the last common record is sent too: it shows the peer that its log equals ours.
-            let next = self.log.number_of(Seq(common.0.max(1)));
-            match next {
-                Some(next) => Feed::On {
-                    next,
-                    loading: false,
-                },
-                None if common == start => Feed::On {
-                    next: self.log.first_number(),
-                    loading: false,
-                },
-                None => Feed::TooFar,
-            }
-        };
-        let name = self.config.nodes[usize::from(node.0)];
-        match feed {
-            Feed::TooFar => {
-                let journal_floor = self.log.start().id.seq.next();
-                self.send(conn, Frame::TooFarBehind { journal_floor });
-                self.log_warn(format!(
-                    "{name} needs records that are no longer in the journal (it begins at {journal_floor}): it is Outdated"
-                ));
-            }
-            Feed::NotMember => self.log_warn(format!(
-                "{name} is no member under its present incarnation (a new or wiped node): it counts for nothing"
-            )),
-            _ => {}
-        }
-        if let Some(peer) = self.peer_mut(node) {
-            peer.feed = feed;
-            peer.catch_up_to = tail.seq;
-            peer.caught_up = false;
-        }
-    }
-
-    /// Journal bytes that a peer has not acknowledged.
-    pub(super) fn lag_blocks(&self, peer: &Peer) -> u64 {
-        let acked = match self.log.number_of(peer.acked) {
-            Some(number) => self.log.tail_before(number + 1).position,
-            None => self.log.start().position,
-        };
-        self.log.tail().position - acked
-    }
-
-    /// Judges whether a peer that has just acknowledged something is caught up.
-    pub(super) fn judge_lag(&mut self, conn: ConnId) {
-        let tail = self.log.tail().id.seq;
-        let Some(index) = self.peers.iter().position(|p| p.conn == Some(conn)) else {
-            return;
-        };
-        let lag = self.lag_blocks(&self.peers[index]);
-        let peer = &mut self.peers[index];
-        if peer.caught_up && lag > LAG_BLOCKS_MAX {
-            peer.caught_up = false;
-            peer.catch_up_to = tail;
-        } else if !peer.caught_up && peer.acked >= peer.catch_up_to {
-            peer.caught_up = lag <= WINDOW_BLOCKS;
-            peer.catch_up_to = tail;
-        }
-    }
-
-    /// Sends what a peer lacks, as far as its window and queue allow.
-    pub(super) fn pump_feeds(&mut self) {
-        let Some(leader) = &self.leader else { return };
-        let epoch = leader.epoch;
-        for index in 0..self.peers.len() {
-            self.feed_peer(index, epoch);
-        }
-    }
-
-    fn feed_peer(&mut self, index: usize, epoch: Epoch) {
-        loop {
-            let peer = &self.peers[index];
-            let (
-                Some(conn),
-                Feed::On {
-                    next,
-                    loading: false,
-                },
-            ) = (peer.conn, peer.feed)
-            else {
-                return;
-            };
-            if next >= self.log.next_number() || peer.queued >= QUEUE_MAX {
-                return;
-            }
-            if next < self.log.first_number() {
-                let node = peer.node;
-                self.start_feed(node);
-                continue;
-            }
-            let acked_to = match self.log.number_of(peer.acked) {
-                Some(number) => self.log.tail_before(number + 1).position,
-                None => self.log.start().position,
-            };
-            let entry = self
-                .log
-                .entry(next)
-                .expect("it is between the first and the next number");
-            let sent_from = if peer.acked == Seq(0) {
-                entry.position
-            } else {
-                acked_to
-            };
-            let first_of_feed = peer.acked == Seq(0) && peer.queued == 0;
-            if !first_of_feed && entry.end().saturating_sub(sent_from) > WINDOW_BLOCKS {
-                return;
-            }
-            // Until the first acknowledgement a few batches are all that goes unanswered.
-            if peer.acked == Seq(0) && peer.queued >= 16 {
-                return;
-            }
-            let committed = self.committed;
-            if let Some(buffer) = entry.buffer.clone() {
-                self.peers[index].feed = Feed::On {
-                    next: next + 1,
-                    loading: false,
-                };
-                self.send_with(conn, Frame::Append { epoch, committed }, Some(buffer));
-                self.committed_told = committed;
-                continue;
-            }
-            let end = self.log.durable_number();
-            if self
-                .start_load_until(next, end, LoadFor::Feed(conn))
-                .is_some()
-            {
-                self.peers[index].feed = Feed::On {
-                    next,
-                    loading: true,
-                };
-            }
-            return;
-        }
-    }
-
-    /// One of the batches that were read for a peer; the rest of them follows.
-    pub(super) fn feed_loaded(&mut self, conn: ConnId, number: u64, buffer: M::Buffer) {
-        let Some(leader) = &self.leader else { return };
-        let (epoch, committed) = (leader.epoch, self.committed);
-        let Some(peer) = self.peer_of(conn) else {
-            return;
-        };
-        let expected = Feed::On {
-            next: number,
-            loading: true,
-        };
-        if peer.feed != expected {
-            return;
-        }
-        peer.feed = Feed::On {
-            next: number + 1,
-            loading: true,
-        };
-        self.send_with(conn, Frame::Append { epoch, committed }, Some(buffer));
-    }
-
-    /// What was read for a peer has been sent, or was gone.
-    pub(super) fn feed_goes_on(&mut self, conn: ConnId) {
-        if let Some(peer) = self.peer_of(conn)
-            && let Feed::On {
-                next,
-                loading: true,
-            } = peer.feed
-        {
-            peer.feed = Feed::On {
-                next,
-                loading: false,
-            };
-        }
-    }
-
-    pub(super) fn batch_sent(&mut self, conn: ConnId) {
-        if let Some(peer) = self.peer_of(conn) {
-            peer.queued = peer.queued.saturating_sub(1);
-        }
-    }
-
-    /// Another node, a candidate, wants what follows a record.
-    pub(super) fn got_fetch(&mut self, conn: ConnId, token: u64, after: Seq) {
-        let number = self.log.number_of(after.next());
-        let found = number.filter(|&n| {
-            n < self.log.durable_number()
-                && self.log.entry(n).is_some_and(|e| e.first == after.next())
-        });
-        let Some(number) = found else {
-            self.send(conn, Frame::Fetched { token });
-            return;
-        };
-        if let Some(buffer) = self.log.entry(number).and_then(|e| e.buffer.clone()) {
-            self.fetch_loaded(conn, token, Some(buffer));
-        } else if !self.start_load(number, LoadFor::Fetch(conn, token)) {
-            self.send(conn, Frame::Fetched { token });
-        }
-    }
-
-    pub(super) fn fetch_loaded(&mut self, conn: ConnId, token: u64, buffer: Option<M::Buffer>) {
-        debug_assert!(buffer.as_ref().is_none_or(|b| b.blocks() > 0));
-        self.send_with(conn, Frame::Fetched { token }, buffer);
     }
 
     /// Connections that are silent for too long are given up; others hear that this node lives.
