@@ -304,8 +304,12 @@ impl<M: Memory> Replica<M> {
             }
         }
         let my_tail = self.log.durable_id();
-        let rolled_back =
-            !me_fresh && report.you_acked > my_tail && report.you_acked > sb.damaged_until;
+        // A record is cut only under a promise above its epoch, and none is acknowledged under one: so a node that promised
+        // more has cut what the peer remembers, and one that did not has lost it.
+        let rolled_back = !me_fresh
+            && report.you_acked > my_tail
+            && report.you_acked > sb.damaged_until
+            && report.you_acked.epoch >= sb.promised;
         if rolled_back && self.incoming.is_empty() {
             self.log_error(format!(
                 "this node has acknowledged record {} and its log ends at {my_tail}: it was rolled back; \
@@ -320,6 +324,9 @@ impl<M: Memory> Replica<M> {
         };
         let node = peer.node;
         let tail = report.tail;
+        // The first report went out before this node could know which life of the peer is there.
+        let reports_less =
+            peer.report.is_none() && peer.known.0 == report.incarnation && tail < peer.known.1;
         if peer.known.0 == report.incarnation {
             peer.known.1 = peer.known.1.max(tail);
         } else {
@@ -327,6 +334,10 @@ impl<M: Memory> Replica<M> {
         }
         let (token, fresh) = (report.token, report.fresh);
         peer.report = Some(report);
+        if reports_less {
+            let reminder = self.report_to(node, 0, Epoch(0));
+            self.send(conn, Frame::Report(Box::new(reminder)));
+        }
         if me_fresh && !fresh {
             self.adopt_first_config(node);
         }
