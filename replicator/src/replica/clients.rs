@@ -647,7 +647,7 @@ impl<M: Memory> Replica<M> {
                     return true;
                 }
                 edge.content = None;
-                if !self.loads.is_loading(entry) {
+                if !self.loads.is_loading(entry) && !self.applier.starves() {
                     self.start_load(entry, LoadFor::Entry);
                 }
                 false
@@ -720,7 +720,7 @@ impl<M: Memory> Replica<M> {
             at = extent.end();
         }
         if let Some(entry) = missing {
-            if !self.loads.is_loading(entry) {
+            if !self.loads.is_loading(entry) && !self.applier.starves() {
                 self.start_load(entry, LoadFor::Entry);
             }
             return false;

@@ -465,7 +465,7 @@ impl<M: Memory> Replica<M> {
                 self.committed_told = committed;
                 continue;
             }
-            if self.start_load(next, LoadFor::Feed(conn)) {
+            if !self.applier.starves() && self.start_load(next, LoadFor::Feed(conn)) {
                 self.peers[index].feed = Feed::On {
                     next,
                     loading: true,
