@@ -321,6 +321,9 @@ impl<M: Memory> Replica<M> {
         };
         let node = peer.node;
         let tail = report.tail;
+        // The first report went out before this node could know which life of the peer is there.
+        let reports_less =
+            peer.report.is_none() && peer.known.0 == report.incarnation && tail < peer.known.1;
         if peer.known.0 == report.incarnation {
             peer.known.1 = peer.known.1.max(tail);
         } else {
@@ -328,6 +331,10 @@ impl<M: Memory> Replica<M> {
         }
         let (token, fresh) = (report.token, report.fresh);
         peer.report = Some(report);
+        if reports_less {
+            let reminder = self.report_to(node, 0, Epoch(0));
+            self.send(conn, Frame::Report(Box::new(reminder)));
+        }
         if me_fresh && !fresh {
             self.adopt_first_config(node);
         }

@@ -5,7 +5,7 @@ use replicator::types::*;
 use replicator::view::{DiskState, ReplicationState};
 
 use crate::client::{Client, Kind, Request};
-use crate::disk::block_at;
+use crate::disk::{Disk, Disks, block_at};
 use crate::harness::*;
 use crate::oracle::{UNITS_PER_BLOCK, stamps_of_block};
 
@@ -115,6 +115,25 @@ impl Cluster {
         let config = self.nodes[node].config.clone();
         self.nodes[node].disks = self.format(&config);
         self.checks.wiped(node);
+    }
+
+    /// A copy of a node's disks.
+    pub(crate) fn snapshot(&self, node: usize) -> Disks {
+        assert!(!self.up(node));
+        let disks = &self.nodes[node].disks;
+        Disks {
+            meta: disks.meta.copy(),
+            journal: disks.journal.copy(),
+            stores: disks.stores.iter().map(Disk::copy).collect(),
+        }
+    }
+
+    /// What must not be done to a node: its disks are put back to a snapshot.
+    pub(crate) fn roll_back(&mut self, node: usize, snapshot: Disks) {
+        assert!(!self.up(node));
+        self.checks.wiped(node);
+        self.nodes[node].may_be_damaged = true;
+        self.nodes[node].disks = snapshot;
     }
 
     /// Starts clients that work until they are stopped.

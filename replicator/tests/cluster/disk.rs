@@ -63,6 +63,25 @@ impl Disk {
         disk
     }
 
+    /// A disk with the same contents.
+    pub(crate) fn copy(&self) -> Self {
+        let newest = |(&b, v): (&u64, &Vec<Version>)| {
+            let bytes = Rc::clone(&v.last()?.bytes);
+            Some((
+                b,
+                vec![Version {
+                    completed: 0,
+                    bytes,
+                }],
+            ))
+        };
+        Self {
+            blocks: self.blocks.iter().filter_map(newest).collect(),
+            durable: self.durable,
+            ..Self::default()
+        }
+    }
+
     /// What a read of a block gives; `None` for zeroes.
     pub(crate) fn block(&self, block: u64) -> Option<&Block> {
         Some(&self.blocks.get(&block)?.last()?.bytes)

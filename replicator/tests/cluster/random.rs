@@ -147,7 +147,9 @@ pub(crate) fn run(seed: u64) -> String {
 }
 
 /// Seeds that once found something.
-const REGRESSIONS: [u64; 13] = [9, 15, 17, 24, 27, 31, 51, 89, 145, 230, 234, 348, 803];
+const REGRESSIONS: [u64; 17] = [
+    9, 15, 17, 24, 27, 31, 51, 89, 145, 230, 234, 348, 803, 1978, 20542, 30534, 30893,
+];
 
 fn run_seeds(seeds: impl Iterator<Item = u64>) {
     let mut failed = Vec::new();

@@ -313,3 +313,68 @@ fn rot_in_an_acknowledged_record_is_noticed_and_mended_by_catching_up() {
     c.nodes[2].may_be_damaged = false;
     c.conclude();
 }
+
+#[test]
+fn a_node_that_was_rolled_back_counts_for_nothing_until_it_has_caught_up() {
+    let mut c = serving(Options::default());
+    c.must_write(0, 0, 3, 2);
+    c.run_for(SECOND);
+    c.crash(2, false);
+    let snapshot = c.snapshot(2);
+    c.restart(2);
+    assert!(c.run_until(5 * SECOND, |c| c.fed(0)));
+    for block in 0..5 {
+        c.must_write(0, 0, block, 1);
+    }
+    c.run_for(SECOND);
+    c.crash(2, false);
+    c.roll_back(2, snapshot);
+    c.restart(2);
+    assert!(c.run_until(10 * SECOND, |c| said(c, 2, "is whole again")));
+    assert!(said(&c, 2, "it was rolled back"));
+    c.nodes[2].may_be_damaged = false;
+    c.conclude();
+}
+
+#[test]
+fn a_cut_tail_is_not_taken_for_a_rollback() {
+    let mut c = serving(Options::default());
+    c.must_write(0, 0, 3, 2);
+    c.run_for(SECOND);
+    // The old Primary's tail is known to a peer that did not take it for committed.
+    c.isolate(0);
+    let lost = c.write(0, 0, 3, 1);
+    assert_eq!(c.outcome(lost, 1500 * MS), None);
+    c.crash(1, false);
+    c.net.cut.remove(&(0, 2));
+    c.run_for(100 * MS);
+    c.crash(2, false);
+    c.restart(1);
+    c.restart(2);
+    c.isolate(0);
+    assert_eq!(c.promote(1, 8 * SECOND), Ok(()));
+    c.heal();
+    assert!(c.run_until(20 * SECOND, |c| c.fed(1)));
+    assert!((0..3).all(|n| !said(&c, n, "rolled back")));
+    c.conclude();
+}
+
+#[test]
+fn a_read_waits_for_the_uncommitted_write_that_it_overlaps() {
+    let mut c = serving(Options::default());
+    c.must_write(0, 0, 0, 4);
+    c.run_for(SECOND);
+    c.isolate(0);
+    let write = c.write(0, 0, 2, 1);
+    c.run_for(10 * MS);
+    let over = c.read(0, 0, 0, 4);
+    let beside = c.read(0, 0, 3, 1);
+    // The lease still runs: what no failover can take back is answered, the other is not.
+    assert_eq!(c.outcome(beside, 300 * MS), Some(Outcome::Done));
+    assert_eq!(c.outcome(over, 300 * MS), None);
+    assert_eq!(c.promote(1, 5 * SECOND), Ok(()));
+    c.heal();
+    assert_eq!(c.outcome(over, 10 * SECOND), Some(Outcome::Dropped));
+    assert_eq!(c.outcome(write, 0), Some(Outcome::Dropped));
+    c.conclude();
+}
