@@ -84,12 +84,6 @@ impl Applier {
         }
     }
 
-    /// Whether it waits for memory. Nobody else reads batches back then: what is freed would be taken from it again and
-    /// again, and only what is applied is never read back any more.
-    pub(super) fn starves(&self) -> bool {
-        self.retry_at.is_some()
-    }
-
     pub(super) fn is_idle(&self) -> bool {
         self.phase == Phase::Idle
     }
