@@ -277,7 +277,10 @@ impl<M: Memory> Replica<M> {
         let Some(candidacy) = &self.candidacy else {
             return;
         };
-        if answers.len() < connected + 1 && self.now.since(candidacy.since) < ANSWER_NS {
+        // A Primary that has not answered is waited for, unless enough voters know that its lease is over.
+        let asked_at = candidacy.since;
+        let waited = self.now.since(asked_at) >= ANSWER_NS;
+        if answers.len() < connected + 1 && !waited && !self.ready_without_the_rest(&answers) {
             return;
         }
         let answered: Vec<NodeId> = answers.iter().map(|(n, _)| *n).collect();
@@ -315,16 +318,18 @@ impl<M: Memory> Replica<M> {
             self.attempt_failed(error);
             return;
         }
-        let ready: Vec<_> = answers
-            .iter()
-            .filter(|(_, r)| r.lease_wait_ms == 0)
-            .cloned()
-            .collect();
+        let ready = ready(&answers);
         let own_ready = ready.first().is_some_and(|(n, _)| *n == self.config.me);
         if !own_ready || self.enough(&adopted.config, &ready, "").is_err() {
             self.attempt_failed(AdminError::NoQuorum(format!(
                 "the lease of the last Primary is not over for {waiting} ({wait_ms} ms)"
             )));
+            // The next attempt is due when it is, as told when the question was asked.
+            let wait_ns = (u64::from(wait_ms) * 1_000_000).min(2 * self.config.lease_ns());
+            let until = asked_at.after(wait_ns).max(self.now.after(PAUSE_NS));
+            if let Some(candidacy) = self.candidacy.as_mut() {
+                candidacy.phase = Phase::Pause { until };
+            }
             return;
         }
         if let Err(error) = self.can_fetch(&adopted.config, &ready) {
@@ -332,6 +337,14 @@ impl<M: Memory> Replica<M> {
             return;
         }
         self.take_epoch(&answers, Some(adopted), false);
+    }
+
+    /// Whether these answers make a promotion, whatever the others would say: no lease of any Primary runs then.
+    fn ready_without_the_rest(&self, answers: &[(NodeId, Report)]) -> bool {
+        let ready = ready(answers);
+        !self.fresh()
+            && ready.first().is_some_and(|(n, _)| *n == self.config.me)
+            && highest_config(answers).is_some_and(|c| self.enough(&c.config, &ready, "").is_ok())
     }
 
     /// Whether these nodes would make a promotion (protocol P2).
@@ -560,6 +573,12 @@ impl<M: Memory> Replica<M> {
             }
         }
     }
+}
+
+/// The answers of nodes whose lease rule lets them promise.
+fn ready(answers: &[(NodeId, Report)]) -> Vec<(NodeId, Report)> {
+    let may = |r: &Report| r.lease_wait_ms == 0;
+    answers.iter().filter(|(_, r)| may(r)).cloned().collect()
 }
 
 fn highest_config(answers: &[(NodeId, Report)]) -> Option<ConfigAt> {
