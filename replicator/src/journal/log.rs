@@ -125,6 +125,8 @@ pub struct Log<B> {
     floor_position: u64,
     epochs: EpochHistory,
     configs: Vec<ConfigAt>,
+    /// The record of a config that came without it (protocol D3).
+    adopted: Option<RecordId>,
 }
 
 impl<B: Clone> Log<B> {
@@ -146,6 +148,9 @@ impl<B: Clone> Log<B> {
             records: e.records,
             buffer: None,
         }));
+        let floor = parts.applied.id.seq;
+        let adopted = parts.configs.first().filter(|c| c.at.seq > floor);
+        let adopted = adopted.map(|c| c.at);
         let descriptors_max = descriptors_max.max(parts.descriptors.len());
         let mut descriptors = VecDeque::with_capacity(descriptors_max);
         descriptors.extend(parts.descriptors);
@@ -162,6 +167,7 @@ impl<B: Clone> Log<B> {
             floor_position: parts.applied.position,
             epochs: parts.epochs,
             configs: parts.configs,
+            adopted,
         }
     }
 
@@ -493,18 +499,17 @@ impl<B: Clone> Log<B> {
         self.configs.last()
     }
 
-    /// The config at the floor that the superblock is told.
+    /// The latest config that the log up to a record gives, or that came without its record. A config whose record is
+    /// not durable yet may be no config at all after a crash: nobody is told of it.
     #[must_use]
     pub fn config_at(&self, seq: Seq) -> Option<&ConfigAt> {
-        self.configs
-            .iter()
-            .rev()
-            .find(|c| c.at.seq <= seq)
-            .or(self.configs.first())
+        let counts = |c: &&ConfigAt| c.at.seq <= seq || Some(c.at) == self.adopted;
+        self.configs.iter().rev().find(counts)
     }
 
     /// A config that came without its record: to a fresh node (protocol D3).
     pub fn adopt_config(&mut self, config: ConfigAt) {
+        self.adopted = Some(config.at);
         self.configs.push(config);
     }
 

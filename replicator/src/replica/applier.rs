@@ -203,8 +203,11 @@ impl<M: Memory> Replica<M> {
                 None => {
                     // There is no room for it: the window ends before it, or with it, so that what lies behind can be
                     // evicted.
-                    self.applier.end = number.max(self.log.applied_number() + 1);
-                    self.evict_from = self.evict_from.min(self.applier.end);
+                    let end = number.max(self.log.applied_number() + 1);
+                    if end < self.applier.end {
+                        self.applier.end = end;
+                        self.evict_from = self.evict_from.min(end);
+                    }
                     self.applier.retry_at = Some(self.now.after(RETRY_NS));
                     break;
                 }

@@ -273,14 +273,7 @@ impl<M: Memory> Replica<M> {
             candidate: self.candidacy.is_some(),
             damaged: self.damaged(),
             demoted: self.demoted,
-            config: self
-                .log
-                .configs()
-                .iter()
-                .rev()
-                .find(|c| c.at.seq <= tail.seq)
-                .or(self.log.configs().first())
-                .cloned(),
+            config: self.log.config_at(tail.seq).cloned(),
             epochs: self.log.epochs_until(tail.seq),
         }
     }

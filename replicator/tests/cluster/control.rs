@@ -294,12 +294,13 @@ impl Cluster {
                 c.requests.values().all(|r| r.client.is_none())
             });
         if !answered {
-            let replica = self.nodes[primary].replica.as_ref().expect("it runs");
+            for node in &self.nodes {
+                let memory = node.replica.as_ref().map(|r| r.memory());
+                eprintln!("{memory:?}\n{:?}\n", node.view);
+            }
             panic!(
-                "requests are never answered at {primary}: {:?}\nmemory {:?}\n{:?}",
-                self.requests,
-                replica.memory(),
-                replica.view(),
+                "requests are never answered at {primary}: {:?}",
+                self.requests
             );
         }
         self.must_write(primary, 0, 3, 2);
