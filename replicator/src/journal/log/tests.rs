@@ -220,7 +220,8 @@ fn the_config_at_a_floor_is_the_last_one_below() {
     let at = |log: &Log<u64>, seq| log.config_at(Seq(seq)).map(|c| c.at.seq.0);
     assert_eq!(
         [0, 1, 2, 3, 4].map(|seq| at(&log, seq)),
-        [1, 1, 1, 3, 3].map(Some)
+        [None, Some(1), Some(1), Some(3), Some(3)],
+        "a config counts from its record on"
     );
     assert_eq!(log.epochs_until(Seq(2))[..], history(&[(1, 1)])[..]);
     log.set_durable(4);
