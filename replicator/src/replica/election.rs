@@ -147,6 +147,9 @@ impl<M: Memory> Replica<M> {
 
     pub(super) fn candidacy_timeout(&self) -> Option<Time> {
         let candidacy = self.candidacy.as_ref()?;
+        if self.demoting() {
+            return Some(candidacy.deadline);
+        }
         let next = match &candidacy.phase {
             Phase::Pause { until } => return Some((*until).min(candidacy.deadline)),
             Phase::Asking | Phase::Promising { .. } => candidacy.since.after(ANSWER_NS),
@@ -173,6 +176,9 @@ impl<M: Memory> Replica<M> {
             }
             self.end_candidacy(Err(error));
             return;
+        }
+        if self.demoting() {
+            return; // First the old reign ends.
         }
         match candidacy.phase {
             Phase::Pause { until } if self.now >= until => self.ask(),

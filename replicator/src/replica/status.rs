@@ -37,7 +37,8 @@ impl<M: Memory> Replica<M> {
             },
             health: Health::Ok,
             health_reason: "",
-            serving,
+            // Clients that came during a demotion would not be heard.
+            serving: serving && !self.demoting(),
             admitted: self.admitted(),
             durable: self.log.durable_id().seq,
             committed: self.committed,

@@ -147,8 +147,9 @@ pub(crate) fn run(seed: u64) -> String {
 }
 
 /// Seeds that once found something.
-const REGRESSIONS: [u64; 19] = [
-    9, 15, 17, 24, 27, 31, 51, 89, 145, 230, 234, 348, 803, 1978, 20542, 30534, 30893, 1220, 101122,
+const REGRESSIONS: [u64; 20] = [
+    9, 15, 17, 24, 27, 31, 51, 89, 145, 230, 234, 348, 803, 1978, 20542, 30534, 30893, 1220,
+    101122, 200301,
 ];
 
 fn run_seeds(seeds: impl Iterator<Item = u64>) {

@@ -378,3 +378,25 @@ fn a_read_waits_for_the_uncommitted_write_that_it_overlaps() {
     assert_eq!(c.outcome(write, 0), Some(Outcome::Dropped));
     c.conclude();
 }
+
+#[test]
+fn a_promotion_during_a_demotion_begins_when_that_is_over() {
+    let mut c = serving(Options::default());
+    c.start_clients(2, 4, MS);
+    c.run_for(100 * MS);
+    c.isolate(0);
+    c.run_for(10 * MS);
+    let demote = c.admin(0, AdminCommand::Demote);
+    let deadline = c.deadline(0, 8 * SECOND);
+    let promote = c.admin(0, AdminCommand::Promote { deadline });
+    c.run_for(10 * MS);
+    c.heal();
+    let both = [demote, promote];
+    let answered = |c: &Cluster| {
+        both.iter()
+            .all(|id| c.admin_results.get(id) == Some(&Ok(())))
+    };
+    assert!(c.run_until(10 * SECOND, answered));
+    assert!(c.nodes[0].view.serving);
+    c.conclude();
+}
