@@ -16,6 +16,8 @@ use crate::checks::{Batch, Checks};
 use crate::client::{Client, Request};
 use crate::disk::{Disk, Disks, Reading};
 use crate::drive::Flight;
+use crate::hash::Hash;
+use crate::lives::Tally;
 use crate::memory::{SimBuffer, SimMemory};
 use crate::net::Net;
 use crate::oracle::Oracle;
@@ -145,6 +147,9 @@ pub(crate) struct Cluster {
     served: u64,
     pub(crate) next_id: u64,
     pub(crate) tracing: bool,
+    pub(crate) faults: u64,
+    pub(crate) operations: u64,
+    pub(crate) hash: Hash,
     /// Log lines of the nodes, for tests that look for one.
     pub(crate) lines: Vec<(usize, String)>,
     pub(crate) turns: u64,
@@ -177,7 +182,10 @@ impl Cluster {
             checks: Checks::new(options.nodes),
             served: 0,
             next_id: 0,
-            tracing: std::env::var_os("TRACE").is_some(),
+            tracing: false,
+            faults: 0,
+            operations: 0,
+            hash: Hash::default(),
             lines: Vec::new(),
             turns: 0,
             options,
@@ -288,7 +296,21 @@ impl Cluster {
 
     pub(crate) fn trace(&self, text: impl FnOnce() -> String) {
         if self.tracing {
-            eprintln!("{:>12.6} {}", self.now as f64 / 1e9, text());
+            println!("{:>12.6} {}", self.now as f64 / 1e9, text());
+        }
+    }
+
+    /// What it came to so far.
+    pub(crate) fn tally(&self) -> Tally {
+        Tally {
+            operations: self.operations,
+            writes: self.oracle.acknowledged,
+            reads: self.oracle.read,
+            faults: self.faults,
+            promotions: self.checks.epochs_served(),
+            turns: self.turns,
+            time_ns: self.now,
+            hash: self.hash.value(),
         }
     }
 

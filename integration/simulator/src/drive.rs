@@ -38,6 +38,16 @@ enum What {
     },
 }
 
+impl What {
+    fn fingerprint(&self) -> u64 {
+        match self {
+            Self::Write { block, data, .. } => block << 20 | (data.len() as u64) << 2,
+            Self::Read { block, .. } => block << 20 | 1,
+            Self::Flush { mark } => mark << 20 | 2,
+        }
+    }
+}
+
 /// A disk operation in flight.
 pub(crate) struct Flight {
     ticket: Ticket,
@@ -192,6 +202,8 @@ impl Cluster {
         }
         let mean = self.options.disk_ns * n.slow[kind];
         let life = n.life;
+        self.hash.number(self.now);
+        self.hash.number(what.fingerprint());
         let flight = Flight {
             ticket,
             which,
@@ -335,6 +347,8 @@ impl Cluster {
         let mut bytes = vec![0; FRAME_BYTES_MAX];
         let length = encode(frame, blocks, &mut bytes);
         bytes.truncate(length);
+        self.hash.number(self.now);
+        self.hash.bytes(&bytes);
         let mean = self.options.net_ns;
         let delay = if self.rng.chance(2) {
             mean * 20
@@ -425,6 +439,9 @@ impl Cluster {
 
     fn reply(&mut self, node: usize, id: u64, result: Result<Answer<SimBuffer>, ClientError>) {
         let request = self.requests.remove(&id).expect("it waits for an answer");
+        self.operations += 1;
+        self.hash.number(self.now);
+        self.hash.number(id << 1 | u64::from(result.is_ok()));
         assert_eq!(request.node, node);
         let epoch = self.nodes[node].reign;
         if let Some(client) = request.client {
@@ -473,6 +490,7 @@ impl Cluster {
         let Some(request) = self.requests.remove(&id) else {
             return;
         };
+        self.operations += 1;
         if let Some(client) = request.client {
             self.clients[client].under_way -= 1;
         } else {

@@ -249,6 +249,11 @@ impl Checks {
         );
     }
 
+    /// In how many epochs somebody served.
+    pub(crate) fn epochs_served(&self) -> u64 {
+        self.served.len() as u64
+    }
+
     /// The newest epoch that was ever served.
     pub(crate) fn newest_epoch(&self) -> u64 {
         self.served.last_key_value().map_or(0, |(e, _)| *e)

@@ -1,0 +1,5 @@
+//! `cargo sim`: see `--help`.
+
+fn main() -> std::process::ExitCode {
+    simulator::main()
+}

@@ -1,0 +1,21 @@
+//! Clusters of the production core in virtual time: disks that lose and tear, connections that stall and break, nodes that
+//! crash and freeze, operators that err, clients that remember. One seed decides everything.
+
+mod checks;
+mod cli;
+mod client;
+mod control;
+mod disk;
+mod drive;
+mod harness;
+mod hash;
+mod intake;
+mod lives;
+mod memory;
+mod net;
+mod oracle;
+mod rng;
+#[cfg(test)]
+mod rules;
+
+pub use cli::main;
