@@ -294,12 +294,13 @@ impl Cluster {
                 c.requests.values().all(|r| r.client.is_none())
             });
         if !answered {
-            for node in &self.nodes {
-                let memory = node.replica.as_ref().map(|r| r.memory());
-                eprintln!("{memory:?}\n{:?}\n", node.view);
-            }
+            let nodes: Vec<_> = self
+                .nodes
+                .iter()
+                .map(|n| (n.replica.as_ref().map(|r| r.memory()), &n.view))
+                .collect();
             panic!(
-                "requests are never answered at {primary}: {:?}",
+                "requests are never answered at {primary}: {:?}\n{nodes:?}",
                 self.requests
             );
         }
