@@ -1,6 +1,7 @@
 //! What happens to a cluster from outside: operators, crashes, cuts; and the last judgement.
 
 use replicator::io::*;
+use replicator::meta::superblock::{COPIES, copy_offset};
 use replicator::types::*;
 use replicator::view::{DiskState, ReplicationState};
 
@@ -8,6 +9,7 @@ use crate::client::{Client, Kind, Request};
 use crate::disk::{Disk, Disks, block_at};
 use crate::harness::*;
 use crate::oracle::{UNITS_PER_BLOCK, stamps_of_block};
+use crate::rng::Rng;
 
 impl Cluster {
     pub(crate) fn admin(&mut self, node: usize, command: AdminCommand) -> u64 {
@@ -45,8 +47,13 @@ impl Cluster {
         self.trace(|| format!("{node} crashes (power: {power})"));
         self.tear_flights(node);
         if power {
-            for store in &mut self.nodes[node].disks.stores {
-                store.power_cut(&mut self.rng);
+            let disks = &mut self.nodes[node].disks;
+            for disk in disks
+                .stores
+                .iter_mut()
+                .chain([&mut disks.meta, &mut disks.journal])
+            {
+                disk.power_cut(&mut self.rng.disks);
             }
             self.new_clock(node);
         }
@@ -92,18 +99,58 @@ impl Cluster {
         for conn in 0..self.net.conns.len() {
             for side in 0..2 {
                 if !self.net.conns[conn].closed[side] {
-                    let wait = self.rng.below(MS);
+                    let wait = self.rng.net.below(MS);
                     self.after(wait, Event::Readable(conn, side));
                 }
             }
         }
     }
 
+    /// Lets everything pass again between two nodes.
+    pub(crate) fn heal_link(&mut self, a: usize, b: usize) {
+        self.net.cut.remove(&(a, b));
+        self.net.cut.remove(&(b, a));
+        for (conn, side) in self.net.of(a).into_iter().chain(self.net.of(b)) {
+            let wait = self.rng.net.below(MS);
+            self.after(wait, Event::Readable(conn, side));
+        }
+    }
+
+    /// Draws which nodes' durable data may be harmed: a minority of the members.
+    pub(crate) fn choose_victims(&mut self, rng: &mut Rng) {
+        let members = self.nodes.len();
+        let most = members - (members / 2 + 1);
+        let first = rng.index(members);
+        self.victims = (0..most).map(|i| (first + i) % members).collect();
+    }
+
+    /// Whether all copies of a node's superblock are the same version.
+    pub(crate) fn superblock_is_settled(&self, node: usize) -> bool {
+        let n = &self.nodes[node];
+        n.replica.is_some() && n.flights.values().all(|f| !f.is_of_meta()) && {
+            let block = |copy| n.disks.meta.block(copy_offset(copy) / BLOCK_BYTES_U64);
+            let version = |copy| block(copy).map(|b| b[16..24].to_vec());
+            (1..COPIES).all(|copy| version(copy) == version(0))
+        }
+    }
+
+    /// A block of a node's journal that a record was written to, at random.
+    pub(crate) fn some_journal_block(&self, node: usize, rng: &mut Rng) -> Option<u64> {
+        let journal = &self.nodes[node].disks.journal;
+        let count = journal
+            .written()
+            .count()
+            .checked_sub(1)
+            .filter(|&c| c > 0)?;
+        // Not the label: that is another story.
+        journal.written().nth(1 + rng.index(count)).map(|(b, _)| b)
+    }
+
     /// Resets the connection between two nodes.
     pub(crate) fn reset(&mut self, a: usize, b: usize) {
         for (conn, _) in self.net.of(a) {
             if self.net.conns[conn].nodes.contains(&b) {
-                let side = self.rng.index(2);
+                let side = self.rng.net.index(2);
                 self.close(conn, side);
             }
         }
@@ -114,6 +161,9 @@ impl Cluster {
         assert!(!self.up(node));
         let config = self.nodes[node].config.clone();
         self.nodes[node].disks = self.format(&config);
+        self.nodes[node].hurt = true;
+        self.nodes[node].ruined = false;
+        self.nodes[node].wiped = true;
         self.checks.wiped(node);
     }
 
@@ -131,8 +181,7 @@ impl Cluster {
     /// What must not be done to a node: its disks are put back to a snapshot.
     pub(crate) fn roll_back(&mut self, node: usize, snapshot: Disks) {
         assert!(!self.up(node));
-        self.checks.wiped(node);
-        self.nodes[node].may_be_damaged = true;
+        self.nodes[node].hurt = true;
         self.nodes[node].disks = snapshot;
     }
 
@@ -230,8 +279,21 @@ impl Cluster {
     /// Whether the Primary feeds a peer live, or says that it can not.
     pub(crate) fn fed(&self, primary: usize) -> bool {
         self.nodes[primary].view.peers.iter().all(|p| {
-            p.disk_state == DiskState::UpToDate || self.is_too_far(primary, usize::from(p.node.0))
+            let node = usize::from(p.node.0);
+            p.disk_state == DiskState::UpToDate
+                || self.is_too_far(primary, node)
+                || self.nodes[node].ruined
+                || self.nodes[node].wiped
         })
+    }
+
+    /// Whether the Primary says that a peer has everything.
+    fn is_fed(&self, primary: usize, peer: usize) -> bool {
+        self.nodes[primary]
+            .view
+            .peers
+            .iter()
+            .any(|p| usize::from(p.node.0) == peer && p.disk_state == DiskState::UpToDate)
     }
 
     pub(crate) fn is_too_far(&self, primary: usize, peer: usize) -> bool {
@@ -245,17 +307,23 @@ impl Cluster {
     /// Everything works again: nodes run, disks are fast, frames pass.
     pub(crate) fn mend(&mut self) {
         self.heal();
+        self.net.slow.clear();
+        self.net.spoil.clear();
         for node in 0..self.nodes.len() {
             let n = &mut self.nodes[node];
-            n.slow = [1, 1];
-            n.fail_next = None;
+            n.slow = [1; 3];
+            n.next_fate = [None; 3];
+            n.hung_until = [0; 3];
             if n.frozen_until > self.now {
                 n.frozen_until = self.now;
             }
-            if self.up(node) && self.nodes[node].view.disk_state == DiskState::Failed {
+            let n = &self.nodes[node];
+            if self.up(node) && (n.view.disk_state == DiskState::Failed || n.drained) {
                 self.crash(node, false);
             }
-            if !self.up(node) {
+            self.nodes[node].disks.meta.settle();
+            self.nodes[node].disks.journal.settle();
+            if !self.up(node) && !self.nodes[node].ruined {
                 self.restart(node);
             }
             for peer in (0..self.nodes.len()).filter(|&p| p != node) {
@@ -278,32 +346,20 @@ impl Cluster {
     }
 
     /// The last judgement: everything is mended, somebody is promoted, all requests are answered, all nodes catch up; then all
-    /// stores are drained and compared.
+    /// stores are drained and compared. A cluster that has lost more than anything can keep is not judged.
     pub(crate) fn conclude(&mut self) {
         self.mend();
         self.run_for(SECOND);
         self.mend(); // What was about to fail has failed by now.
         self.run_for(SECOND);
-        let primary = self.promote_any();
-        let answered = self.run_until(30 * SECOND, |c| {
-            c.nodes[primary].view.serving && c.requests.values().all(|r| r.client.is_none())
-        });
-        self.stop_clients();
-        let answered = answered
-            || self.run_until(20 * SECOND, |c| {
-                c.requests.values().all(|r| r.client.is_none())
-            });
-        if !answered {
-            let nodes: Vec<_> = self
-                .nodes
-                .iter()
-                .map(|n| (n.replica.as_ref().map(|r| r.memory()), &n.view))
-                .collect();
-            panic!(
-                "requests are never answered at {primary}: {:?}\n{nodes:?}",
-                self.requests
-            );
+        if self.checks.is_beyond() {
+            return;
         }
+        let primary = self.promote_any();
+        if self.checks.is_beyond() {
+            return;
+        }
+        self.everything_is_answered(primary);
         self.must_write(primary, 0, 3, 2);
         let fed = self.run_until(30 * SECOND, |c| c.fed(primary));
         assert!(
@@ -312,27 +368,47 @@ impl Cluster {
             self.nodes[primary].view.peers
         );
         self.read_all(primary);
-        let far: Vec<usize> = (0..self.nodes.len())
-            .filter(|&n| n != primary && self.is_too_far(primary, n))
+        let equal: Vec<usize> = (0..self.nodes.len())
+            .filter(|&n| n == primary || self.is_fed(primary, n))
             .collect();
         assert_eq!(self.command(primary, AdminCommand::Demote), Ok(()));
         self.run_for(SECOND);
         for node in 0..self.nodes.len() {
-            assert_eq!(self.command(node, AdminCommand::Drain), Ok(()));
+            if self.up(node) {
+                assert_eq!(self.command(node, AdminCommand::Drain), Ok(()));
+            }
         }
-        self.compare(primary, &far);
+        self.compare(&equal);
         if let Err(error) = self.oracle.judge() {
             panic!("{error}");
         }
     }
 
+    fn everything_is_answered(&mut self, primary: usize) {
+        let nothing_waits = |c: &Self| c.requests.values().all(|r| r.client.is_none());
+        let answered = self.run_until(30 * SECOND, |c| {
+            c.nodes[primary].view.serving && nothing_waits(c)
+        });
+        self.stop_clients();
+        if answered || self.run_until(20 * SECOND, nothing_waits) {
+            return;
+        }
+        let nodes: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|n| (n.replica.as_ref().map(|r| r.memory()), &n.view))
+            .collect();
+        panic!(
+            "requests are never answered at {primary}: {:?}\n{nodes:?}",
+            self.requests
+        );
+    }
+
     /// P10: drained stores are equal, and hold what was committed.
-    fn compare(&mut self, primary: usize, far: &[usize]) {
+    fn compare(&mut self, equal: &[usize]) {
         let end = self.checks.chain_end();
-        for node in 0..self.nodes.len() {
-            if far.contains(&node) || self.nodes[node].may_be_damaged {
-                continue;
-            }
+        let primary = equal[0];
+        for &node in equal {
             for volume in 0..self.options.volumes.len() {
                 let store = &self.nodes[node].disks.stores[volume];
                 self.checks.store_is_prefix(node, volume, store, end);
@@ -355,7 +431,7 @@ impl Cluster {
     /// Rots a block of a node's journal that holds the batch beginning with the newest record.
     pub(crate) fn rot_journal(&mut self, node: usize, offset: u64) {
         assert!(!self.up(node));
-        self.nodes[node].may_be_damaged = true;
-        self.nodes[node].disks.journal.rot(block_at(offset));
+        self.nodes[node].hurt = true;
+        self.nodes[node].disks.journal.rot(block_at(offset), 617);
     }
 }
