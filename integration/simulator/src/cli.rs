@@ -198,7 +198,7 @@ fn many(args: &Args, started: Instant) -> Totals {
                     match result {
                         Ok(tally) => totals.sum += tally,
                         Err(why) => {
-                            println!("seed {seed} failed: {why}");
+                            println!("seed {seed} failed");
                             totals.failures.push((seed, why));
                             if totals.failures.len() >= 100 {
                                 stop.store(true, Ordering::Relaxed);

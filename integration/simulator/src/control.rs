@@ -1,7 +1,7 @@
 //! What happens to a cluster from outside: operators, crashes, cuts; and the last judgement.
 
 use replicator::io::*;
-use replicator::meta::superblock::{COPIES, copy_offset};
+use replicator::meta::superblock::{COPIES, Superblock, copy_offset};
 use replicator::types::*;
 use replicator::view::{DiskState, ReplicationState};
 
@@ -127,11 +127,13 @@ impl Cluster {
     /// Whether all copies of a node's superblock are the same version.
     pub(crate) fn superblock_is_settled(&self, node: usize) -> bool {
         let n = &self.nodes[node];
-        n.replica.is_some() && n.flights.values().all(|f| !f.is_of_meta()) && {
-            let block = |copy| n.disks.meta.block(copy_offset(copy) / BLOCK_BYTES_U64);
-            let version = |copy| block(copy).map(|b| b[16..24].to_vec());
-            (1..COPIES).all(|copy| version(copy) == version(0))
-        }
+        let version = |copy| {
+            let block = n.disks.meta.block(copy_offset(copy) / BLOCK_BYTES_U64)?;
+            Some(Superblock::decode(copy, block).ok()??.version)
+        };
+        n.flights.values().all(|f| !f.is_of_meta())
+            && version(0).is_some()
+            && (1..COPIES).all(|copy| version(copy) == version(0))
     }
 
     /// A block of a node's journal that a record was written to, at random.
@@ -259,10 +261,11 @@ impl Cluster {
             while at < blocks {
                 let count = (blocks - at).min(64);
                 let id = self.read(node, volume, at, count);
-                assert_eq!(
-                    self.outcome(id, 20 * SECOND),
-                    Some(Outcome::Done),
-                    "a read of volume {volume} from block {at} at node {node}"
+                let outcome = self.outcome(id, 20 * SECOND);
+                let spoilt = self.nodes[node].disks.stores[volume].is_spoilt();
+                assert!(
+                    outcome == Some(Outcome::Done) || spoilt && outcome == Some(Outcome::Error),
+                    "a read of volume {volume} from block {at} at node {node}: {outcome:?}"
                 );
                 at += count;
             }
@@ -314,6 +317,13 @@ impl Cluster {
             n.slow = [1; 3];
             n.next_fate = [None; 3];
             n.hung_until = [0; 3];
+            let hung: Vec<u64> = n.flights.keys().copied().collect();
+            let life = n.life;
+            for flight in hung {
+                let wait = self.rng.disks.below(self.options.disk_ns);
+                self.after(wait, Event::Disk { node, life, flight });
+            }
+            let n = &mut self.nodes[node];
             if n.frozen_until > self.now {
                 n.frozen_until = self.now;
             }
@@ -338,7 +348,7 @@ impl Cluster {
     pub(crate) fn promote_any(&mut self) -> usize {
         for attempt in 0..40 {
             let node = attempt % self.nodes.len();
-            if self.promote(node, 3 * SECOND).is_ok() {
+            if self.up(node) && self.promote(node, 3 * SECOND).is_ok() {
                 return node;
             }
         }

@@ -506,7 +506,8 @@ impl Cluster {
                 self.oracle.epoch_serves(epoch, self.now);
             }
         }
-        if view.disk_state == DiskState::Failed && !self.nodes[node].may_fail {
+        let n = &self.nodes[node];
+        if view.disk_state == DiskState::Failed && !n.may_fail && !n.hurt {
             panic!("node {node} failed by itself: {}", view.health_reason);
         }
         for output in outputs {
