@@ -169,6 +169,11 @@ impl Checks {
         self.beyond = true;
     }
 
+    /// More was lost than anything can keep: nothing is promised any more.
+    pub(crate) fn ends_beyond(&mut self) {
+        self.beyond = true;
+    }
+
     /// Whether more was lost than anything can keep.
     pub(crate) fn is_beyond(&self) -> bool {
         self.beyond
