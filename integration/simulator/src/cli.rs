@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
+use crate::attack::ATTACKS;
 use crate::lives::{Tally, live};
 
 /// Every so many seeds one is run twice, and what it did is compared.
@@ -72,7 +73,7 @@ pub fn main() -> ExitCode {
     let summary = Summary {
         seeds: totals.seeds,
         operations: sum.operations,
-        faults: sum.faults,
+        faults: sum.faults.iter().sum(),
         failures: totals.failures.len() as u64,
         promotions: sum.promotions,
         writes_acknowledged: sum.writes,
@@ -85,6 +86,15 @@ pub fn main() -> ExitCode {
         println!(
             "  on commit {}; again, with its story: cargo sim -- --seed {seed} --trace",
             commit()
+        );
+    }
+    let kinds = ATTACKS.iter().zip(sum.faults).filter(|(_, n)| *n > 0);
+    let kinds: Vec<_> = kinds.map(|(a, n)| format!("{} {n}", a.name)).collect();
+    println!("faults: {}", kinds.join(", "));
+    if sum.beyond > 0 {
+        println!(
+            "{} lives ended early: more was lost than anything can keep",
+            sum.beyond
         );
     }
     println!(

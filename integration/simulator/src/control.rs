@@ -404,7 +404,8 @@ impl Cluster {
         // The first promotion needs all; and one that is past the journal needs a resync.
         let floor = |n: &usize| self.nodes[*n].view.journal_floor.0;
         let knows = |n: &usize| self.nodes[*n].view.committed.0;
-        let past_the_journal = core.iter().map(floor).max() > core.iter().map(|n| knows(n) + 1).min();
+        let past_the_journal =
+            core.iter().map(floor).max() > core.iter().map(|n| knows(n) + 1).min();
         if self.checks.chain_end() == 0 || past_the_journal {
             return;
         }
