@@ -39,6 +39,8 @@ struct NodeLog {
 
 pub(crate) struct Checks {
     logs: Vec<NodeLog>,
+    /// What nodes had before their disks were replaced or found to be damaged.
+    gone: Vec<(usize, NodeLog)>,
     /// All batches that were ever made, by epoch and first record.
     made: BTreeMap<(u64, u64), Made>,
     chain: BTreeMap<u64, Batch>,
@@ -83,6 +85,7 @@ fn changes_of(block: &[u8], header: &batch::Header) -> Vec<Change> {
 impl Checks {
     pub(crate) fn new(nodes: usize) -> Self {
         Self {
+            gone: Vec::new(),
             logs: (0..nodes).map(|_| NodeLog::default()).collect(),
             made: BTreeMap::new(),
             chain: BTreeMap::new(),
@@ -166,6 +169,11 @@ impl Checks {
         self.beyond = true;
     }
 
+    /// More was lost than anything can keep: nothing is promised any more.
+    pub(crate) fn ends_beyond(&mut self) {
+        self.beyond = true;
+    }
+
     /// Whether more was lost than anything can keep.
     pub(crate) fn is_beyond(&self) -> bool {
         self.beyond
@@ -232,9 +240,10 @@ impl Checks {
         self.committed(node, committed);
     }
 
-    /// A node's disks were replaced.
+    /// A node's disks were replaced, or are known to be damaged. What it had counted until then.
     pub(crate) fn wiped(&mut self, node: usize) {
-        self.logs[node] = NodeLog::default();
+        let log = std::mem::take(&mut self.logs[node]);
+        self.gone.push((node, log));
     }
 
     /// A node says that it knows everything up to `committed` to be committed.
@@ -266,13 +275,14 @@ impl Checks {
     }
 
     fn extend_chain(&mut self, node: usize, batch: &Batch) {
-        let copies = self
-            .logs
-            .iter()
-            .filter(|l| {
-                let upto = || l.batches.range(..=batch.first);
-                upto().next_back().is_some_and(|(_, j)| j.batch == *batch)
-                    && upto().rev().take(100).all(|(_, j)| j.durable)
+        let had = |log: &NodeLog| {
+            let upto = || log.batches.range(..=batch.first);
+            upto().next_back().is_some_and(|(_, j)| j.batch == *batch)
+                && upto().rev().take(100).all(|(_, j)| j.durable)
+        };
+        let copies = (0..self.logs.len())
+            .filter(|node| {
+                had(&self.logs[*node]) || self.gone.iter().any(|(n, log)| n == node && had(log))
             })
             .count();
         assert!(

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
+use crate::attack::ATTACKS;
 use crate::lives::{Tally, live};
 
 /// Every so many seeds one is run twice, and what it did is compared.
@@ -87,7 +88,7 @@ pub fn main() -> ExitCode {
     let summary = Summary {
         seeds: totals.seeds,
         operations: sum.operations,
-        faults: sum.faults,
+        faults: sum.faults.iter().sum(),
         failures: totals.failures.len() as u64,
         promotions: sum.promotions,
         writes_acknowledged: sum.writes,
@@ -97,6 +98,15 @@ pub fn main() -> ExitCode {
     };
     for failure in &totals.failures {
         println!("{failure}");
+    }
+    let kinds = ATTACKS.iter().zip(sum.faults).filter(|(_, n)| *n > 0);
+    let kinds: Vec<_> = kinds.map(|(a, n)| format!("{} {n}", a.name)).collect();
+    println!("faults: {}", kinds.join(", "));
+    if sum.beyond > 0 {
+        println!(
+            "{} lives ended early: more was lost than anything can keep",
+            sum.beyond
+        );
     }
     println!(
         "{} seeds in {seconds:.1} s ({:.1} a second): {} faults, {} promotions, {} operations of clients, {} writes acknowledged and checked, {} reads checked, {} failures",
@@ -238,7 +248,7 @@ fn many(args: &Args, started: Instant) -> Totals {
                     match result {
                         Ok(tally) => totals.sum += tally,
                         Err(why) => {
-                            println!("seed {seed} failed: {why}");
+                            println!("seed {seed} failed");
                             totals.failures.push(failure(seed, &why));
                             if totals.failures.len() >= 100 {
                                 stop.store(true, Ordering::Relaxed);

@@ -345,6 +345,11 @@ impl Disk {
         }
     }
 
+    /// Whether there are blocks that can not be read.
+    pub(crate) fn is_spoilt(&self) -> bool {
+        !self.bad.is_empty()
+    }
+
     /// A block can not be read from now on.
     pub(crate) fn spoil(&mut self, block: u64) {
         self.bad.insert(block);

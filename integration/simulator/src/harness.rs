@@ -12,6 +12,7 @@ use replicator::types::*;
 use replicator::view::{DiskState, View};
 use replicator::{AckPolicy, OnNoQuorum, Replica, ReplicaConfig};
 
+use crate::attack::ATTACKS;
 use crate::checks::{Batch, Checks};
 use crate::client::{Client, Request};
 use crate::disk::{Disk, Disks, Fate, Reading};
@@ -161,7 +162,7 @@ pub(crate) struct Cluster {
     served: u64,
     pub(crate) next_id: u64,
     pub(crate) tracing: bool,
-    pub(crate) faults: u64,
+    pub(crate) faults: [u64; ATTACKS.len()],
     /// The nodes whose durable data may be harmed.
     pub(crate) victims: Vec<usize>,
     pub(crate) operations: u64,
@@ -199,7 +200,7 @@ impl Cluster {
             served: 0,
             next_id: 0,
             tracing: false,
-            faults: 0,
+            faults: [0; ATTACKS.len()],
             victims: Vec::new(),
             operations: 0,
             hash: Hash::default(),
@@ -506,7 +507,8 @@ impl Cluster {
                 self.oracle.epoch_serves(epoch, self.now);
             }
         }
-        if view.disk_state == DiskState::Failed && !self.nodes[node].may_fail {
+        let n = &self.nodes[node];
+        if view.disk_state == DiskState::Failed && !n.may_fail && !n.hurt {
             panic!("node {node} failed by itself: {}", view.health_reason);
         }
         for output in outputs {

@@ -43,7 +43,7 @@ fn options(rng: &mut Rng) -> Options {
 }
 
 /// What a life came to.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Tally {
     /// Requests of clients that came to an end, answered or not.
     pub(crate) operations: u64,
@@ -51,8 +51,8 @@ pub(crate) struct Tally {
     pub(crate) writes: u64,
     /// Reads that were answered, and so checked.
     pub(crate) reads: u64,
-    /// Things that went wrong.
-    pub(crate) faults: u64,
+    /// Things that went wrong, by kind.
+    pub(crate) faults: [u64; ATTACKS.len()],
     /// Epochs in which somebody served.
     pub(crate) promotions: u64,
     /// Turns of all nodes.
@@ -65,12 +65,30 @@ pub(crate) struct Tally {
     pub(crate) hash: u64,
 }
 
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            operations: 0,
+            writes: 0,
+            reads: 0,
+            faults: [0; ATTACKS.len()],
+            promotions: 0,
+            turns: 0,
+            time_ns: 0,
+            beyond: 0,
+            hash: 0,
+        }
+    }
+}
+
 impl std::ops::AddAssign for Tally {
     fn add_assign(&mut self, other: Self) {
         self.operations += other.operations;
         self.writes += other.writes;
         self.reads += other.reads;
-        self.faults += other.faults;
+        for (sum, n) in self.faults.iter_mut().zip(other.faults) {
+            *sum += n;
+        }
         self.promotions += other.promotions;
         self.turns += other.turns;
         self.time_ns += other.time_ns;
@@ -116,11 +134,12 @@ pub(crate) fn live(seed: u64, trace: bool) -> Tally {
 fn suffer(c: &mut Cluster, seed: u64, pace: u64, end: u64) {
     let mut plan: Vec<_> = ATTACKS
         .iter()
-        .filter_map(|attack| {
+        .enumerate()
+        .filter_map(|(index, attack)| {
             let mut rng = Rng::stream(seed, attack.name);
             let there = rng.chance(attack.percent);
             let at = c.now + rng.below(2 * attack.mean * pace);
-            there.then_some((at, attack, rng))
+            there.then_some((at, index, rng))
         })
         .collect();
     loop {
@@ -128,13 +147,14 @@ fn suffer(c: &mut Cluster, seed: u64, pace: u64, end: u64) {
             .iter_mut()
             .min_by_key(|(at, ..)| *at)
             .expect("some are always there");
-        let (at, attack, rng) = next;
+        let (at, index, rng) = next;
+        let attack = &ATTACKS[*index];
         if *at >= end || c.checks.is_beyond() {
             return;
         }
         c.run_for(at.saturating_sub(c.now));
         if (attack.act)(c, rng) {
-            c.faults += 1;
+            c.faults[*index] += 1;
             c.trace(|| format!("-- {}", attack.name));
         }
         *at += 1 + rng.below(2 * attack.mean * pace);

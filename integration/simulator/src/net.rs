@@ -23,6 +23,8 @@ pub(crate) struct Conn {
     pub(crate) lives: [u64; 2],
     pub(crate) up: [bool; 2],
     pub(crate) closed: [bool; 2],
+    /// Its own node closes this end.
+    pub(crate) gives_up: [bool; 2],
     /// Something that was sent on it was damaged.
     pub(crate) spoilt: bool,
     /// What each side sent.
@@ -60,6 +62,7 @@ impl Net {
             lives,
             up: [false; 2],
             closed: [false; 2],
+            gives_up: [false; 2],
             spoilt: false,
             pipes: [VecDeque::new(), VecDeque::new()],
         });
