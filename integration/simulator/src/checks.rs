@@ -43,6 +43,8 @@ pub(crate) struct Checks {
     gone: Vec<(usize, NodeLog)>,
     /// All batches that were ever made, by epoch and first record.
     made: BTreeMap<(u64, u64), Made>,
+    /// Those that are a demote record.
+    demotes: BTreeSet<(u64, u64)>,
     chain: BTreeMap<u64, Batch>,
     chain_end: u64,
     /// The committed history of each block.
@@ -88,6 +90,7 @@ impl Checks {
             gone: Vec::new(),
             logs: (0..nodes).map(|_| NodeLog::default()).collect(),
             made: BTreeMap::new(),
+            demotes: BTreeSet::new(),
             chain: BTreeMap::new(),
             chain_end: 0,
             blocks: BTreeMap::new(),
@@ -108,6 +111,10 @@ impl Checks {
         let new = !self.made.contains_key(&(epoch, first));
         if new {
             self.begins(node, epoch, first);
+            let mut kinds = batch::descriptors(block, &header).flatten();
+            if kinds.any(|d| d.kind == Kind::Demote) {
+                self.demotes.insert((epoch, first));
+            }
         }
         let (checksum, _) = self.made.entry((epoch, first)).or_insert_with(|| {
             let changes = changes_of(block, &header);
@@ -240,6 +247,29 @@ impl Checks {
         self.committed(node, committed);
     }
 
+    /// A node says that its journal equals the Primary's through `seq`, durably (S2).
+    pub(crate) fn acknowledges(&self, node: usize, seq: u64) {
+        if self.beyond {
+            return;
+        }
+        let upto = || self.logs[node].batches.range(..=seq).rev();
+        let torn = upto().take(100).find(|(_, j)| !j.durable);
+        let end = upto().next().map(|(_, j)| j.batch.last);
+        assert!(
+            torn.is_none() && end.is_none_or(|e| e >= seq),
+            "S2: node {node} says that it has the log through {seq}, its journal ends with {end:?} and lacks {torn:?}"
+        );
+    }
+
+    /// Whether an epoch's demote record is committed.
+    pub(crate) fn ended_cleanly(&self, epoch: u64) -> bool {
+        let of_epoch = self.demotes.range((epoch, 0)..(epoch + 1, 0));
+        of_epoch.into_iter().any(|&(epoch, first)| {
+            let committed = self.chain.get(&first);
+            committed.is_some_and(|batch| batch.epoch == epoch)
+        })
+    }
+
     /// A node's disks were replaced, or are known to be damaged. What it had counted until then.
     pub(crate) fn wiped(&mut self, node: usize) {
         let log = std::mem::take(&mut self.logs[node]);
@@ -274,21 +304,38 @@ impl Checks {
         }
     }
 
-    fn extend_chain(&mut self, node: usize, batch: &Batch) {
-        let had = |log: &NodeLog| {
-            let upto = || log.batches.range(..=batch.first);
-            upto().next_back().is_some_and(|(_, j)| j.batch == *batch)
-                && upto().rev().take(100).all(|(_, j)| j.durable)
+    /// How many journals have a batch, durably, and all before it.
+    fn copies(&self, batch: &Batch) -> usize {
+        let has = |log: &NodeLog| {
+            let upto = || log.batches.range(..=batch.first).rev();
+            upto().next().is_some_and(|(_, j)| j.batch == *batch)
+                && upto().take(100).all(|(_, j)| j.durable)
         };
-        let copies = (0..self.logs.len())
+        (0..self.logs.len())
             .filter(|node| {
-                had(&self.logs[*node]) || self.gone.iter().any(|(n, log)| n == node && had(log))
+                has(&self.logs[*node]) || self.gone.iter().any(|(n, log)| n == node && has(log))
             })
-            .count();
+            .count()
+    }
+
+    fn extend_chain(&mut self, node: usize, batch: &Batch) {
+        let copies = self.copies(batch);
         assert!(
             copies >= self.majority,
             "P1: node {node} says that {batch:?} is committed, {copies} journals have it"
         );
+        // N4: what an older epoch left is committed with this one's first record, not by counting.
+        let log = &self.logs[node].batches;
+        let reign = log.last_key_value().map_or(0, |(_, j)| j.batch.epoch);
+        if batch.epoch < reign {
+            let of_reign = log.values().rev().take_while(|j| j.batch.epoch == reign);
+            let begin = &of_reign.last().expect("the last is one of them").batch;
+            let copies = self.copies(begin);
+            assert!(
+                copies >= self.majority,
+                "N4: node {node} says that {batch:?} is committed, {copies} journals have the first record of epoch {reign}"
+            );
+        }
         let (_, changes) = &self.made[&(batch.epoch, batch.first)];
         for &(volume, block, crc) in changes.iter() {
             let history = self.blocks.entry((volume, block)).or_default();
@@ -333,6 +380,18 @@ impl Checks {
 
     /// P3: a store is the replay up to `applied`, but for blocks that the replay of later committed records overwrites.
     pub(crate) fn store_is_prefix(&self, node: usize, volume: usize, store: &Disk, applied: u64) {
+        self.store_is(node, volume, store, applied, false);
+    }
+
+    /// The same; `exactly`: there are no later records either.
+    pub(crate) fn store_is(
+        &self,
+        node: usize,
+        volume: usize,
+        store: &Disk,
+        applied: u64,
+        exactly: bool,
+    ) {
         if self.beyond {
             return;
         }
@@ -355,7 +414,7 @@ impl Checks {
                     || batch::block_crc(id, block, &[0; BLOCK_BYTES]),
                     |(_, crc)| *crc,
                 );
-            let replayed = history.iter().any(|(seq, _)| *seq > applied);
+            let replayed = !exactly && history.iter().any(|(seq, _)| *seq > applied);
             assert!(
                 crc == expected || replayed,
                 "P3: node {node} volume {volume} block {block} is not that of record {applied}: {history:?}"

@@ -14,6 +14,9 @@ use crate::rng::Rng;
 impl Cluster {
     pub(crate) fn admin(&mut self, node: usize, command: AdminCommand) -> u64 {
         let id = self.next_id();
+        if command == AdminCommand::Drain {
+            self.bounds.drains.insert(id);
+        }
         self.post(node, Happening::Admin(AdminId(id), command));
         id
     }
@@ -170,6 +173,9 @@ impl Cluster {
         self.nodes[node].ruined = false;
         self.nodes[node].wiped = true;
         self.checks.wiped(node);
+        // Before the first promotion all disks are blank.
+        let blank = self.checks.newest_epoch() > 0;
+        self.watch.replaced(node, blank);
     }
 
     /// A copy of a node's disks.
@@ -188,6 +194,7 @@ impl Cluster {
         assert!(!self.up(node));
         self.nodes[node].hurt = true;
         self.nodes[node].disks = snapshot;
+        self.watch.replaced(node, false);
     }
 
     /// Starts clients that work until they are stopped.
@@ -459,6 +466,8 @@ impl Cluster {
             }
         }
         self.compare(&equal);
+        self.run_for(SECOND);
+        (0..self.nodes.len()).for_each(|n| self.leaks_nothing(n));
         if let Err(error) = self.oracle.judge() {
             panic!("{error}");
         }

@@ -278,6 +278,11 @@ impl Disk {
         }
     }
 
+    /// Whether a power cut now would lose nothing.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.volatile.is_empty() && self.writing.is_empty()
+    }
+
     /// What a flush that begins now will make durable.
     pub(crate) fn flush_mark(&self) -> u64 {
         self.clock

@@ -1,6 +1,7 @@
 //! Carrying out what a replica wants: disks, streams, answers.
 
 use replicator::io::*;
+use replicator::journal::batch;
 use replicator::memory::Buffer;
 use replicator::types::*;
 use replicator::wire::frame::{FRAME_BYTES_MAX, Frame, encode};
@@ -10,6 +11,7 @@ use crate::disk::{Block, Disk, Disks, Fate, block_at};
 use crate::harness::*;
 use crate::memory::{SimBuffer, flip};
 use crate::net::{Net, Packet};
+use crate::oracle::UNITS_PER_BLOCK;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Which {
@@ -58,6 +60,16 @@ fn read(disk: &Disk, block: u64, buffer: &SimBuffer) -> Result<Vec<u8>, DiskErro
 }
 
 impl Flight {
+    /// Whether it is of a disk of some kind, and writes.
+    pub(crate) fn writes_to(&self, kind: usize) -> bool {
+        self.which.kind() == kind && matches!(self.what, What::Write { .. })
+    }
+
+    /// The same of reads.
+    pub(crate) fn reads_from(&self, kind: usize) -> bool {
+        self.which.kind() == kind && matches!(self.what, What::Read { .. })
+    }
+
     pub(crate) fn is_of_meta(&self) -> bool {
         self.which == Which::Meta
     }
@@ -140,6 +152,7 @@ impl Cluster {
             }
             Output::AdminReply { id, result } => {
                 self.trace(|| format!("{node} answers {id:?}: {result:?}"));
+                self.answers_drain(node, id.0, result.is_ok());
                 let twice = self.admin_results.insert(id.0, result);
                 assert!(twice.is_none(), "one answer each");
             }
@@ -201,6 +214,7 @@ impl Cluster {
             }
         };
         self.launch(node, id, ticket, which, what, batches);
+        self.disk_is_bounded(node);
     }
 
     fn launch(
@@ -281,6 +295,9 @@ impl Cluster {
                 return batches;
             };
             batches.push(first);
+            if batch::read_header(part.bytes()).is_ok_and(|h| h.blocks() == part.blocks()) {
+                self.watch.batch(node, part.bytes(), "its journal");
+            }
         }
         // The split batch, if there is one, is durable with the later of its two writes.
         if let Some(wrapped) = wrapped
@@ -364,10 +381,16 @@ impl Cluster {
 
     fn send(&mut self, node: usize, conn: ConnId, frame: &Frame, batch: Option<SimBuffer>) {
         let (conn, side) = Net::find(conn);
+        self.says(node, conn, side, frame);
+        if let Some(batch) = &batch {
+            self.watch.batch(node, batch.bytes(), "a peer");
+            if let (Frame::Append { .. }, Ok(header)) = (frame, batch::read_header(batch.bytes())) {
+                self.feeds(node, conn, side, header.last().0, header.blocks());
+            }
+        }
         if let Some(batch) = &batch
             && let Frame::Append { epoch, .. } = frame
-            && replicator::journal::batch::read_header(batch.bytes())
-                .is_ok_and(|h| h.epoch == *epoch)
+            && batch::read_header(batch.bytes()).is_ok_and(|h| h.epoch == *epoch)
         {
             self.checks.saw(node, batch.bytes(), true);
         }
@@ -393,6 +416,7 @@ impl Cluster {
             return;
         }
         let due = (self.now + delay).max(c.pipes[side].back().map_or(0, |p| p.due));
+        let mut spoilt = false;
         let mut shared = batch.as_ref().map(SimBuffer::share);
         if let Some(spoil) = self.net.spoil.get(&link).copied()
             && (shared.is_some() || !spoil.batch)
@@ -401,7 +425,10 @@ impl Cluster {
             self.net.conns[conn].spoilt = true;
             match &mut shared {
                 Some(shared) if spoil.batch => shared.flip(spoil.bit),
-                _ => flip(&mut bytes, spoil.bit),
+                _ => {
+                    flip(&mut bytes, spoil.bit);
+                    spoilt = true;
+                }
             }
         }
         let c = &mut self.net.conns[conn];
@@ -409,6 +436,7 @@ impl Cluster {
             due,
             bytes,
             batch: shared,
+            spoilt,
             hold: batch,
         };
         let room = c.pipes[side].len() < 8;
@@ -498,6 +526,7 @@ impl Cluster {
             Ok(answer) => {
                 if !self.options.loose_clocks {
                     self.checks.answers(node, epoch);
+                    self.answers_in_time(node);
                 }
                 match (request.kind, answer) {
                     (Kind::Flush, Answer::Done) => {}
@@ -512,6 +541,8 @@ impl Cluster {
                             length,
                         },
                     ) => {
+                        let first = request.units.start / UNITS_PER_BLOCK;
+                        self.was_committed(node, buffer.bytes(), first);
                         let bytes = &buffer.bytes()[start..start + length];
                         let units = request.units.clone();
                         if !self.options.loose_clocks && !self.checks.is_beyond() {
@@ -524,6 +555,7 @@ impl Cluster {
                 }
             }
             Err(_) => {
+                self.fails_with_reason(node);
                 if matches!(request.kind, Kind::Write { .. } | Kind::Zero { .. }) {
                     self.oracle.in_doubt(request.stamp, epoch);
                 }

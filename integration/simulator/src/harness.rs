@@ -9,10 +9,11 @@ use replicator::meta::label::{FormatParams, JOURNAL_BYTES_MIN, format_node};
 use replicator::meta::superblock::VolumeRecord;
 use replicator::recover::{Recovered, recover};
 use replicator::types::*;
-use replicator::view::{DiskState, View};
+use replicator::view::{DiskState, Suspended, View};
 use replicator::{AckPolicy, OnNoQuorum, Replica, ReplicaConfig};
 
 use crate::attack::ATTACKS;
+use crate::bounds::Bounds;
 use crate::checks::{Batch, Checks};
 use crate::client::{Client, Request};
 use crate::disk::{Disk, Disks, Fate, Reading};
@@ -23,6 +24,7 @@ use crate::memory::{SimBuffer, SimMemory};
 use crate::net::Net;
 use crate::oracle::Oracle;
 use crate::rng::Streams;
+use crate::watch::Watch;
 
 pub(crate) const US: u64 = 1_000;
 pub(crate) const MS: u64 = 1_000_000;
@@ -159,6 +161,8 @@ pub(crate) struct Cluster {
     pub(crate) admin_results: BTreeMap<u64, AdminResult>,
     pub(crate) oracle: Oracle,
     pub(crate) checks: Checks,
+    pub(crate) watch: Watch,
+    pub(crate) bounds: Bounds,
     served: u64,
     pub(crate) next_id: u64,
     pub(crate) tracing: bool,
@@ -197,6 +201,8 @@ impl Cluster {
             admin_results: BTreeMap::new(),
             oracle: Oracle::default(),
             checks: Checks::new(options.nodes),
+            watch: Watch::new(options.nodes),
+            bounds: Bounds::default(),
             served: 0,
             next_id: 0,
             tracing: false,
@@ -301,7 +307,7 @@ impl Cluster {
     }
 
     /// A node's own time.
-    fn local(&self, node: usize, at: u64) -> Time {
+    pub(crate) fn local(&self, node: usize, at: u64) -> Time {
         let (from, ppm) = self.nodes[node].clock;
         let passed = i128::from(at - from);
         let local = passed + passed * i128::from(ppm) / 1_000_000;
@@ -498,11 +504,14 @@ impl Cluster {
 
     fn turn_over(&mut self, node: usize, view: View, outputs: Vec<Output<SimBuffer>>) {
         let epoch = view.epoch.0;
+        self.watch.committed = view.committed.0;
+        self.watch.suspended = view.suspended == Suspended::Quorum;
         if view.serving {
             self.nodes[node].reign = epoch;
             self.checks.serves(node, epoch);
             if epoch > self.served {
                 self.served = epoch;
+                self.has_promises(node, epoch);
                 self.trace(|| format!("{node} serves epoch {epoch}"));
                 self.oracle.epoch_serves(epoch, self.now);
             }
@@ -519,6 +528,7 @@ impl Cluster {
             self.nodes[node].accepting = true;
         }
         self.nodes[node].view = view;
+        self.turn_ended(node);
     }
 
     /// Starts a node from its disks.

@@ -52,6 +52,7 @@ impl Cluster {
                 self.close(conn, side);
                 return;
             };
+            assert!(!packet.spoilt, "P9: a damaged frame gets in as {frame:?}");
             let mut batch = None;
             if let Some(shared) = &packet.batch {
                 let memory = replica.memory();
@@ -65,6 +66,7 @@ impl Cluster {
             if packet.hold.is_some() && c.up[1 - side] {
                 self.after(US, Event::Sent(conn, 1 - side));
             }
+            self.hears(node, conn, side, &frame);
             let conn = id;
             replica.handle(now, Input::Frame { conn, frame, batch });
         }

@@ -2,6 +2,7 @@
 //! crash and freeze, operators that err, clients that remember. One seed decides everything.
 
 mod attack;
+mod bounds;
 mod checks;
 mod cli;
 mod client;
@@ -20,5 +21,6 @@ mod proof;
 mod rng;
 #[cfg(test)]
 mod rules;
+mod watch;
 
 pub use cli::main;

@@ -11,6 +11,8 @@ pub(crate) struct Packet {
     pub(crate) due: u64,
     pub(crate) bytes: Vec<u8>,
     pub(crate) batch: Option<Shared>,
+    /// The frame itself was damaged under way.
+    pub(crate) spoilt: bool,
     /// The sender's handle, until it was told that the batch has left.
     pub(crate) hold: Option<SimBuffer>,
 }

@@ -1,9 +1,9 @@
 //! The proof that the checkers can see: bugs are planted in the core one at a time, and random lives must find each of
 //! them within its number of seeds. The same seeds are clean without the bug.
 
-use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use replicator::{Bug, plant};
@@ -82,12 +82,26 @@ pub(crate) fn prove(
         "{:<24} {:>7} {:>6} {:>6} {:>6}  what the checker said",
         "bug", "promise", "seeds", "bound", "s"
     );
+    let clean = Mutex::new(BTreeMap::new());
+    let is_clean = |seed| {
+        let known = lock(&clean).get(&seed).map(Result::is_ok);
+        known.unwrap_or_else(|| {
+            let result = attempt(seed, false);
+            let passes = result.is_ok();
+            lock(&clean).insert(seed, result);
+            passes
+        })
+    };
     let found = in_parallel(threads, &bugs, |&bug| {
         let begun = Instant::now();
         let bound = limit.unwrap_or_else(|| seeds(bug));
-        plant(Some(bug));
-        let by = (from..from + bound).find_map(|seed| Some((seed, attempt(seed, false).err()?)));
-        plant(None);
+        let by = (from..from + bound).find_map(|seed| {
+            plant(Some(bug));
+            let result = attempt(seed, false);
+            plant(None);
+            // It is the bug that was found if the seed is clean without it.
+            Some((seed, result.err().filter(|_| is_clean(seed))?))
+        });
         let found = Found {
             bug,
             by,
@@ -108,12 +122,8 @@ pub(crate) fn prove(
             }
         }
     }
-    let finders: BTreeSet<u64> = found
-        .iter()
-        .filter_map(|f| Some(f.by.as_ref()?.0))
-        .collect();
-    let finders: Vec<u64> = finders.into_iter().collect();
-    let clean = in_parallel(threads, &finders, |&seed| (seed, attempt(seed, false)));
+    let clean = clean.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let lives = clean.len();
     for (seed, result) in clean {
         proof.seeds += 1;
         match result {
@@ -125,12 +135,15 @@ pub(crate) fn prove(
         }
     }
     println!(
-        "{} of {} bugs found; the {} seeds that found them were run without a bug too",
+        "{} of {} bugs found; the {lives} seeds that fail with one were run without it too",
         found.iter().filter(|f| f.by.is_some()).count(),
         found.len(),
-        finders.len()
     );
     proof
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn tell(found: &Found, from: u64, bound: u64) {
@@ -166,15 +179,10 @@ fn in_parallel<T: Sync, R: Send>(
             scope.spawn(|| {
                 while let Some(thing) = things.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let result = work(thing);
-                    let mut results = results
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner);
-                    results.push(result);
+                    lock(&results).push(result);
                 }
             });
         }
     });
-    results
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,267 @@
+//! What must hold whenever a node has ended its turn: nobody waits for what a majority does not need (P7), everything has
+//! a bound and keeps to it (P8), and a drained node's stores are the images (P10).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use replicator::memory::{Memory, Purpose};
+use replicator::types::*;
+use replicator::view::{ReplicationState, Suspended, View};
+use replicator::{AckPolicy, OnNoQuorum};
+
+use crate::client::Kind;
+use crate::drive::{JOURNAL, META, STORE};
+use crate::harness::*;
+
+/// Disk operations of a node at one time, at most: each journal write may be in two pieces, and a batch that is read.
+const JOURNAL_WRITES_MAX: usize = 4;
+const JOURNAL_READS_MAX: usize = 64;
+const META_WRITES_MAX: usize = 2;
+const STORE_WRITES_MAX: usize = 32;
+
+/// Batches given to a connection that have not left, at most: live ones, and what one read of the journal brings.
+const QUEUE_MAX: usize = 64 + 128;
+
+/// Blocks that a peer has not acknowledged, at most: the window, and what one read of the journal brings besides.
+const UNACKNOWLEDGED_BLOCKS_MAX: u64 = 1024 + 385 + 256;
+
+/// Blocks that are free in each share for a node to be called idle.
+const PLENTY_BLOCKS: u32 = 400;
+
+/// Turns that memory may be short for while nobody uses it: what is held is given back a little in each.
+const SHORT_TURNS_MAX: u32 = 64;
+
+/// What was sent to a peer on one connection.
+#[derive(Default)]
+struct Sent {
+    /// Blocks of each batch, by its last record.
+    blocks: BTreeMap<u64, u64>,
+    acknowledged: bool,
+}
+
+#[derive(Default)]
+pub(crate) struct Bounds {
+    /// Commands to drain that are not answered.
+    pub(crate) drains: BTreeSet<u64>,
+    /// Nodes that said in this turn that they are drained.
+    drained: Vec<usize>,
+    /// By connection and side.
+    sent: BTreeMap<(usize, usize), Sent>,
+    /// For how many turns a node's memory was short and nothing was going on.
+    short: BTreeMap<usize, u32>,
+}
+
+impl Cluster {
+    /// A node's turn has ended and its outputs are carried out.
+    pub(crate) fn turn_ended(&mut self, node: usize) {
+        for node in std::mem::take(&mut self.bounds.drained) {
+            self.stores_are_images(node);
+        }
+        if self.checks.is_beyond() {
+            return;
+        }
+        let view = &self.nodes[node].view;
+        let Some(replica) = &self.nodes[node].replica else {
+            return;
+        };
+        let more = replica.capacity().requests;
+        assert!(
+            view.requests + more <= view.requests_max,
+            "P8: node {node} has {} requests of {} and takes {more} more",
+            view.requests,
+            view.requests_max
+        );
+        if view.serving && view.suspended == Suspended::No && self.lease_runs(node) {
+            self.majority_is_enough(node, view);
+            self.nothing_waits_for_nothing(node);
+        }
+    }
+
+    /// P7: what a majority has is committed and answered in the very turn in which the Primary hears of it.
+    fn majority_is_enough(&self, node: usize, view: &View) {
+        if self.nodes[node].config.ack != AckPolicy::Majority {
+            return;
+        }
+        let mut durable: Vec<Seq> = view
+            .peers
+            .iter()
+            .filter(|p| p.replication != ReplicationState::Off)
+            .filter_map(|p| p.durable)
+            .chain([view.durable])
+            .collect();
+        durable.sort_unstable_by(|a, b| b.cmp(a));
+        let floor = durable.get(self.nodes.len() / 2).copied();
+        let floor = floor.unwrap_or(Seq(0));
+        assert!(
+            view.committed >= floor,
+            "P7: a majority has record {floor}, node {node} has committed {} only",
+            view.committed
+        );
+        for request in self.requests.values() {
+            if request.node != node || !request.handed_in {
+                continue;
+            }
+            let batch = self.watch.batch_of(request.stamp);
+            if let (Kind::Write { .. }, Some((epoch, _, seq))) = (request.kind, batch) {
+                assert!(
+                    seq > view.committed.0 || epoch != view.epoch.0,
+                    "P7: record {epoch}.{seq} is committed, and node {node} does not answer it"
+                );
+            }
+        }
+    }
+
+    /// P7, P8: while everything is committed, no disk has anything to do and there is memory, no request waits; and what
+    /// memory nobody uses is given back.
+    fn nothing_waits_for_nothing(&mut self, node: usize) {
+        let n = &self.nodes[node];
+        let view = &n.view;
+        let busy = view.admitted != view.committed
+            || view.durable != view.committed
+            || n.flights.values().any(|f| !f.is_of_meta())
+            || n.inbox.iter().any(|h| matches!(h, Happening::Disk(..)));
+        let Some(replica) = n.replica.as_ref().filter(|_| !busy) else {
+            self.bounds.short.remove(&node);
+            return;
+        };
+        let memory = replica.memory();
+        let least =
+            |p: Purpose| memory.free_blocks(p) >= PLENTY_BLOCKS.min(memory.total_blocks(p) / 2);
+        let room = view.journal_bytes - view.journal_used_bytes >= 4 << 20;
+        if least(Purpose::Client) && least(Purpose::Core) && room {
+            let waits = self
+                .requests
+                .iter()
+                .find(|(_, r)| r.node == node && r.handed_in);
+            assert!(
+                waits.is_none(),
+                "P7: node {node} has nothing to wait for, and lets {waits:?} wait"
+            );
+        }
+        // Streams hold what they have not sent, up to their bound; that is not the node's doing.
+        let held = self.net.conns.iter().any(|c| {
+            let side = c.nodes.iter().position(|&x| x == node);
+            side.is_some_and(|side| c.pipes[side].iter().any(|p| p.hold.is_some()))
+        });
+        if replica.capacity().requests > 0 || view.requests > 0 || held {
+            self.bounds.short.remove(&node);
+            return;
+        }
+        let turns = self.bounds.short.entry(node).or_default();
+        *turns += 1;
+        assert!(
+            *turns < SHORT_TURNS_MAX,
+            "P7: node {node} is idle and takes no request for want of memory: {memory:?}"
+        );
+    }
+
+    /// A node starts a disk operation: P8.
+    pub(crate) fn disk_is_bounded(&self, node: usize) {
+        let count = |is: &dyn Fn(&crate::drive::Flight) -> bool| {
+            self.nodes[node].flights.values().filter(|f| is(f)).count()
+        };
+        for (what, there, bound) in [
+            (
+                "writes to the journal",
+                count(&|f| f.writes_to(JOURNAL)),
+                JOURNAL_WRITES_MAX,
+            ),
+            (
+                "reads of the journal",
+                count(&|f| f.reads_from(JOURNAL)),
+                JOURNAL_READS_MAX,
+            ),
+            (
+                "writes to the superblock",
+                count(&|f| f.writes_to(META)),
+                META_WRITES_MAX,
+            ),
+            (
+                "writes to stores",
+                count(&|f| f.writes_to(STORE)),
+                STORE_WRITES_MAX,
+            ),
+        ] {
+            assert!(
+                there <= bound,
+                "P8: node {node} has {there} {what} in flight, {bound} is the bound"
+            );
+        }
+    }
+
+    /// A batch goes to a peer: P8.
+    pub(crate) fn feeds(&mut self, node: usize, conn: usize, side: usize, last: u64, blocks: u32) {
+        let sent = self.bounds.sent.entry((conn, side)).or_default();
+        sent.blocks.insert(last, u64::from(blocks));
+        let under_way: u64 = sent.blocks.values().sum();
+        assert!(
+            !sent.acknowledged || under_way <= UNACKNOWLEDGED_BLOCKS_MAX,
+            "P8: node {node} sends {under_way} blocks that its peer has not acknowledged"
+        );
+        let pipe = &self.net.conns[conn].pipes[side];
+        let queued = pipe.iter().filter(|p| p.hold.is_some()).count();
+        assert!(
+            queued < QUEUE_MAX,
+            "P8: node {node} has {queued} batches in a connection's queue"
+        );
+    }
+
+    /// A peer's acknowledgement is handed in.
+    pub(crate) fn was_fed(&mut self, conn: usize, side: usize, seq: u64) {
+        if let Some(sent) = self.bounds.sent.get_mut(&(conn, side)) {
+            sent.acknowledged = true;
+            sent.blocks = sent.blocks.split_off(&(seq + 1));
+        }
+    }
+
+    /// A client gets an error: there must be a reason.
+    pub(crate) fn fails_with_reason(&self, node: usize) {
+        let n = &self.nodes[node];
+        let no_quorum = n.config.on_no_quorum == OnNoQuorum::IoError && self.watch.suspended;
+        assert!(
+            no_quorum || n.may_fail || self.options.loose_clocks,
+            "P8: node {node} fails a request, and its disks and its lease are in order"
+        );
+    }
+
+    /// A node answers a command: P10 if that was to drain.
+    pub(crate) fn answers_drain(&mut self, node: usize, id: u64, done: bool) {
+        if self.bounds.drains.remove(&id) && done {
+            self.bounds.drained.push(node);
+        }
+    }
+
+    fn stores_are_images(&self, node: usize) {
+        let n = &self.nodes[node];
+        if n.hurt {
+            return;
+        }
+        for (volume, store) in n.disks.stores.iter().enumerate() {
+            assert!(
+                store.is_flushed(),
+                "P10: node {node} says that it is drained, and a power cut would lose some of volume {volume}"
+            );
+            self.checks
+                .store_is(node, volume, store, n.view.committed.0, true);
+        }
+    }
+
+    /// Nothing is going on at a node: it uses no memory but that of the superblock.
+    pub(crate) fn leaks_nothing(&self, node: usize) {
+        let Some(replica) = &self.nodes[node].replica else {
+            return;
+        };
+        let memory = replica.memory();
+        for (purpose, kept) in [
+            (Purpose::Client, 0),
+            (Purpose::Core, 4),
+            (Purpose::Peer, 0),
+            (Purpose::Apply, 0),
+        ] {
+            let used = memory.total_blocks(purpose) - memory.free_blocks(purpose);
+            assert!(
+                used <= kept,
+                "P8: node {node} is idle and drained and still uses {used} blocks: {memory:?}"
+            );
+        }
+    }
+}

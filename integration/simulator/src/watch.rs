@@ -1,0 +1,346 @@
+//! What nodes say, held against their disks and the clock: what a frame asserts was durable before it was sent (S2); a
+//! voter keeps to its promises (N2, P4) and to the leases that it supports (L2); a Primary answers while it has a lease
+//! (P5, L1), and reads show committed data only (P5). All of it is worked out from disks and frames, not from what a node
+//! thinks of itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use replicator::journal::batch::{self, Kind};
+use replicator::meta::superblock::{COPIES, Superblock, choose, copy_offset};
+use replicator::types::*;
+use replicator::wire::frame::{Frame, Report};
+
+use crate::disk::Disk;
+use crate::harness::*;
+use crate::oracle::stamps_of_block;
+
+/// What a voter told a Primary: that it heard it.
+#[derive(Clone, Copy)]
+struct Support {
+    epoch: u64,
+    primary: usize,
+    /// When the heartbeat was handed to the voter.
+    at: u64,
+    lease_ns: u64,
+}
+
+/// The heartbeats of a Primary's present epoch.
+#[derive(Default)]
+struct Reign {
+    epoch: u64,
+    life: u64,
+    /// When each heartbeat was sent for the first time, on the Primary's clock.
+    sent: BTreeMap<u64, Time>,
+    /// The sending of the newest heartbeat that each peer answered.
+    answered: BTreeMap<usize, Time>,
+}
+
+#[derive(Default)]
+struct Watched {
+    /// The newest epoch that it promised to anybody, itself included, and the newest that it promised to another node.
+    promised: u64,
+    granted: u64,
+    support: Option<Support>,
+    /// The heartbeat that was handed in last on each connection: epoch, number, when, its lease.
+    heard: BTreeMap<usize, (u64, u64, u64, u64)>,
+    reign: Reign,
+    /// It has empty disks in place of those that it promised with.
+    blank: bool,
+}
+
+/// All of it.
+pub(crate) struct Watch {
+    nodes: Vec<Watched>,
+    /// To whom each voter promised each epoch.
+    promises: BTreeMap<(usize, u64), usize>,
+    /// Which voters promised each epoch, of those that have whole disks.
+    grants: BTreeMap<u64, BTreeSet<usize>>,
+    /// The batch that a write became, by its stamp: epoch, first and last record.
+    stamps: BTreeMap<u64, (u64, u64, u64)>,
+    /// Batches whose stamps are known, by epoch and first record.
+    learned: BTreeSet<(u64, u64)>,
+    /// What the node whose turn it is knows to be committed.
+    pub(crate) committed: u64,
+    /// Whether it says that it has no lease.
+    pub(crate) suspended: bool,
+}
+
+impl Watch {
+    pub(crate) fn new(nodes: usize) -> Self {
+        Self {
+            nodes: (0..nodes).map(|_| Watched::default()).collect(),
+            promises: BTreeMap::new(),
+            grants: BTreeMap::new(),
+            stamps: BTreeMap::new(),
+            learned: BTreeSet::new(),
+            committed: 0,
+            suspended: false,
+        }
+    }
+
+    /// A node has other disks than before, blank ones or older ones, and what it said with the old ones binds it no more.
+    pub(crate) fn replaced(&mut self, node: usize, blank: bool) {
+        self.nodes[node] = Watched {
+            blank,
+            ..Watched::default()
+        };
+        self.promises.retain(|(voter, _), _| *voter != node);
+    }
+
+    /// The batch that holds a write, if it is in one: epoch, first and last record.
+    pub(crate) fn batch_of(&self, stamp: u64) -> Option<(u64, u64, u64)> {
+        self.stamps.get(&stamp).copied()
+    }
+
+    /// A whole batch goes to a journal or to a peer: it must be sound (P6); the writes in it are remembered.
+    pub(crate) fn batch(&mut self, node: usize, bytes: &[u8], to: &str) {
+        let header = batch::verify(bytes)
+            .unwrap_or_else(|e| panic!("P6: node {node} gives a damaged batch to {to}: {e}"));
+        if !self.learned.insert((header.epoch.0, header.first.0)) {
+            return;
+        }
+        for (seq, record) in (header.first.0..).zip(batch::descriptors(bytes, &header).flatten()) {
+            if record.kind != Kind::Write {
+                continue;
+            }
+            let from = record.payload as usize * BLOCK_BYTES;
+            let payload = &bytes[from..from + record.blocks as usize * BLOCK_BYTES];
+            for (block, bytes) in (record.block..).zip(payload.chunks_exact(BLOCK_BYTES)) {
+                for stamp in stamps_of(bytes, block) {
+                    let batch = (header.epoch.0, header.first.0, seq);
+                    self.stamps.entry(stamp).or_insert(batch);
+                }
+            }
+        }
+    }
+}
+
+/// The writes that a block shows. A block that none of this harness's writes can have made is judged elsewhere.
+fn stamps_of(bytes: &[u8], block: u64) -> impl Iterator<Item = u64> {
+    let stamps = stamps_of_block(bytes, block).unwrap_or_default();
+    stamps.into_iter().filter(|&stamp| stamp != 0)
+}
+
+fn superblock_on(disk: &Disk) -> Option<Superblock> {
+    let mut copies = [[0; BLOCK_BYTES]; COPIES];
+    for (index, copy) in copies.iter_mut().enumerate() {
+        disk.read(copy_offset(index) / BLOCK_BYTES_U64, copy).ok()?;
+    }
+    choose(&copies).ok().map(|c| c.superblock)
+}
+
+impl Cluster {
+    /// A node sends a frame.
+    pub(crate) fn says(&mut self, node: usize, conn: usize, side: usize, frame: &Frame) {
+        if let Frame::Heartbeat { epoch, number, .. } = frame {
+            let now = self.local(node, self.now);
+            let life = self.nodes[node].life;
+            let reign = &mut self.watch.nodes[node].reign;
+            if (reign.epoch, reign.life) != (epoch.0, life) {
+                *reign = Reign {
+                    epoch: epoch.0,
+                    life,
+                    ..Reign::default()
+                };
+            }
+            reign.sent.entry(*number).or_insert(now);
+        }
+        if self.nodes[node].hurt || self.checks.is_beyond() {
+            return;
+        }
+        let to = self.net.conns[conn].nodes[1 - side];
+        let newest = self.watch.nodes[node].promised;
+        match frame {
+            Frame::Report(report) => self.reports(node, to, report),
+            Frame::Promise { epoch, .. } => {
+                let epoch = epoch.0;
+                assert!(
+                    self.promised_on_disk(node) >= epoch,
+                    "S2: node {node} asks for epoch {epoch} before its own promise is durable"
+                );
+                self.promises_to(node, node, epoch);
+            }
+            Frame::Ack { epoch, seq } => {
+                assert!(
+                    epoch.0 >= newest,
+                    "N2: node {node} acknowledges {epoch}.{seq} and has promised epoch {newest}"
+                );
+                self.checks.acknowledges(node, seq.0);
+            }
+            Frame::HeartbeatAck { epoch, number } => {
+                assert!(
+                    epoch.0 >= newest,
+                    "N2: node {node} supports epoch {epoch} and has promised epoch {newest}"
+                );
+                assert!(
+                    self.promised_on_disk(node) >= epoch.0,
+                    "S2: node {node} supports epoch {epoch} before its promise is durable"
+                );
+                let watched = &mut self.watch.nodes[node];
+                if let Some(&(e, n, at, lease_ns)) = watched.heard.get(&conn)
+                    && (e, n) == (epoch.0, *number)
+                {
+                    watched.support = Some(Support {
+                        epoch: e,
+                        primary: to,
+                        at,
+                        lease_ns,
+                    });
+                }
+            }
+            Frame::Append { epoch, .. } | Frame::Heartbeat { epoch, .. } => {
+                let granted = self.watch.nodes[node].granted;
+                assert!(
+                    epoch.0 >= granted,
+                    "P4: node {node} speaks as Primary of epoch {epoch} and has promised {granted} to another"
+                );
+            }
+            _ => {}
+        }
+    }
+
+    fn promised_on_disk(&self, node: usize) -> u64 {
+        superblock_on(&self.nodes[node].disks.meta).map_or(0, |s| s.promised.0)
+    }
+
+    fn reports(&mut self, node: usize, to: usize, report: &Report) {
+        self.checks.acknowledges(node, report.tail.seq.0);
+        let epoch = report.granted.0;
+        let on_disk = superblock_on(&self.nodes[node].disks.meta);
+        let on_disk = on_disk.map_or(0, |s| s.promised.0);
+        assert!(
+            on_disk >= epoch && on_disk >= report.promised.0,
+            "S2: node {node} says that it promised {} and grants {epoch}, its superblock says {on_disk}",
+            report.promised
+        );
+        if epoch == 0 {
+            return;
+        }
+        self.promises_to(node, to, epoch);
+        self.watch.nodes[node].granted = epoch;
+        let Some(support) = self.watch.nodes[node].support else {
+            return;
+        };
+        // Half of the drift bound, for the voter's clock against this one.
+        let over = support.at + support.lease_ns * 1005 / 1000;
+        let free = support.primary == to
+            || self.options.loose_clocks
+            || self.checks.ended_cleanly(support.epoch)
+            || self.checks.newest_epoch() > support.epoch;
+        assert!(
+            free || self.now >= over,
+            "L2: node {node} promises epoch {epoch} to {to}, {} ns before the lease of node {} in epoch {} is over",
+            over - self.now,
+            support.primary,
+            support.epoch
+        );
+    }
+
+    fn promises_to(&mut self, node: usize, to: usize, epoch: u64) {
+        let first = *self.watch.promises.entry((node, epoch)).or_insert(to);
+        assert_eq!(
+            first, to,
+            "P4: node {node} promises epoch {epoch} to two candidates"
+        );
+        let newest = &mut self.watch.nodes[node].promised;
+        assert!(
+            epoch >= *newest,
+            "P4: node {node} promises epoch {epoch} after epoch {newest}"
+        );
+        *newest = epoch;
+        if !self.watch.nodes[node].blank {
+            self.watch.grants.entry(epoch).or_default().insert(node);
+        }
+    }
+
+    /// A frame is handed to a node.
+    pub(crate) fn hears(&mut self, node: usize, conn: usize, side: usize, frame: &Frame) {
+        let from = self.net.conns[conn].nodes[1 - side];
+        let (now, life) = (self.now, self.nodes[node].life);
+        let watched = &mut self.watch.nodes[node];
+        match *frame {
+            Frame::Heartbeat {
+                epoch,
+                number,
+                lease_ms,
+                ..
+            } => {
+                let lease_ns = u64::from(lease_ms) * MS;
+                let heard = (epoch.0, number, now, lease_ns);
+                watched.heard.insert(conn, heard);
+            }
+            Frame::Ack { seq, .. } => self.was_fed(conn, side, seq.0),
+            Frame::HeartbeatAck { epoch, number } => {
+                let reign = &mut watched.reign;
+                if (reign.epoch, reign.life) == (epoch.0, life)
+                    && let Some(&sent) = reign.sent.get(&number)
+                {
+                    let newest = reign.answered.entry(from).or_insert(sent);
+                    *newest = sent.max(*newest);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Until when a node may answer, on its own clock, by the heartbeats that it sent and the answers that it was handed.
+    pub(crate) fn lease_of(&self, node: usize) -> Time {
+        let others = self.nodes.len() / 2;
+        if others == 0 {
+            return Time(u64::MAX);
+        }
+        let reign = &self.watch.nodes[node].reign;
+        if reign.life != self.nodes[node].life {
+            return Time(0);
+        }
+        let mut times: Vec<Time> = reign.answered.values().copied().collect();
+        times.sort_unstable_by(|a, b| b.cmp(a));
+        let lease = self.nodes[node].config.lease_ns() / 100 * 99;
+        times
+            .get(others - 1)
+            .map_or(Time(0), |at| Time(at.0 + lease))
+    }
+
+    pub(crate) fn lease_runs(&self, node: usize) -> bool {
+        self.local(node, self.now) < self.lease_of(node)
+    }
+
+    /// A node serves an epoch: enough voters with whole disks have promised it.
+    pub(crate) fn has_promises(&self, node: usize, epoch: u64) {
+        let by = self.watch.grants.get(&epoch);
+        let count = by.map_or(0, BTreeSet::len) + usize::from(self.nodes.len() == 1);
+        let blank = |node: usize| self.watch.nodes[node].blank;
+        let hurt = (0..self.nodes.len()).filter(|&n| self.nodes[n].hurt && !blank(n));
+        let hurt = hurt.count();
+        assert!(
+            count + hurt > self.nodes.len() / 2 || self.checks.is_beyond(),
+            "P4: node {node} serves epoch {epoch}, promised by {by:?} alone"
+        );
+    }
+
+    /// A client is answered: P5.
+    pub(crate) fn answers_in_time(&self, node: usize) {
+        let over = self.lease_of(node);
+        let now = self.local(node, self.now);
+        assert!(
+            now < over || self.options.loose_clocks,
+            "P5: node {node} answers {} ns after its lease was over",
+            now.0 - over.0
+        );
+    }
+
+    /// A client is told what it read: all of it must be committed by then (P5).
+    pub(crate) fn was_committed(&self, node: usize, bytes: &[u8], first: u64) {
+        let committed = self.watch.committed;
+        for (block, bytes) in (first..).zip(bytes.chunks_exact(BLOCK_BYTES)) {
+            for stamp in stamps_of(bytes, block) {
+                if let Some((epoch, _, seq)) = self.watch.batch_of(stamp) {
+                    assert!(
+                        seq <= committed,
+                        "P5: node {node} lets a client read record {epoch}.{seq}, and {committed} is committed"
+                    );
+                }
+            }
+        }
+    }
+}
