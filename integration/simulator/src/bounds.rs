@@ -70,7 +70,8 @@ impl Cluster {
             view.requests,
             view.requests_max
         );
-        if view.serving && view.suspended == Suspended::No && self.lease_runs(node) {
+        let alone = self.nodes[node].config.ack == AckPolicy::Majority;
+        if alone && view.serving && view.suspended == Suspended::No && self.lease_runs(node) {
             self.majority_is_enough(node, view);
             self.nothing_waits_for_nothing(node);
         }
@@ -78,9 +79,6 @@ impl Cluster {
 
     /// P7: what a majority has is committed and answered in the very turn in which the Primary hears of it.
     fn majority_is_enough(&self, node: usize, view: &View) {
-        if self.nodes[node].config.ack != AckPolicy::Majority {
-            return;
-        }
         let mut durable: Vec<Seq> = view
             .peers
             .iter()
@@ -137,12 +135,7 @@ impl Cluster {
                 "P7: node {node} has nothing to wait for, and lets {waits:?} wait"
             );
         }
-        // Streams hold what they have not sent, up to their bound; that is not the node's doing.
-        let held = self.net.conns.iter().any(|c| {
-            let side = c.nodes.iter().position(|&x| x == node);
-            side.is_some_and(|side| c.pipes[side].iter().any(|p| p.hold.is_some()))
-        });
-        if replica.capacity().requests > 0 || view.requests > 0 || held {
+        if replica.capacity().requests > 0 || view.requests > 0 || self.streams_hold(node) {
             self.bounds.short.remove(&node);
             return;
         }
@@ -152,6 +145,14 @@ impl Cluster {
             *turns < SHORT_TURNS_MAX,
             "P7: node {node} is idle and takes no request for want of memory: {memory:?}"
         );
+    }
+
+    /// Whether streams hold memory of a node: what they have not sent, up to their bound.
+    fn streams_hold(&self, node: usize) -> bool {
+        self.net.of(node).iter().any(|&(conn, side)| {
+            let mut pipe = self.net.conns[conn].pipes[side].iter();
+            pipe.any(|p| p.hold.is_some())
+        })
     }
 
     /// A node starts a disk operation: P8.
@@ -251,6 +252,10 @@ impl Cluster {
             return;
         };
         let memory = replica.memory();
+        let view = &self.nodes[node].view;
+        if view.admitted != view.applied {
+            return; // What it has of a log that nobody committed stays in memory while there is room.
+        }
         for (purpose, kept) in [
             (Purpose::Client, 0),
             (Purpose::Core, 4),
