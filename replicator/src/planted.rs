@@ -95,6 +95,8 @@ bugs! {
         GrantBeforeDurable,
         /// After a restart the promise is what the log shows, not what the superblock says (S1).
         ForgottenPromise,
+        /// The promise of a node with blank disks counts like that of the node whose place it took (P2, S3).
+        BlankGrantCounts,
         /// A candidate with enough promises reigns with the log that it has (P3).
         SkipFetch,
     }
@@ -121,8 +123,8 @@ bugs! {
         CommitWaitsForAll,
         /// A read of what was just written waits until every connected peer has that.
         ReadsWaitForAll,
-        /// A batch stays in memory until every connected peer has it.
-        BuffersWaitForPeers,
+        /// Peers are fed in step: none gets more than a window beyond what the slowest has acknowledged.
+        FeedsInStep,
     }
     8 {
         /// An apply gives all its writes to the disk at once.
@@ -139,6 +141,10 @@ bugs! {
         BodyUnchecked,
         /// A peer's records are about blocks that exist.
         RecordsUnchecked,
+        /// A peer acknowledges what it was sent.
+        AckUnchecked,
+        /// A peer's epochs and records have numbers that one can count on from.
+        NumbersUnchecked,
     }
     10 {
         /// A drain is answered when the reign is over and no apply runs, whatever is still to be applied.

@@ -84,6 +84,10 @@ newtype! {
     AdminId(u64)
 }
 
+/// The greatest number that an epoch or a record may have. What comes from a peer or a disk is compared with it, so that
+/// whoever counts on never gets past the end.
+pub const NUMBER_MAX: u64 = u64::MAX / 2;
+
 impl Seq {
     /// The record after this one.
     #[must_use]

@@ -12,6 +12,7 @@ use replicator::{AckPolicy, OnNoQuorum};
 
 use crate::disk::{EIO, ENOSPC, Fate};
 use crate::drive::{JOURNAL, META, STORE};
+use crate::forge::forge_frame;
 use crate::harness::*;
 use crate::net::Spoil;
 use crate::rng::Rng;
@@ -58,6 +59,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("reset", 50, 9, reset),
     attack("slow link", 40, 15, slow_link),
     attack("damaged frame", 30, 15, damage_frame),
+    attack("forged frame", 20, 15, forge_frame),
     // Disks that say so.
     attack("slow disk", 50, 14, slow_disk),
     attack("hanging disk", 30, 20, hang_disk),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use replicator::memory::{Memory, Purpose};
 use replicator::types::*;
-use replicator::view::{ReplicationState, Suspended, View};
+use replicator::view::{PeerView, ReplicationState, Suspended, View};
 use replicator::{AckPolicy, OnNoQuorum};
 
 use crate::client::Kind;
@@ -22,10 +22,17 @@ const STORE_WRITES_MAX: usize = 32;
 const QUEUE_MAX: usize = 64 + 128;
 
 /// Blocks that a peer has not acknowledged, at most: the window, and what one read of the journal brings besides.
-const UNACKNOWLEDGED_BLOCKS_MAX: u64 = 1024 + 385 + 256;
+const UNACKNOWLEDGED_BLOCKS_MAX: u64 = WINDOW_BLOCKS + BATCH_BLOCKS + 256;
 
 /// Blocks that are free in each share for a node to be called idle.
-const PLENTY_BLOCKS: u32 = 400;
+const PLENTY_BLOCKS: u32 = 350;
+
+/// Blocks that a small write takes at most: a driver that is told to go on must be able to.
+const SMALL_WRITE_BLOCKS: u32 = 17;
+
+/// Journal blocks under way to a peer, at most, and those of one batch.
+const WINDOW_BLOCKS: u64 = 1024;
+const BATCH_BLOCKS: u64 = 385;
 
 /// Turns that memory may be short for while nobody uses it: what is held is given back a little in each.
 const SHORT_TURNS_MAX: u32 = 64;
@@ -33,6 +40,8 @@ const SHORT_TURNS_MAX: u32 = 64;
 /// What was sent to a peer on one connection.
 #[derive(Default)]
 struct Sent {
+    /// The last record that was sent.
+    last: u64,
     /// Blocks of each batch, by its last record.
     blocks: BTreeMap<u64, u64>,
     acknowledged: bool,
@@ -70,11 +79,55 @@ impl Cluster {
             view.requests,
             view.requests_max
         );
+        let free = replica.memory().free_blocks(Purpose::Client);
+        assert!(
+            more == 0 || free >= SMALL_WRITE_BLOCKS || self.nodes.len() == 1,
+            "P8: node {node} takes {more} more requests and has memory for {free} blocks"
+        );
         let alone = self.nodes[node].config.ack == AckPolicy::Majority;
         if alone && view.serving && view.suspended == Suspended::No && self.lease_runs(node) {
             self.majority_is_enough(node, view);
             self.nothing_waits_for_nothing(node);
+            self.no_peer_waits_for_another(node);
         }
+    }
+
+    /// P7: a peer whose own window has room is sent what there is, however little the others acknowledge.
+    fn no_peer_waits_for_another(&self, node: usize) {
+        let n = &self.nodes[node];
+        let reading = n.flights.values().any(|f| f.reads_from(JOURNAL))
+            || n.inbox.iter().any(|h| matches!(h, Happening::Disk(..)));
+        if reading || !self.has_plenty(node) {
+            return;
+        }
+        for (conn, side) in self.net.of(node) {
+            let c = &self.net.conns[conn];
+            let peer = node_id(c.nodes[1 - side]);
+            let fed = |p: &PeerView| p.node == peer && p.replication != ReplicationState::Off;
+            let Some(sent) = self.bounds.sent.get(&(conn, side)) else {
+                continue;
+            };
+            let under_way: u64 = sent.blocks.values().sum();
+            let room = under_way + BATCH_BLOCKS <= WINDOW_BLOCKS;
+            let queue = c.pipes[side].iter().any(|p| p.hold.is_some());
+            if sent.acknowledged && room && !queue && n.view.peers.iter().any(fed) {
+                assert!(
+                    sent.last >= n.view.admitted.0,
+                    "P7: node {node} has records up to {} and sends {peer:?} no more than {}",
+                    n.view.admitted,
+                    sent.last
+                );
+            }
+        }
+    }
+
+    fn has_plenty(&self, node: usize) -> bool {
+        self.nodes[node].replica.as_ref().is_some_and(|replica| {
+            let memory = replica.memory();
+            let plenty =
+                |p: Purpose| memory.free_blocks(p) >= PLENTY_BLOCKS.min(memory.total_blocks(p) / 2);
+            plenty(Purpose::Client) && plenty(Purpose::Core)
+        })
     }
 
     /// P7: what a majority has is committed and answered in the very turn in which the Primary hears of it.
@@ -122,10 +175,9 @@ impl Cluster {
             return;
         };
         let memory = replica.memory();
-        let least =
-            |p: Purpose| memory.free_blocks(p) >= PLENTY_BLOCKS.min(memory.total_blocks(p) / 2);
         let room = view.journal_bytes - view.journal_used_bytes >= 4 << 20;
-        if least(Purpose::Client) && least(Purpose::Core) && room {
+        let plenty = self.has_plenty(node);
+        if plenty && room {
             let waits = self
                 .requests
                 .iter()
@@ -135,7 +187,7 @@ impl Cluster {
                 "P7: node {node} has nothing to wait for, and lets {waits:?} wait"
             );
         }
-        if replica.capacity().requests > 0 || view.requests > 0 || self.streams_hold(node) {
+        if plenty || self.streams_hold(node) {
             self.bounds.short.remove(&node);
             return;
         }
@@ -143,7 +195,7 @@ impl Cluster {
         *turns += 1;
         assert!(
             *turns < SHORT_TURNS_MAX,
-            "P7: node {node} is idle and takes no request for want of memory: {memory:?}"
+            "P7: node {node} has nothing to do and keeps its memory: {memory:?}"
         );
     }
 
@@ -193,6 +245,7 @@ impl Cluster {
     pub(crate) fn feeds(&mut self, node: usize, conn: usize, side: usize, last: u64, blocks: u32) {
         let sent = self.bounds.sent.entry((conn, side)).or_default();
         sent.blocks.insert(last, u64::from(blocks));
+        sent.last = sent.last.max(last);
         let under_way: u64 = sent.blocks.values().sum();
         assert!(
             !sent.acknowledged || under_way <= UNACKNOWLEDGED_BLOCKS_MAX,

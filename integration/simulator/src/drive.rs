@@ -288,6 +288,7 @@ impl Cluster {
     ) -> Vec<u64> {
         let wrapped = self.nodes[node].wrapped.take();
         let mut batches = Vec::new();
+        let mut at = block_at(offset);
         for part in parts {
             let Some(first) = self.checks.saw(node, part.bytes(), false) else {
                 assert_eq!(offset, BLOCK_BYTES_U64, "journal writes begin with headers");
@@ -295,9 +296,13 @@ impl Cluster {
                 return batches;
             };
             batches.push(first);
-            if batch::read_header(part.bytes()).is_ok_and(|h| h.blocks() == part.blocks()) {
-                self.watch.batch(node, part.bytes(), "its journal");
+            if let Ok(header) = batch::read_header(part.bytes()) {
+                self.journals(node, at, &header);
+                if header.blocks() == part.blocks() {
+                    self.watch.batch(node, part.bytes(), "its journal");
+                }
             }
+            at += u64::from(part.blocks());
         }
         // The split batch, if there is one, is durable with the later of its two writes.
         if let Some(wrapped) = wrapped
@@ -418,6 +423,15 @@ impl Cluster {
         let due = (self.now + delay).max(c.pipes[side].back().map_or(0, |p| p.due));
         let mut spoilt = false;
         let mut shared = batch.as_ref().map(SimBuffer::share);
+        let forgery = self.net.forge.get(&link);
+        if let Some((forged, batch)) = forgery.and_then(|f| f.of(frame, shared.as_ref())) {
+            self.net.forge.remove(&link);
+            self.net.conns[conn].spoilt = true;
+            bytes.resize(FRAME_BYTES_MAX, 0);
+            let length = encode(&forged, blocks, &mut bytes);
+            bytes.truncate(length);
+            shared = batch;
+        }
         if let Some(spoil) = self.net.spoil.get(&link).copied()
             && (shared.is_some() || !spoil.batch)
         {

@@ -591,6 +591,7 @@ impl Cluster {
         } = recovered;
         let n = &mut self.nodes[node];
         let Scanned { parts, .. } = scanned;
+        self.watch.journal_holds(node, parts);
         assert!(
             scanned.damaged_until == RecordId::NONE || n.hurt,
             "node {node} takes itself for damaged: {:?} {:?} acked {} committed {} tail {:?}",

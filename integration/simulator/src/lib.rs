@@ -9,6 +9,7 @@ mod client;
 mod control;
 mod disk;
 mod drive;
+mod forge;
 mod harness;
 mod hash;
 mod intake;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use replicator::types::ConnId;
 
+use crate::forge::Forgery;
 use crate::memory::{Shared, SimBuffer};
 
 /// A frame under way.
@@ -50,6 +51,8 @@ pub(crate) struct Net {
     pub(crate) cut: BTreeSet<(usize, usize)>,
     /// Directions that are slower than they should be, by which factor.
     pub(crate) slow: BTreeMap<(usize, usize), u64>,
+    /// Directions in which a frame is forged.
+    pub(crate) forge: BTreeMap<(usize, usize), Forgery>,
     /// Directions in which the next frame is damaged.
     pub(crate) spoil: BTreeMap<(usize, usize), Spoil>,
 }

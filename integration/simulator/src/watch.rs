@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use replicator::journal::batch::{self, Kind};
+use replicator::journal::batch::{self, Header, Kind};
+use replicator::journal::log::LogParts;
+use replicator::meta::label::LABEL_BLOCKS;
 use replicator::meta::superblock::{COPIES, Superblock, choose, copy_offset};
 use replicator::types::*;
 use replicator::wire::frame::{Frame, Report};
@@ -44,6 +46,10 @@ struct Watched {
     /// The heartbeat that was handed in last on each connection: epoch, number, when, its lease.
     heard: BTreeMap<usize, (u64, u64, u64, u64)>,
     reign: Reign,
+    /// What was written where in its journal: by the first block, how many blocks, first and last record.
+    ring: BTreeMap<u64, (u64, u64, u64)>,
+    /// The last record of its log.
+    newest: u64,
     /// It has empty disks in place of those that it promised with.
     blank: bool,
 }
@@ -85,6 +91,17 @@ impl Watch {
             ..Watched::default()
         };
         self.promises.retain(|(voter, _), _| *voter != node);
+    }
+
+    /// A node starts, and this is in its journal.
+    pub(crate) fn journal_holds(&mut self, node: usize, parts: &LogParts) {
+        let Watched { ring, newest, .. } = &mut self.nodes[node];
+        ring.clear();
+        *newest = parts.entries.last().map_or(0, |e| e.last.0);
+        for entry in &parts.entries {
+            let at = LABEL_BLOCKS + entry.position % parts.ring_blocks;
+            ring.insert(at, (u64::from(entry.blocks), entry.first.0, entry.last.0));
+        }
     }
 
     /// The batch that holds a write, if it is in one: epoch, first and last record.
@@ -130,6 +147,38 @@ fn superblock_on(disk: &Disk) -> Option<Superblock> {
 }
 
 impl Cluster {
+    /// A node writes a batch to its journal, at this block: nothing may be there that its stores may lack (P3).
+    pub(crate) fn journals(&mut self, node: usize, at: u64, header: &Header) {
+        let blocks = u64::from(header.blocks());
+        let (first, last) = (header.first.0, header.last().0);
+        let Watched { ring, newest, .. } = &mut self.watch.nodes[node];
+        if *newest >= first {
+            // A tail was cut, and goes.
+            ring.retain(|_, (_, f, _)| *f < first);
+        }
+        *newest = last;
+        let before = ring.range(..at).next_back();
+        let before = before.filter(|(b, (n, ..))| *b + n > at).map(|(b, _)| *b);
+        let within: Vec<u64> = ring.range(at..at + blocks).map(|(b, _)| *b).collect();
+        let gone: Vec<_> = before
+            .into_iter()
+            .chain(within)
+            .filter_map(|b| ring.remove(&b))
+            .collect();
+        ring.insert(at, (blocks, first, last));
+        let Some(newest) = gone.iter().map(|(.., last)| *last).max() else {
+            return;
+        };
+        if self.nodes[node].hurt {
+            return;
+        }
+        let applied = superblock_on(&self.nodes[node].disks.meta).map_or(0, |s| s.applied.id.seq.0);
+        assert!(
+            newest <= applied,
+            "P3: node {node} writes record {first} over record {newest}, and its superblock says that its stores have {applied}"
+        );
+    }
+
     /// A node sends a frame.
     pub(crate) fn says(&mut self, node: usize, conn: usize, side: usize, frame: &Frame) {
         if let Frame::Heartbeat { epoch, number, .. } = frame {

@@ -126,7 +126,12 @@ impl<M: Memory> Replica<M> {
                 self.start_feed(node);
                 continue;
             }
-            let acked_to = match self.log.number_of(peer.acked) {
+            let mut acked = peer.acked;
+            if planted!(FeedsInStep) {
+                let connected = self.peers.iter().filter(|p| p.conn.is_some());
+                acked = connected.map(|p| p.acked).fold(acked, Seq::min);
+            }
+            let acked_to = match self.log.number_of(acked) {
                 Some(number) => self.log.tail_before(number + 1).position,
                 None => self.log.start().position,
             };

@@ -298,6 +298,11 @@ impl<M: Memory> Replica<M> {
             self.give_up(conn, reason, false);
             return true;
         }
+        if self.following.is_some_and(|f| header.epoch > f.epoch) {
+            let reason = DropReason::Protocol("it sent a record of an epoch after its own");
+            self.give_up(conn, reason, false);
+            return true;
+        }
         let config = batch::config_of(buffer.bytes(), header);
         match self.identity_of(header, config.as_ref()) {
             Identity::Ours => {}

@@ -198,14 +198,6 @@ impl<M: Memory> Replica<M> {
             .max(self.log.applied_number())
             .max(self.applier.window_end());
         for number in from..self.log.durable_number().min(from + 64) {
-            if planted!(BuffersWaitForPeers)
-                && self
-                    .peers
-                    .iter()
-                    .any(|p| p.conn.is_some() && self.log.number_of(p.acked) < Some(number))
-            {
-                break;
-            }
             self.evict_from = number + 1;
             if let Some(entry) = self.log.entry_mut(number) {
                 entry.buffer = None;

@@ -461,7 +461,7 @@ impl<M: Memory> Replica<M> {
                 self.end_candidacy(Err(AdminError::Failed("this node is stopping".into())));
                 self.demote(DemoteFor::Drain);
                 self.drain = Some(id);
-                self.applier.urgent = true;
+                self.applier.urgent = !planted!(DrainBeforeApplied);
             }
         }
     }

@@ -311,53 +311,70 @@ impl FrameHeader {
             return report::decode(body).map(|r| Frame::Report(Box::new(r)));
         }
         let n = RawNumbers::read_from_bytes(body).map_err(|_| FrameError::Length)?;
-        let (a, b, c, d) = (n.a.get(), n.b.get(), n.c.get(), n.d.get());
+        let (a, b) = (n.a.get(), n.b.get());
         Ok(match self.kind {
             KIND_ASK => Frame::Ask { token: a },
             KIND_PROMISE => Frame::Promise {
                 token: a,
-                epoch: Epoch(b),
+                epoch: epoch(n.b)?,
                 incarnation: Incarnation(n.wide.get()),
             },
             KIND_FETCH => Frame::Fetch {
                 token: a,
-                after: Seq(b),
+                after: seq(n.b)?,
             },
             KIND_FETCHED => Frame::Fetched { token: a },
             KIND_APPEND => Frame::Append {
-                epoch: Epoch(a),
-                committed: Seq(b),
+                epoch: epoch(n.a)?,
+                committed: seq(n.b)?,
             },
             KIND_ACK => Frame::Ack {
-                epoch: Epoch(a),
-                seq: Seq(b),
+                epoch: epoch(n.a)?,
+                seq: seq(n.b)?,
             },
             KIND_HEARTBEAT => Frame::Heartbeat {
-                epoch: Epoch(a),
+                epoch: epoch(n.a)?,
                 number: b,
-                committed: Seq(c),
-                tail: Seq(d),
+                committed: seq(n.c)?,
+                tail: seq(n.d)?,
                 lease_ms: n.small.get(),
             },
             KIND_HEARTBEAT_ACK => Frame::HeartbeatAck {
-                epoch: Epoch(a),
+                epoch: epoch(n.a)?,
                 number: b,
             },
             KIND_REFUSED => Frame::Refused {
-                promised: Epoch(a),
+                promised: epoch(n.a)?,
                 promised_to: node_from_wire(n.node)?,
             },
             KIND_DEMOTED => Frame::Demoted {
-                epoch: Epoch(a),
-                committed: Seq(b),
+                epoch: epoch(n.a)?,
+                committed: seq(n.b)?,
             },
             KIND_TOO_FAR_BEHIND => Frame::TooFarBehind {
-                journal_floor: Seq(a),
+                journal_floor: seq(n.a)?,
             },
             KIND_PING => Frame::Ping,
             other => return Err(FrameError::Kind(other)),
         })
     }
+}
+
+fn number(n: U64) -> Result<u64, FrameError> {
+    let n = n.get();
+    if n <= NUMBER_MAX || planted!(NumbersUnchecked) {
+        Ok(n)
+    } else {
+        Err(FrameError::Field)
+    }
+}
+
+fn epoch(n: U64) -> Result<Epoch, FrameError> {
+    number(n).map(Epoch)
+}
+
+fn seq(n: U64) -> Result<Seq, FrameError> {
+    number(n).map(Seq)
 }
 
 fn node_from_wire(byte: u8) -> Result<Option<NodeId>, FrameError> {

@@ -6,8 +6,8 @@ use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{
-    BODY_BYTES_MAX, EPOCH_HISTORY_MAX, EpochHistory, FrameError, Report, node_from_wire,
-    node_to_wire,
+    BODY_BYTES_MAX, EPOCH_HISTORY_MAX, EpochHistory, FrameError, Report, epoch, node_from_wire,
+    node_to_wire, seq,
 };
 use crate::meta::config::{ClusterConfig, ConfigAt, RawConfig};
 use crate::types::*;
@@ -86,8 +86,8 @@ pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
     let mut epochs = EpochHistory::new();
     for entry in entries {
         let id = RecordId {
-            epoch: Epoch(entry.epoch.get()),
-            seq: Seq(entry.first.get()),
+            epoch: epoch(entry.epoch)?,
+            seq: seq(entry.first)?,
         };
         if epochs
             .last()
@@ -101,8 +101,8 @@ pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
     let config = if flag(HAS_CONFIG) {
         Some(ConfigAt {
             at: RecordId {
-                epoch: Epoch(raw.config_epoch.get()),
-                seq: Seq(raw.config_seq.get()),
+                epoch: epoch(raw.config_epoch)?,
+                seq: seq(raw.config_seq)?,
             },
             config: ClusterConfig::from_raw(&raw.config).ok_or(FrameError::Field)?,
         })
@@ -111,21 +111,21 @@ pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
     };
     Ok(Report {
         token: raw.token.get(),
-        granted: Epoch(raw.granted.get()),
+        granted: epoch(raw.granted)?,
         uuid: ResourceUuid(raw.uuid.get()),
         history: HistoryId(raw.history.get()),
         incarnation: Incarnation(raw.incarnation.get()),
-        promised: Epoch(raw.promised.get()),
+        promised: epoch(raw.promised)?,
         promised_to: node_from_wire(raw.promised_to)?,
         tail: RecordId {
-            epoch: Epoch(raw.tail_epoch.get()),
-            seq: Seq(raw.tail_seq.get()),
+            epoch: epoch(raw.tail_epoch)?,
+            seq: seq(raw.tail_seq)?,
         },
-        committed: Seq(raw.committed.get()),
-        journal_floor: Seq(raw.journal_floor.get()),
+        committed: seq(raw.committed)?,
+        journal_floor: seq(raw.journal_floor)?,
         you_acked: RecordId {
-            epoch: Epoch(raw.you_acked_epoch.get()),
-            seq: Seq(raw.you_acked_seq.get()),
+            epoch: epoch(raw.you_acked_epoch)?,
+            seq: seq(raw.you_acked_seq)?,
         },
         lease_wait_ms: raw.lease_wait_ms.get(),
         fresh: flag(FRESH),
@@ -133,7 +133,7 @@ pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
         primary: flag(PRIMARY),
         candidate: flag(CANDIDATE),
         damaged: flag(DAMAGED),
-        demoted: Epoch(raw.demoted.get()),
+        demoted: epoch(raw.demoted)?,
         config,
         epochs,
     })

@@ -223,7 +223,8 @@ fn what_is_no_frame_is_named() {
 #[test]
 fn fields_that_no_node_can_mean_are_refused() {
     let refused = |frame: &Frame, at: usize, new: &[u8]| {
-        let mut bytes = encoded(frame, 0);
+        let blocks = u32::from(matches!(frame, Frame::Append { .. }));
+        let mut bytes = encoded(frame, blocks);
         let at = FRAME_HEADER_BYTES + at;
         bytes[at..at + new.len()].copy_from_slice(new);
         decoded(&sealed(bytes)).map(|_| ())
@@ -234,6 +235,23 @@ fn fields_that_no_node_can_mean_are_refused() {
     };
     assert_eq!(refused(&to_nobody, 52, &[0xff]), Ok(()));
     assert_eq!(refused(&to_nobody, 52, &[8]), Err(FrameError::Field));
+    // Numbers after which a node could not count on.
+    let last = u64::MAX.to_le_bytes();
+    for (frame, _) in every_kind() {
+        let fields: &[usize] = match frame {
+            Frame::Promise { .. } | Frame::Fetch { .. } => &[8],
+            Frame::Refused { .. } | Frame::TooFarBehind { .. } | Frame::HeartbeatAck { .. } => &[0],
+            Frame::Append { .. } | Frame::Ack { .. } | Frame::Demoted { .. } => &[0, 8],
+            Frame::Heartbeat { .. } => &[0, 16, 24],
+            // Granted and promised, then tail to demoted, then the config's record, then an epoch's.
+            Frame::Report(_) => &[8, 64, 72, 80, 88, 96, 104, 112, 120, 128, 136, 888, 896],
+            Frame::Ask { .. } | Frame::Fetched { .. } | Frame::Ping => &[],
+        };
+        for &at in fields {
+            let answer = refused(&frame, at, &last);
+            assert_eq!(answer, Err(FrameError::Field), "{frame:?} at {at}");
+        }
+    }
     let report = Frame::Report(Box::new(report()));
     for (what, at, new, error) in [
         ("node 8", 148, &[8u8][..], FrameError::Field),
@@ -314,7 +332,7 @@ const REPORT: [&str; 13] = [
 
 prop_compose! {
     fn any_report()(
-        numbers in any::<[u64; 12]>(),
+        numbers in proptest::array::uniform12(0..=NUMBER_MAX),
         wide in any::<[u128; 3]>(),
         small in any::<u32>(),
         flags in any::<[bool; 5]>(),

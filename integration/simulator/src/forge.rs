@@ -1,0 +1,111 @@
+//! Frames that no sound peer sends, with checksums that are right: a peer with a fault of its own. They must be refused
+//! (P9). What would merely be a lie is not tried: whoever holds a peer's key can tell lies that nobody can see through.
+
+use std::rc::Rc;
+
+use replicator::journal::batch::{self, Draft, Kind, Place};
+use replicator::types::*;
+use replicator::wire::frame::Frame;
+
+use crate::harness::Cluster;
+use crate::memory::Shared;
+use crate::rng::Rng;
+
+/// What is wrong with a frame.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Forgery {
+    /// Its batch writes to blocks that no volume has.
+    Blocks,
+    /// It acknowledges records that were never sent.
+    Unsent,
+    /// One of its numbers is the greatest that there is.
+    Number,
+}
+
+/// The next frame from one node to another that can be forged is.
+pub(crate) fn forge_frame(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let count = c.nodes.len();
+    if count < 2 {
+        return false;
+    }
+    let a = rng.index(count);
+    let b = (a + 1 + rng.index(count - 1)) % count;
+    let forgery = rng.pick(&[Forgery::Blocks, Forgery::Unsent, Forgery::Number]);
+    c.net.forge.insert((a, b), forgery);
+    true
+}
+
+impl Forgery {
+    /// What goes out in place of a frame and its batch; `None` if this forgery is not for such a frame.
+    pub(crate) fn of(
+        self,
+        frame: &Frame,
+        batch: Option<&Shared>,
+    ) -> Option<(Frame, Option<Shared>)> {
+        let last = u64::MAX;
+        let forged = match (self, frame) {
+            (Self::Blocks, Frame::Append { .. }) => {
+                return Some((frame.clone(), Some(out_of_place(batch?)?)));
+            }
+            (Self::Unsent, &Frame::Ack { epoch, seq }) => Frame::Ack {
+                epoch,
+                seq: Seq(seq.0 + 1_000_000),
+            },
+            (Self::Number, &Frame::Fetch { token, .. }) => Frame::Fetch {
+                token,
+                after: Seq(last),
+            },
+            (
+                Self::Number,
+                &Frame::Promise {
+                    token, incarnation, ..
+                },
+            ) => Frame::Promise {
+                token,
+                epoch: Epoch(last),
+                incarnation,
+            },
+            (Self::Number, Frame::Report(report)) => {
+                let mut report = report.clone();
+                report.promised = Epoch(last);
+                Frame::Report(report)
+            }
+            _ => return None,
+        };
+        Some((forged, None))
+    }
+}
+
+/// The same batch, its first write moved past the end of every volume, and all checksums right.
+fn out_of_place(batch: &Shared) -> Option<Shared> {
+    let from = batch.first * BLOCK_BYTES;
+    let mut bytes = batch.bytes[from..from + batch.blocks * BLOCK_BYTES].to_vec();
+    let header = batch::read_header(&bytes).ok()?;
+    let mut draft = Draft::default();
+    let mut moved = false;
+    for mut record in batch::descriptors(&bytes, &header).flatten() {
+        if record.kind == Kind::Write && !moved {
+            record.block += 1 << 40;
+            moved = true;
+        }
+        let first = record.payload as usize * BLOCK_BYTES;
+        let payload = &bytes[first..first + record.payload_blocks() as usize * BLOCK_BYTES];
+        let (volume, block) = (record.volume, record.block);
+        draft.push(record.kind, volume, block, record.blocks, payload);
+    }
+    let place = Place {
+        uuid: header.uuid,
+        history: header.history,
+        epoch: header.epoch,
+        prev: header.prev_id(),
+        prev_blocks: header.prev_blocks,
+        prev_checksum: header.prev_checksum,
+        committed: header.committed,
+    };
+    draft.write_header(&place, &mut bytes[..BLOCK_BYTES]);
+    moved.then(|| Shared {
+        bytes: Rc::new(bytes),
+        first: 0,
+        blocks: batch.blocks,
+    })
+}
