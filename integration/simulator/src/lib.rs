@@ -15,6 +15,8 @@ mod lives;
 mod memory;
 mod net;
 mod oracle;
+#[cfg(feature = "planted")]
+mod proof;
 mod rng;
 #[cfg(test)]
 mod rules;
