@@ -16,6 +16,6 @@ mod net;
 mod oracle;
 mod rng;
 #[cfg(test)]
-mod rules;
+mod stories;
 
 pub use cli::main;
