@@ -19,6 +19,6 @@ mod oracle;
 mod proof;
 mod rng;
 #[cfg(test)]
-mod rules;
+mod stories;
 
 pub use cli::main;
