@@ -6,8 +6,10 @@ use replicator::types::*;
 use replicator::view::{DiskState, ReplicationState};
 
 use crate::client::{Client, Kind, Request};
-use crate::disk::{Disk, Disks, block_at};
+use crate::disk::{Disk, Disks, EIO, Fate, block_at};
+use crate::drive::{JOURNAL, STORE};
 use crate::harness::*;
+use crate::net::{FrameKind, Snag, Then};
 use crate::oracle::{UNITS_PER_BLOCK, stamps_of_block};
 use crate::rng::Rng;
 
@@ -38,6 +40,34 @@ impl Cluster {
     pub(crate) fn promote(&mut self, node: usize, time: u64) -> AdminResult {
         let deadline = self.deadline(node, time);
         self.command(node, AdminCommand::Promote { deadline })
+    }
+
+    /// Begins to promote a node; it may try for `time`.
+    pub(crate) fn begin_promote(&mut self, node: usize, time: u64) -> u64 {
+        let deadline = self.deadline(node, time);
+        self.admin(node, AdminCommand::Promote { deadline })
+    }
+
+    /// What became of a command that was begun.
+    pub(crate) fn answer(&mut self, id: u64, time: u64) -> Option<AdminResult> {
+        self.run_until(time, |c| c.admin_results.contains_key(&id));
+        self.admin_results.get(&id).cloned()
+    }
+
+    /// Ends replication between two nodes, as the operator of the first one does.
+    pub(crate) fn disconnect(&mut self, node: usize, peer: usize) {
+        let peer = node_id(peer);
+        assert_eq!(
+            self.command(node, AdminCommand::Disconnect { peer }),
+            Ok(())
+        );
+    }
+
+    /// Begins it again, at both ends.
+    pub(crate) fn connect(&mut self, a: usize, b: usize) {
+        for (node, peer) in [(a, node_id(b)), (b, node_id(a))] {
+            assert_eq!(self.command(node, AdminCommand::Connect { peer }), Ok(()));
+        }
     }
 
     pub(crate) fn up(&self, node: usize) -> bool {
@@ -88,12 +118,25 @@ impl Cluster {
         self.net.cut.insert((from, to));
     }
 
+    /// Cuts what goes between two nodes, both ways. Nobody is told.
+    pub(crate) fn cut_both(&mut self, a: usize, b: usize) {
+        self.cut(a, b);
+        self.cut(b, a);
+    }
+
     /// Cuts a node off from all others, both ways.
     pub(crate) fn isolate(&mut self, node: usize) {
         for other in (0..self.nodes.len()).filter(|&o| o != node) {
-            self.cut(node, other);
-            self.cut(other, node);
+            self.cut_both(node, other);
         }
+    }
+
+    /// Lets everything pass again between two nodes.
+    pub(crate) fn uncut(&mut self, a: usize, b: usize) {
+        let mut cut = std::mem::take(&mut self.net.cut);
+        cut.retain(|&way| way != (a, b) && way != (b, a));
+        self.heal();
+        self.net.cut = cut;
     }
 
     /// Lets everything pass again. What was held up arrives late.
@@ -162,6 +205,36 @@ impl Cluster {
                 self.close(conn, side);
             }
         }
+    }
+
+    /// The connection breaks just before the next frame of a kind is delivered: that and what is under way is lost.
+    pub(crate) fn break_before(&mut self, from: usize, to: usize, kind: FrameKind) {
+        self.snag(from, to, kind, Then::BreakBefore);
+    }
+
+    /// The connection breaks as soon as the next frame of a kind was delivered.
+    pub(crate) fn break_after(&mut self, from: usize, to: usize, kind: FrameKind) {
+        self.snag(from, to, kind, Then::BreakAfter);
+    }
+
+    /// The next frame of a kind is held up, with all behind it, until that way is healed.
+    pub(crate) fn hold(&mut self, from: usize, to: usize, kind: FrameKind) {
+        self.snag(from, to, kind, Then::Hold);
+    }
+
+    fn snag(&mut self, from: usize, to: usize, kind: FrameKind, then: Then) {
+        self.net.snags.push(Snag {
+            from,
+            to,
+            kind,
+            then,
+        });
+    }
+
+    /// Lets time pass until all that was laid in the way of frames has happened.
+    pub(crate) fn until_snagged(&mut self) {
+        let snagged = self.run_until(20 * SECOND, |c| c.net.snags.is_empty());
+        assert!(snagged, "no such frame came");
     }
 
     /// Gives a node new, empty disks.
@@ -251,6 +324,13 @@ impl Cluster {
         self.request(node, Kind::Read, volume, units)
     }
 
+    /// A scripted zeroing of whole blocks.
+    pub(crate) fn zero(&mut self, node: usize, volume: usize, block: u64, blocks: u64) -> u64 {
+        let units = block * UNITS_PER_BLOCK..(block + blocks) * UNITS_PER_BLOCK;
+        let may_deallocate = true;
+        self.request(node, Kind::Zero { may_deallocate }, volume, units)
+    }
+
     /// How a scripted request ends, within a time; `None` if it does not.
     pub(crate) fn outcome(&mut self, id: u64, time: u64) -> Option<Outcome> {
         self.run_until(time, |c| c.outcomes.contains_key(&id));
@@ -319,6 +399,7 @@ impl Cluster {
 
     /// These nodes work again: they run, their disks are fast, and frames pass between them.
     pub(crate) fn mend(&mut self, nodes: &[usize]) {
+        self.net.snags.clear();
         for &a in nodes {
             for &b in nodes {
                 self.net.slow.remove(&(a, b));
@@ -384,8 +465,28 @@ impl Cluster {
             self.checks.ends_beyond();
             return None;
         }
+        if self.needs_resync() {
+            return None;
+        }
         said.truncate(8);
         panic!("nobody can be promoted: {said:?}");
+    }
+
+    /// How many of these nodes can be fed from the journal of the one among them that has trimmed its own furthest. The others need a
+    /// resync, which does not exist yet: until then they do not count.
+    fn within_the_journal(&self, nodes: &[usize]) -> usize {
+        let there = |n: &&usize| self.up(**n) && !self.nodes[**n].wiped;
+        let floor = |n: &usize| self.nodes[*n].view.journal_floor.0;
+        let highest = nodes.iter().filter(there).map(floor).max().unwrap_or(0);
+        let near = |n: &&usize| self.nodes[**n].view.committed.0 + 1 >= highest;
+        nodes.iter().filter(there).filter(near).count()
+    }
+
+    /// Whether too few members are left that can be fed from a journal.
+    fn needs_resync(&mut self) -> bool {
+        let needs = self.within_the_journal(&self.all()) <= self.nodes.len() / 2;
+        self.stuck |= needs;
+        needs
     }
 
     /// Liveness: a majority works and sees each other, of the others nothing is heard. Somebody can be promoted and writes are
@@ -446,7 +547,9 @@ impl Cluster {
         let Some(primary) = self.promote_any(&self.all()) else {
             return;
         };
-        self.everything_is_answered(primary);
+        if !self.everything_is_answered(primary) {
+            return;
+        }
         self.must_write(primary, 0, 3, 2);
         let fed = self.run_until(30 * SECOND, |c| c.fed(primary));
         assert!(
@@ -473,22 +576,25 @@ impl Cluster {
         }
     }
 
-    fn everything_is_answered(&mut self, primary: usize) {
+    /// Whether that comes true; else it is excused.
+    fn everything_is_answered(&mut self, primary: usize) -> bool {
         let nothing_waits = |c: &Self| c.requests.values().all(|r| r.client.is_none());
         let answered = self.run_until(30 * SECOND, |c| {
             c.nodes[primary].view.serving && nothing_waits(c)
         });
         self.stop_clients();
         if answered || self.run_until(20 * SECOND, nothing_waits) {
-            return;
+            return true;
         }
-        let nodes: Vec<_> = self
-            .nodes
-            .iter()
-            .map(|n| (n.replica.as_ref().map(|r| r.memory()), &n.view))
-            .collect();
+        if self.needs_resync() {
+            return false;
+        }
+        for node in &self.nodes {
+            let memory = node.replica.as_ref().map(|r| r.memory());
+            println!("{memory:?}\n{:?}\n", node.view);
+        }
         panic!(
-            "requests are never answered at {primary}: {:?}\n{nodes:?}",
+            "requests are never answered at {primary}: {:?}",
             self.requests
         );
     }
@@ -515,6 +621,16 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// The next write to a node's journal or metadata fails.
+    pub(crate) fn fails_next_journal_write(&mut self, node: usize) {
+        self.nodes[node].next_fate[JOURNAL] = Some(Fate::Fails(DiskError::Os(EIO)));
+    }
+
+    /// The next write to one of a node's stores fails.
+    pub(crate) fn fails_next_store_write(&mut self, node: usize) {
+        self.nodes[node].next_fate[STORE] = Some(Fate::Fails(DiskError::Os(EIO)));
     }
 
     /// Rots a block of a node's journal that holds the batch beginning with the newest record.

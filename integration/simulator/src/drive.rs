@@ -471,6 +471,14 @@ impl Cluster {
         self.hang_up(conn, 1 - side);
     }
 
+    /// A connection breaks at once: what is under way on it is lost. Both ends notice soon, if they can.
+    pub(crate) fn break_now(&mut self, conn: usize, side: usize) {
+        let c = &mut self.net.conns[conn];
+        c.up = [false; 2];
+        c.pipes.iter_mut().for_each(|pipe| pipe.clear());
+        self.close(conn, side);
+    }
+
     /// The other end will notice.
     pub(crate) fn hang_up(&mut self, conn: usize, side: usize) {
         let wait = self.rng.net.below(5 * MS);

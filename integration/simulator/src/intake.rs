@@ -9,6 +9,7 @@ use replicator::wire::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader};
 use crate::client::Kind;
 use crate::harness::*;
 use crate::memory::SimMemory;
+use crate::net::Then;
 use crate::oracle::{UNITS_PER_BLOCK, content, unit_offset};
 
 impl Cluster {
@@ -53,6 +54,21 @@ impl Cluster {
                 return;
             };
             assert!(!packet.spoilt, "P9: a damaged frame gets in as {frame:?}");
+            let from = c.nodes[1 - side];
+            let snag = self
+                .net
+                .snags
+                .iter()
+                .position(|s| s.from == from && s.to == node && (s.kind)(&frame));
+            if let Some(index) = snag
+                && self.net.snags[index].then != Then::BreakAfter
+            {
+                match self.net.snags.remove(index).then {
+                    Then::Hold => _ = self.net.cut.insert((from, node)),
+                    _ => self.break_now(conn, side),
+                }
+                return;
+            }
             let mut batch = None;
             if let Some(shared) = &packet.batch {
                 let memory = replica.memory();
@@ -67,8 +83,17 @@ impl Cluster {
                 self.after(US, Event::Sent(conn, 1 - side));
             }
             self.hears(node, conn, side, &frame);
-            let conn = id;
-            replica.handle(now, Input::Frame { conn, frame, batch });
+            let input = Input::Frame {
+                conn: id,
+                frame,
+                batch,
+            };
+            replica.handle(now, input);
+            if let Some(index) = snag {
+                self.break_now(conn, side);
+                self.net.snags.remove(index);
+                return;
+            }
         }
     }
 

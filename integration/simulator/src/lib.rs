@@ -21,7 +21,7 @@ mod oracle;
 mod proof;
 mod rng;
 #[cfg(test)]
-mod rules;
+mod stories;
 mod watch;
 
 pub use cli::main;

@@ -3,9 +3,32 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use replicator::types::ConnId;
+use replicator::wire::frame::Frame;
 
 use crate::forge::Forgery;
 use crate::memory::{Shared, SimBuffer};
+
+/// Tells the frames that are meant from all others.
+pub(crate) type FrameKind = fn(&Frame) -> bool;
+
+/// What happens at the frame that a snag waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Then {
+    /// The connection breaks, and the frame is lost.
+    BreakBefore,
+    /// The frame is delivered, and the connection breaks.
+    BreakAfter,
+    /// The frame and all behind it are held up.
+    Hold,
+}
+
+/// Something that happens at the next frame of a kind from one node to another.
+pub(crate) struct Snag {
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+    pub(crate) kind: FrameKind,
+    pub(crate) then: Then,
+}
 
 /// A frame under way.
 pub(crate) struct Packet {
@@ -55,6 +78,8 @@ pub(crate) struct Net {
     pub(crate) forge: BTreeMap<(usize, usize), Forgery>,
     /// Directions in which the next frame is damaged.
     pub(crate) spoil: BTreeMap<(usize, usize), Spoil>,
+    /// What stories have laid in the way of frames.
+    pub(crate) snags: Vec<Snag>,
 }
 
 impl Net {

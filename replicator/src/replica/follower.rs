@@ -70,12 +70,7 @@ impl<M: Memory> Replica<M> {
             self.log_warn(format!("a newer Primary, of epoch {epoch}, is there"));
             self.step_down();
         }
-        if self.candidacy.as_ref().is_some_and(|c| c.epoch < epoch) {
-            self.end_candidacy(Err(AdminError::OtherPrimary(format!(
-                "{} is Primary",
-                self.config.nodes[usize::from(node.0)]
-            ))));
-        }
+        self.candidate_hears_primary(node, epoch);
         if epoch > promised {
             self.promise(epoch, node);
         }
