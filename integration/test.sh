@@ -3,8 +3,8 @@
 # nbdcopy and the kernel's NBD client on a real cluster.
 #
 #   integration/test.sh              everything but hosts
-#   integration/test.sh PART...      only these: format lint scripts build tests doctests demo copy fio
-#                                    postgres kernel hosts
+#   integration/test.sh PART...      only these: format lint scripts build tests doctests planted demo
+#                                    copy fio postgres kernel hosts
 #   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
 #                                    hand, since it shuts a whole guest down
 #   NO_INSTALL=1                     install nothing
@@ -138,6 +138,12 @@ run_tests() {
     fi
 }
 
+# Bugs are planted in the core, and the simulator must find them.
+prove_checkers() {
+    cargo clippy --locked -p simulator --features planted --all-targets -- -D warnings &&
+        cargo sim-planted -- --planted-sample
+}
+
 only=("$@")
 # These use the programs, so they imply that they are built.
 for name in tests demo copy fio postgres kernel hosts; do
@@ -162,6 +168,7 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     export REPLICATOR_PROGRAMS
     suite tests run_tests
     suite doctests cargo test --locked --workspace --doc
+    part planted prove_checkers
     part demo cargo demo -- --json
     part copy integration/real/copy.sh
     part fio integration/real/fio.sh

@@ -111,10 +111,11 @@ pub(crate) fn live(seed: u64, trace: bool) -> Tally {
     let mut c = Cluster::new(seed, options);
     c.tracing = trace;
     c.trace(|| format!("{:?}", c.options));
-    c.big_percent = if rng.chance(25) {
-        rng.below(16)
-    } else {
-        rng.below(2)
+    c.big_percent = match rng.below(100) {
+        // Somebody restores a backup, and the journal fills up.
+        0..=5 => rng.between(30, 70),
+        6..=24 => rng.below(16),
+        _ => rng.below(2),
     };
     let clients = 1 + rng.index(3);
     let depth = 1 + rng.index(6);
