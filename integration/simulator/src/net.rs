@@ -1,6 +1,6 @@
 //! Connections: ordered streams with delays, resets, partitions in either direction, and half-open ends.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use replicator::types::ConnId;
 use replicator::wire::frame::Frame;
@@ -58,6 +58,8 @@ pub(crate) struct Net {
     pub(crate) cut: BTreeSet<(usize, usize)>,
     /// What stories have laid in the way of frames.
     pub(crate) snags: Vec<Snag>,
+    /// Blocks of batches that each node has sent to each other.
+    pub(crate) sent_blocks: BTreeMap<(usize, usize), u64>,
 }
 
 impl Net {

@@ -42,7 +42,6 @@ const APPEND: FrameKind = |f| matches!(f, Frame::Append { .. });
 const ACK: FrameKind = |f| matches!(f, Frame::Ack { .. });
 const HEARTBEAT: FrameKind = |f| matches!(f, Frame::Heartbeat { .. });
 const HEARTBEAT_ACK: FrameKind = |f| matches!(f, Frame::HeartbeatAck { .. });
-const DEMOTED: FrameKind = |f| matches!(f, Frame::Demoted { .. });
 
 fn of_nodes(nodes: usize) -> Options {
     Options {
@@ -109,9 +108,29 @@ impl Cluster {
     /// Restarts a node and waits until the Primary has fed it.
     fn restart_and_feed(&mut self, primary: usize, node: usize) {
         self.restart(node);
-        let fed = |c: &Cluster| {
-            c.connected(primary, node) && c.peer_disk(primary, node) == DiskState::UpToDate
+        self.until_follows(primary, node);
+    }
+
+    /// Waits until a node has all that the Primary has, and both say so.
+    fn until_follows(&mut self, primary: usize, node: usize) {
+        let follows = |c: &Cluster| {
+            let view = &c.nodes[node].view;
+            view.primary == Some(node_id(primary))
+                && view.disk_state == DiskState::UpToDate
+                && c.peer_disk(primary, node) == DiskState::UpToDate
         };
-        assert!(self.run_until(20 * SECOND, fed));
+        let followed = self.run_until(20 * SECOND, follows);
+        assert!(followed, "{:?}", self.nodes[node].view);
+    }
+
+    /// How many blocks of journal went from one node to another so far.
+    fn sent(&self, from: usize, to: usize) -> u64 {
+        *self.net.sent_blocks.get(&(from, to)).unwrap_or(&0)
+    }
+
+    /// The ends of a node's log: what is durable, what is known to be committed.
+    fn log_of(&self, node: usize) -> (u64, u64) {
+        let view = &self.nodes[node].view;
+        (view.durable.0, view.committed.0)
     }
 }
