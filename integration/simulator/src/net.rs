@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use replicator::types::ConnId;
 use replicator::wire::frame::Frame;
 
-use crate::memory::SimBuffer;
+use crate::memory::{Shared, SimBuffer};
 
 /// Tells the frames that are meant from all others.
 pub(crate) type FrameKind = fn(&Frame) -> bool;
@@ -33,7 +33,7 @@ pub(crate) struct Snag {
 pub(crate) struct Packet {
     pub(crate) due: u64,
     pub(crate) bytes: Vec<u8>,
-    pub(crate) batch: Option<Vec<u8>>,
+    pub(crate) batch: Option<Shared>,
     /// The sender's handle, until it was told that the batch has left.
     pub(crate) hold: Option<SimBuffer>,
 }
@@ -46,8 +46,21 @@ pub(crate) struct Conn {
     pub(crate) lives: [u64; 2],
     pub(crate) up: [bool; 2],
     pub(crate) closed: [bool; 2],
+    /// Its own node closes this end.
+    pub(crate) gives_up: [bool; 2],
+    /// Something that was sent on it was damaged.
+    pub(crate) spoilt: bool,
     /// What each side sent.
     pub(crate) pipes: [VecDeque<Packet>; 2],
+}
+
+/// How a frame is damaged under way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spoil {
+    /// The batch that follows it, else the frame itself.
+    pub(crate) batch: bool,
+    /// Which bit, modulo how many there are.
+    pub(crate) bit: u64,
 }
 
 /// All connections, and what is cut.
@@ -56,6 +69,10 @@ pub(crate) struct Net {
     pub(crate) conns: Vec<Conn>,
     /// Directions in which nothing passes.
     pub(crate) cut: BTreeSet<(usize, usize)>,
+    /// Directions that are slower than they should be, by which factor.
+    pub(crate) slow: BTreeMap<(usize, usize), u64>,
+    /// Directions in which the next frame is damaged.
+    pub(crate) spoil: BTreeMap<(usize, usize), Spoil>,
     /// What stories have laid in the way of frames.
     pub(crate) snags: Vec<Snag>,
     /// Blocks of batches that each node has sent to each other.
@@ -72,6 +89,8 @@ impl Net {
             lives,
             up: [false; 2],
             closed: [false; 2],
+            gives_up: [false; 2],
+            spoilt: false,
             pipes: [VecDeque::new(), VecDeque::new()],
         });
         index
@@ -81,6 +100,12 @@ impl Net {
     pub(crate) fn find(id: ConnId) -> (usize, usize) {
         let n = usize::try_from(id.0 - 1).expect("a small number");
         (n / 2, n % 2)
+    }
+
+    /// From which node to which a side of a connection sends.
+    pub(crate) fn link(&self, conn: usize, side: usize) -> (usize, usize) {
+        let nodes = self.conns[conn].nodes;
+        (nodes[side], nodes[1 - side])
     }
 
     pub(crate) fn passes(&self, from: usize, to: usize) -> bool {

@@ -304,7 +304,7 @@ impl Superblock {
             return Ok(None);
         };
         if raw.magic.get() != MAGIC
-            || raw.checksum.get() != checksum(block)
+            || (raw.checksum.get() != checksum(block) && !planted!(LoneSuperblock))
             || usize::from(raw.copy) != copy
         {
             return Ok(None);
@@ -388,7 +388,9 @@ pub fn choose(copies: &[[u8; BLOCK_BYTES]; COPIES]) -> Result<Chosen, MetaError>
     }
     let intact = || read.iter().flatten();
     let agreed = intact()
-        .filter(|&a| intact().filter(|&b| b == a).count() >= COPIES_QUORUM)
+        .filter(|&a| {
+            planted!(LoneSuperblock) || intact().filter(|&b| b == a).count() >= COPIES_QUORUM
+        })
         .max_by_key(|a| a.version);
     match agreed {
         Some(superblock) => {

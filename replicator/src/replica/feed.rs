@@ -140,7 +140,8 @@ impl<M: Memory> Replica<M> {
                 acked_to
             };
             let first_of_feed = peer.acked == Seq(0) && peer.queued == 0;
-            if !first_of_feed && entry.end().saturating_sub(sent_from) > WINDOW_BLOCKS {
+            let ignored = first_of_feed || planted!(WindowIgnored);
+            if !ignored && entry.end().saturating_sub(sent_from) > WINDOW_BLOCKS {
                 return;
             }
             // Until the first acknowledgement a few batches are all that goes unanswered.

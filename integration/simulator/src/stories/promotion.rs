@@ -178,9 +178,9 @@ fn stress_connect_and_2pc() {
                 .map(|&n| c.begin_promote(n, 4 * SECOND))
                 .collect();
             for _ in 0..3 {
-                let (a, b) = [(A, B), (A, C), (B, C)][c.rng.index(3)];
+                let (a, b) = [(A, B), (A, C), (B, C)][c.rng.turns.index(3)];
                 c.reset(a, b);
-                let wait = c.rng.below(60 * MS);
+                let wait = c.rng.turns.below(60 * MS);
                 c.run_for(wait);
             }
             let results: Vec<AdminResult> = promotions

@@ -75,6 +75,7 @@ impl<M: Memory> Replica<M> {
         if let Some(candidacy) = self.candidacy.as_mut() {
             candidacy.config = Some(adopted);
         }
+        let keep = keep.filter(|_| !planted!(SkipFetch));
         let Some(keep) = keep else {
             self.reign();
             return;
