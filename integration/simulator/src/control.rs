@@ -128,14 +128,6 @@ impl Cluster {
         }
     }
 
-    /// Lets everything pass again between two nodes.
-    pub(crate) fn uncut(&mut self, a: usize, b: usize) {
-        let mut cut = std::mem::take(&mut self.net.cut);
-        cut.retain(|&way| way != (a, b) && way != (b, a));
-        self.heal();
-        self.net.cut = cut;
-    }
-
     /// Lets everything pass again. What was held up arrives late.
     pub(crate) fn heal(&mut self) {
         self.net.cut.clear();

@@ -66,7 +66,7 @@ fn uuid_disconnect_resync() {
         assert_eq!(c.sent(A, C), before);
         match how {
             0 | 1 => c.connect(A, C),
-            _ => c.uncut(A, C),
+            _ => c.heal_link(A, C),
         }
         c.until_follows(A, C);
         assert!((30..100).contains(&(c.sent(A, C) - before)));
@@ -128,11 +128,12 @@ fn resync_double_target() {
         c.run_for(300 * MS);
         c.crash(E, KILL);
         c.run_for(300 * MS);
-        c.nodes[E].slow = [30, 30];
+        c.nodes[E].slow = [30; 3];
         c.restart(D);
         c.restart(E);
         c.until_follows(A, D);
         c.until_follows(A, E);
+        c.stop_clients();
         c.conclude();
     }
 }
@@ -174,6 +175,7 @@ fn busy_resync() {
         let before = c.oracle.acknowledged;
         c.until_follows(A, C);
         assert!(c.oracle.acknowledged > before, "clients were not held up");
+        c.stop_clients();
         c.conclude();
     }
 }
@@ -187,7 +189,7 @@ fn busy_resync_start() {
         c.cut_both(A, C);
         assert!(c.run_until(5 * SECOND, |c| !c.connected(A, C)));
         c.must_write(A, 0, 0, 30);
-        c.uncut(A, C);
+        c.heal_link(A, C);
         c.run_until(SECOND, |c| c.connected(C, A));
         c.run_for(tenths * 50 * US);
         let writes: Vec<u64> = (0..30).map(|i| c.write(A, 0, i, 2)).collect();

@@ -113,7 +113,7 @@ fn generations(seed: u64) -> (Cluster, [u64; 3]) {
             break;
         }
         c.must_demote(node);
-        c.uncut(next, (next + 1) % 3);
+        c.heal_link(next, (next + 1) % 3);
         c.must_promote(next);
         c.must_write(next, 0, 6, 2 + node as u64);
     }
@@ -131,7 +131,7 @@ fn resync_downstream_upstream() {
     for seed in 0..5 {
         for next in [A, B] {
             let (mut c, tails) = generations(seed);
-            c.uncut(A, B);
+            c.heal_link(A, B);
             c.must_promote(next);
             c.until_follows(next, A + B - next);
             c.must_write(next, 0, 4, 2);
@@ -155,7 +155,7 @@ fn resync_upstream_downstream() {
     // The newest meets the middle one: it goes on where it was, and its last write is answered. Then the oldest comes.
     for seed in 0..5 {
         let (mut c, tails) = generations(seed);
-        c.uncut(B, C);
+        c.heal_link(B, C);
         assert_eq!(c.outcome(tails[C], 5 * SECOND), Some(Outcome::Done));
         c.until_follows(C, B);
         assert!(said(&c, B, "are cut"));
@@ -174,7 +174,7 @@ fn resync_source_becomes_target() {
         for after in [false, true] {
             for seed in 0..4 {
                 let (mut c, _) = generations(seed);
-                c.uncut(A, B);
+                c.heal_link(A, B);
                 let way = if kind as usize == ACK as usize {
                     (B, A)
                 } else {
@@ -188,7 +188,7 @@ fn resync_source_becomes_target() {
                 }
                 c.until_snagged();
                 c.cut_both(A, B);
-                c.uncut(B, C);
+                c.heal_link(B, C);
                 c.must_promote(C);
                 c.must_write(C, 0, 4, 2);
                 c.read_all(C);
@@ -216,7 +216,7 @@ fn resync_chain_close() {
         c.run_for(SECOND);
         assert!(c.log_of(C).0 < c.log_of(A).0);
         assert_eq!(c.sent(B, C), 0);
-        c.uncut(A, C);
+        c.heal_link(A, C);
         c.until_follows(A, C);
         assert!((30..300).contains(&(c.sent(A, C) - before)));
         assert_eq!(c.sent(B, C), 0);

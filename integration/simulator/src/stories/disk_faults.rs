@@ -3,6 +3,7 @@
 use replicator::view::Health;
 
 use super::*;
+use crate::drive::{JOURNAL, STORE};
 
 fn failed(c: &Cluster, node: usize) -> bool {
     c.nodes[node].view.disk_state == DiskState::Failed
@@ -52,6 +53,7 @@ fn io_errors() {
             c.run_for(100 * MS);
             fails_next_write(&mut c, A, journal);
             assert!(c.run_until(10 * SECOND, |c| failed(c, A)));
+            c.stop_clients();
             let late = c.read(A, 0, 0, 1);
             assert_eq!(c.outcome(late, SECOND), Some(Outcome::Dropped));
             c.must_promote(B);
@@ -67,16 +69,16 @@ fn io_errors() {
 fn disk_timeout() {
     // A disk hangs for seconds: a Secondary's journal or store, or the Primary's own journal. Writes are answered by the
     // others. What hung is there in the end.
-    for (node, which) in [(C, 0), (C, 1), (A, 0)] {
+    for (node, which) in [(C, JOURNAL), (C, STORE), (A, JOURNAL)] {
         let mut c = serving(4, Options::default());
         c.must_write(A, 0, 0, 12);
         c.until_fed(A);
-        c.nodes[node].slow[which] = 20_000;
+        c.nodes[node].hung_until[which] = c.now + 5 * SECOND;
         for block in 0..30 {
             let write = c.write(A, 0, block, 3);
             assert_eq!(c.outcome(write, 30 * MS), Some(Outcome::Done));
         }
-        c.nodes[node].slow[which] = 1;
+        c.run_for(6 * SECOND);
         c.until_fed(A);
         c.read_all(A);
         c.conclude();
@@ -85,27 +87,27 @@ fn disk_timeout() {
     let mut c = serving(4, Options::default());
     c.must_write(A, 0, 0, 12);
     c.run_for(5 * SECOND); // It is applied, and so read from the store.
-    c.nodes[A].slow[1] = 20_000;
+    c.nodes[A].hung_until[STORE] = c.now + 5 * SECOND;
     let read = c.read(A, 0, 3, 2);
     for block in 20..40 {
         let write = c.write(A, 0, block, 3);
         assert_eq!(c.outcome(write, 30 * MS), Some(Outcome::Done));
     }
     assert_eq!(c.outcome(read, 0), None);
-    c.nodes[A].slow[1] = 1;
-    assert_eq!(c.outcome(read, 20 * SECOND), Some(Outcome::Done));
+    assert_eq!(c.outcome(read, 6 * SECOND), Some(Outcome::Done));
+    c.conclude();
     // A journal that hangs while its node catches up: nobody waits for that.
     let mut c = serving(5, Options::default());
     c.crash(C, POWER);
     c.must_write(A, 0, 0, 100);
-    c.nodes[C].slow[0] = 20_000;
+    c.nodes[C].hung_until[JOURNAL] = c.now + 5 * SECOND;
     c.restart(C);
     c.run_for(SECOND);
     for block in 0..30 {
         let write = c.write(A, 0, block, 3);
         assert_eq!(c.outcome(write, 30 * MS), Some(Outcome::Done));
     }
-    c.nodes[C].slow[0] = 1;
+    assert_ne!(c.peer_disk(A, C), DiskState::UpToDate);
     c.until_follows(A, C);
     c.conclude();
 }

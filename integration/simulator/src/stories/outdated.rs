@@ -20,7 +20,7 @@ fn outdate_early() {
         c.cut_both(B, C);
         let refused = c.promote(B, 3 * SECOND);
         assert!(no_quorum(&refused), "{refused:?}");
-        c.uncut(B, C);
+        c.heal_link(B, C);
         c.must_promote(B);
         c.read_all(B);
         c.heal();
@@ -104,14 +104,15 @@ fn revert_older_data() {
         c.restart_and_feed(B, A);
         if written {
             c.must_write(B, 0, 3, 3);
-            c.until_fed(B);
+            let end = Some(c.nodes[B].view.durable);
+            assert!(c.run_until(SECOND, |c| c.peer_view(B, A).durable == end));
         }
         c.crash(A, KILL);
         c.roll_back(A, snapshot);
         c.restart_and_feed(B, A);
         assert_eq!(said(&c, A, "it was rolled back"), written);
         assert_eq!(said(&c, A, "is whole again"), written);
-        c.nodes[A].may_be_damaged = false;
+        c.nodes[A].hurt = false;
         c.conclude();
     }
 }

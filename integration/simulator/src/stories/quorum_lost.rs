@@ -28,7 +28,7 @@ fn quorum_suspend_failover_busy() {
             c.must_write(B, 0, 3, 2);
             c.run_for(100 * MS);
             assert!(open.iter().all(|id| !c.outcomes.contains_key(id)));
-            c.uncut(A, reaches);
+            c.heal_link(A, reaches);
             c.run_for(4 * SECOND);
             c.heal();
             let dropped = |c: &Cluster| {
