@@ -102,12 +102,10 @@ pub fn main() -> ExitCode {
     let kinds = ATTACKS.iter().zip(sum.faults).filter(|(_, n)| *n > 0);
     let kinds: Vec<_> = kinds.map(|(a, n)| format!("{} {n}", a.name)).collect();
     println!("faults: {}", kinds.join(", "));
-    if sum.beyond > 0 {
-        println!(
-            "{} lives ended early: more was lost than anything can keep",
-            sum.beyond
-        );
-    }
+    println!(
+        "lives that ended early: {} since more was lost than anything can keep, {} since a majority would have needed a resync",
+        sum.beyond, sum.stuck
+    );
     println!(
         "{} seeds in {seconds:.1} s ({:.1} a second): {} faults, {} promotions, {} operations of clients, {} writes acknowledged and checked, {} reads checked, {} failures",
         summary.seeds,

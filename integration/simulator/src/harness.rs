@@ -166,6 +166,8 @@ pub(crate) struct Cluster {
     /// The nodes whose durable data may be harmed.
     pub(crate) victims: Vec<usize>,
     pub(crate) operations: u64,
+    /// Too few members are left that can be fed from a journal.
+    pub(crate) stuck: bool,
     pub(crate) hash: Hash,
     /// Log lines of the nodes, for tests that look for one.
     pub(crate) lines: Vec<(usize, String)>,
@@ -203,6 +205,7 @@ impl Cluster {
             faults: [0; ATTACKS.len()],
             victims: Vec::new(),
             operations: 0,
+            stuck: false,
             hash: Hash::default(),
             lines: Vec::new(),
             turns: 0,
@@ -337,6 +340,7 @@ impl Cluster {
             promotions: self.checks.epochs_served(),
             turns: self.turns,
             beyond: u64::from(self.checks.is_beyond()),
+            stuck: u64::from(self.stuck),
             time_ns: self.now,
             hash: self.hash.value(),
         }

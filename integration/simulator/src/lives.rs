@@ -61,6 +61,8 @@ pub(crate) struct Tally {
     pub(crate) time_ns: u64,
     /// Lives that ended because more was lost than anything could keep.
     pub(crate) beyond: u64,
+    /// Lives that could not go on for lack of members that a journal can feed.
+    pub(crate) stuck: u64,
     /// Of everything that the nodes put out: the same seed has the same.
     pub(crate) hash: u64,
 }
@@ -76,6 +78,7 @@ impl Default for Tally {
             turns: 0,
             time_ns: 0,
             beyond: 0,
+            stuck: 0,
             hash: 0,
         }
     }
@@ -93,6 +96,7 @@ impl std::ops::AddAssign for Tally {
         self.turns += other.turns;
         self.time_ns += other.time_ns;
         self.beyond += other.beyond;
+        self.stuck += other.stuck;
         self.hash ^= other.hash;
     }
 }

@@ -148,16 +148,31 @@ impl<M: Memory> Replica<M> {
             let sound = load.error.is_none()
                 && batch::verify(buffer.bytes()).is_ok_and(|h| h.checksum == entry.checksum);
             if !sound && !planted!(LoadTrusted) {
-                self.fail(
-                    "a batch of the journal can not be read back as it was written",
-                    load.error,
-                );
+                self.load_failed(number, load.why, load.error);
                 return;
             }
             self.loaded(number, buffer, load.why);
         }
         if let LoadFor::Feed(conn) = load.why {
             self.feed_goes_on(conn);
+        }
+    }
+
+    /// A batch is not on the disk as it was written. If it is applied, only a peer that lacks it misses it. If not, then this
+    /// node can not do its work any more.
+    fn load_failed(&mut self, number: u64, why: LoadFor, error: Option<DiskError>) {
+        const TEXT: &str = "a batch of the journal can not be read back as it was written";
+        let applied = number < self.log.applied_number();
+        match why {
+            LoadFor::Feed(conn) if applied => {
+                self.log_error(format!("{TEXT}; it is applied, and a peer needs it"));
+                self.feed_ends(conn);
+            }
+            LoadFor::Fetch(conn, token) if applied => {
+                self.log_error(format!("{TEXT}; it is applied, and a candidate needs it"));
+                self.fetch_loaded(conn, token, None);
+            }
+            _ => self.fail(TEXT, error),
         }
     }
 

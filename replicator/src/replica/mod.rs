@@ -226,6 +226,7 @@ impl<M: Memory> Replica<M> {
         let Recovered {
             superblock,
             copies,
+            copies_whole,
             scanned,
         } = recovered;
         let rng = seed
@@ -235,8 +236,10 @@ impl<M: Memory> Replica<M> {
                 mix(acc ^ word)
             });
         let mut metadata = Metadata::new(superblock, copies, &mut memory);
-        if metadata.wanted.damaged_until != scanned.damaged_until {
-            metadata.wanted.damaged_until = scanned.damaged_until;
+        let damage_is_new = metadata.wanted.damaged_until != scanned.damaged_until;
+        metadata.wanted.damaged_until = scanned.damaged_until;
+        // A copy that rotted, or that a crash left behind, is mended before a second one can follow it.
+        if damage_is_new || !copies_whole {
             metadata.changed();
         }
         let primary_epoch = scanned.parts.epochs.last().map_or(Epoch(0), |e| e.epoch);

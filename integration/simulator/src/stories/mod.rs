@@ -6,6 +6,7 @@ mod directions;
 mod disk_faults;
 mod interruptions;
 mod lifecycle;
+mod mending;
 mod outdated;
 mod promotion;
 mod quorum;
