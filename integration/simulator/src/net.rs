@@ -12,6 +12,7 @@ pub(crate) type FrameKind = fn(&Frame) -> bool;
 
 /// What happens at the frame that a snag waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(not(test), expect(dead_code, reason = "only stories lay snags"))]
 pub(crate) enum Then {
     /// The connection breaks, and the frame is lost.
     BreakBefore,
