@@ -141,6 +141,8 @@ bugs! {
         BodyUnchecked,
         /// A peer's records are about blocks that exist.
         RecordsUnchecked,
+        /// A peer sends no record of an epoch after the one that it speaks in.
+        LaterEpochTaken,
         /// A peer acknowledges what it was sent.
         AckUnchecked,
         /// A peer's epochs and records have numbers that one can count on from.

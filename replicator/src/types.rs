@@ -84,15 +84,42 @@ newtype! {
     AdminId(u64)
 }
 
-/// The greatest number that an epoch or a record may have. What comes from a peer or a disk is compared with it, so that
-/// whoever counts on never gets past the end.
-pub const NUMBER_MAX: u64 = u64::MAX / 2;
-
 impl Seq {
     /// The record after this one.
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0 + 1)
+    }
+}
+
+/// No sequence number and no epoch ever gets as high as this: one from wire or disk that does is refused where it is decoded,
+/// so that nothing behind can overflow.
+pub const NUMBER_MAX: u64 = 1 << 62;
+
+impl Seq {
+    /// A sequence number from wire or disk; `None` if no node can have made it.
+    #[must_use]
+    pub fn checked(n: u64) -> Option<Self> {
+        (n <= NUMBER_MAX || planted!(NumbersUnchecked)).then_some(Self(n))
+    }
+}
+
+impl Epoch {
+    /// An epoch from wire or disk; `None` if no node can have made it.
+    #[must_use]
+    pub fn checked(n: u64) -> Option<Self> {
+        (n <= NUMBER_MAX || planted!(NumbersUnchecked)).then_some(Self(n))
+    }
+}
+
+impl RecordId {
+    /// An id from wire or disk; `None` if no node can have made it.
+    #[must_use]
+    pub fn checked(epoch: u64, seq: u64) -> Option<Self> {
+        Some(Self {
+            epoch: Epoch::checked(epoch)?,
+            seq: Seq::checked(seq)?,
+        })
     }
 }
 

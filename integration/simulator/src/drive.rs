@@ -133,7 +133,8 @@ impl Cluster {
                 let (conn, side) = Net::find(conn);
                 assert!(
                     !matches!(reason, DropReason::Protocol(_) | DropReason::Unrelated(_))
-                        || self.net.conns[conn].spoilt,
+                        || self.net.conns[conn].spoilt
+                        || self.checks.is_beyond(),
                     "node {node} takes offence at a sound peer: {reason}"
                 );
                 if stand_alone {
@@ -389,8 +390,10 @@ impl Cluster {
         self.says(node, conn, side, frame);
         if let Some(batch) = &batch {
             self.watch.batch(node, batch.bytes(), "a peer");
-            if let (Frame::Append { .. }, Ok(header)) = (frame, batch::read_header(batch.bytes())) {
-                self.feeds(node, conn, side, header.last().0, header.blocks());
+            if let Frame::Append { epoch, .. } = frame
+                && let Ok(header) = batch::read_header(batch.bytes())
+            {
+                self.feeds(node, (conn, side), epoch.0, &header);
             }
         }
         if let Some(batch) = &batch
@@ -420,6 +423,8 @@ impl Cluster {
         if !c.up[side] || c.closed[side] {
             return;
         }
+        let way = (node, c.nodes[1 - side]);
+        *self.net.sent_blocks.entry(way).or_default() += u64::from(blocks);
         let due = (self.now + delay).max(c.pipes[side].back().map_or(0, |p| p.due));
         let mut spoilt = false;
         let mut shared = batch.as_ref().map(SimBuffer::share);

@@ -18,8 +18,8 @@ pub(crate) enum Forgery {
     Blocks,
     /// It acknowledges records that were never sent.
     Unsent,
-    /// One of its numbers is the greatest that there is.
-    Number,
+    /// Its batch is of an epoch after the one that the sender speaks in.
+    Later,
 }
 
 /// The next frame from one node to another that can be forged is.
@@ -30,7 +30,7 @@ pub(crate) fn forge_frame(c: &mut Cluster, rng: &mut Rng) -> bool {
     }
     let a = rng.index(count);
     let b = (a + 1 + rng.index(count - 1)) % count;
-    let forgery = rng.pick(&[Forgery::Blocks, Forgery::Unsent, Forgery::Number]);
+    let forgery = rng.pick(&[Forgery::Blocks, Forgery::Unsent, Forgery::Later]);
     c.net.forge.insert((a, b), forgery);
     true
 }
@@ -42,70 +42,53 @@ impl Forgery {
         frame: &Frame,
         batch: Option<&Shared>,
     ) -> Option<(Frame, Option<Shared>)> {
-        let last = u64::MAX;
         let forged = match (self, frame) {
-            (Self::Blocks, Frame::Append { .. }) => {
-                return Some((frame.clone(), Some(out_of_place(batch?)?)));
+            (Self::Blocks | Self::Later, Frame::Append { .. }) => {
+                return Some((frame.clone(), Some(self.remade(batch?)?)));
             }
             (Self::Unsent, &Frame::Ack { epoch, seq }) => Frame::Ack {
                 epoch,
                 seq: Seq(seq.0 + 1_000_000),
             },
-            (Self::Number, &Frame::Fetch { token, .. }) => Frame::Fetch {
-                token,
-                after: Seq(last),
-            },
-            (
-                Self::Number,
-                &Frame::Promise {
-                    token, incarnation, ..
-                },
-            ) => Frame::Promise {
-                token,
-                epoch: Epoch(last),
-                incarnation,
-            },
-            (Self::Number, Frame::Report(report)) => {
-                let mut report = report.clone();
-                report.promised = Epoch(last);
-                Frame::Report(report)
-            }
             _ => return None,
         };
         Some((forged, None))
     }
-}
 
-/// The same batch, its first write moved past the end of every volume, and all checksums right.
-fn out_of_place(batch: &Shared) -> Option<Shared> {
-    let from = batch.first * BLOCK_BYTES;
-    let mut bytes = batch.bytes[from..from + batch.blocks * BLOCK_BYTES].to_vec();
-    let header = batch::read_header(&bytes).ok()?;
-    let mut draft = Draft::default();
-    let mut moved = false;
-    for mut record in batch::descriptors(&bytes, &header).flatten() {
-        if record.kind == Kind::Write && !moved {
-            record.block += 1 << 40;
-            moved = true;
+    /// The same batch with other contents, and all checksums right.
+    fn remade(self, batch: &Shared) -> Option<Shared> {
+        let from = batch.first * BLOCK_BYTES;
+        let mut bytes = batch.bytes[from..from + batch.blocks * BLOCK_BYTES].to_vec();
+        let header = batch::read_header(&bytes).ok()?;
+        let mut draft = Draft::default();
+        let mut moves = matches!(self, Self::Blocks);
+        for record in batch::descriptors(&bytes, &header).flatten() {
+            let first = record.payload as usize * BLOCK_BYTES;
+            let payload = &bytes[first..first + record.payload_blocks() as usize * BLOCK_BYTES];
+            let mut block = record.block;
+            if record.kind == Kind::Write && std::mem::take(&mut moves) {
+                block += 1 << 40;
+            }
+            draft.push(record.kind, record.volume, block, record.blocks, payload);
         }
-        let first = record.payload as usize * BLOCK_BYTES;
-        let payload = &bytes[first..first + record.payload_blocks() as usize * BLOCK_BYTES];
-        let (volume, block) = (record.volume, record.block);
-        draft.push(record.kind, volume, block, record.blocks, payload);
+        if moves {
+            return None; // It writes nothing.
+        }
+        let later = u64::from(matches!(self, Self::Later)) << 40;
+        let place = Place {
+            uuid: header.uuid,
+            history: header.history,
+            epoch: Epoch(header.epoch.0 + later),
+            prev: header.prev_id(),
+            prev_blocks: header.prev_blocks,
+            prev_checksum: header.prev_checksum,
+            committed: header.committed,
+        };
+        draft.write_header(&place, &mut bytes[..BLOCK_BYTES]);
+        Some(Shared {
+            bytes: Rc::new(bytes),
+            first: 0,
+            blocks: batch.blocks,
+        })
     }
-    let place = Place {
-        uuid: header.uuid,
-        history: header.history,
-        epoch: header.epoch,
-        prev: header.prev_id(),
-        prev_blocks: header.prev_blocks,
-        prev_checksum: header.prev_checksum,
-        committed: header.committed,
-    };
-    draft.write_header(&place, &mut bytes[..BLOCK_BYTES]);
-    moved.then(|| Shared {
-        bytes: Rc::new(bytes),
-        first: 0,
-        blocks: batch.blocks,
-    })
 }

@@ -10,6 +10,7 @@ mod control;
 mod disk;
 mod drive;
 mod forge;
+mod garbage;
 mod harness;
 mod hash;
 mod intake;

@@ -316,9 +316,12 @@ impl<M: Memory> Replica<M> {
     fn apply_flush(&mut self) {
         self.applier.phase = Phase::Flushing;
         for volume in 0..u16::try_from(self.config.volumes.len()).expect("at most 16 volumes") {
-            let unflushed =
-                planted!(FloorBeforeFlush) || (planted!(DrainWithoutFlush) && self.drain.is_some());
-            if self.applier.touched & (1 << volume) != 0 && !unflushed {
+            let draining = self.drain.is_some();
+            let mut touched = self.applier.touched & (1 << volume) != 0;
+            if planted!(FloorBeforeFlush) || (planted!(DrainWithoutFlush) && draining) {
+                touched = false;
+            }
+            if touched {
                 self.disk(
                     Pending::Apply,
                     DiskOp::StoreFlush {

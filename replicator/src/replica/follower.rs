@@ -293,7 +293,8 @@ impl<M: Memory> Replica<M> {
             self.give_up(conn, reason, false);
             return true;
         }
-        if self.following.is_some_and(|f| header.epoch > f.epoch) {
+        let later = self.following.is_some_and(|f| header.epoch > f.epoch);
+        if later && !planted!(LaterEpochTaken) {
             let reason = DropReason::Protocol("it sent a record of an epoch after its own");
             self.give_up(conn, reason, false);
             return true;
@@ -457,6 +458,7 @@ impl<M: Memory> Replica<M> {
         if self.last_primary == Some(node) && epoch >= self.primary_epoch {
             self.demoted = epoch;
             self.released = true;
+            self.candidate_is_free();
         }
         if self
             .following

@@ -311,48 +311,48 @@ impl FrameHeader {
             return report::decode(body).map(|r| Frame::Report(Box::new(r)));
         }
         let n = RawNumbers::read_from_bytes(body).map_err(|_| FrameError::Length)?;
-        let (a, b) = (n.a.get(), n.b.get());
+        let (a, b, c, d) = (n.a.get(), n.b.get(), n.c.get(), n.d.get());
         Ok(match self.kind {
             KIND_ASK => Frame::Ask { token: a },
             KIND_PROMISE => Frame::Promise {
                 token: a,
-                epoch: epoch(n.b)?,
+                epoch: epoch(b)?,
                 incarnation: Incarnation(n.wide.get()),
             },
             KIND_FETCH => Frame::Fetch {
                 token: a,
-                after: seq(n.b)?,
+                after: seq(b)?,
             },
             KIND_FETCHED => Frame::Fetched { token: a },
             KIND_APPEND => Frame::Append {
-                epoch: epoch(n.a)?,
-                committed: seq(n.b)?,
+                epoch: epoch(a)?,
+                committed: seq(b)?,
             },
             KIND_ACK => Frame::Ack {
-                epoch: epoch(n.a)?,
-                seq: seq(n.b)?,
+                epoch: epoch(a)?,
+                seq: seq(b)?,
             },
             KIND_HEARTBEAT => Frame::Heartbeat {
-                epoch: epoch(n.a)?,
+                epoch: epoch(a)?,
                 number: b,
-                committed: seq(n.c)?,
-                tail: seq(n.d)?,
+                committed: seq(c)?,
+                tail: seq(d)?,
                 lease_ms: n.small.get(),
             },
             KIND_HEARTBEAT_ACK => Frame::HeartbeatAck {
-                epoch: epoch(n.a)?,
+                epoch: epoch(a)?,
                 number: b,
             },
             KIND_REFUSED => Frame::Refused {
-                promised: epoch(n.a)?,
+                promised: epoch(a)?,
                 promised_to: node_from_wire(n.node)?,
             },
             KIND_DEMOTED => Frame::Demoted {
-                epoch: epoch(n.a)?,
-                committed: seq(n.b)?,
+                epoch: epoch(a)?,
+                committed: seq(b)?,
             },
             KIND_TOO_FAR_BEHIND => Frame::TooFarBehind {
-                journal_floor: seq(n.a)?,
+                journal_floor: seq(a)?,
             },
             KIND_PING => Frame::Ping,
             other => return Err(FrameError::Kind(other)),
@@ -360,21 +360,14 @@ impl FrameHeader {
     }
 }
 
-fn number(n: U64) -> Result<u64, FrameError> {
-    let n = n.get();
-    if n <= NUMBER_MAX || planted!(NumbersUnchecked) {
-        Ok(n)
-    } else {
-        Err(FrameError::Field)
-    }
+/// A field that must be an epoch.
+fn epoch(n: u64) -> Result<Epoch, FrameError> {
+    Epoch::checked(n).ok_or(FrameError::Field)
 }
 
-fn epoch(n: U64) -> Result<Epoch, FrameError> {
-    number(n).map(Epoch)
-}
-
-fn seq(n: U64) -> Result<Seq, FrameError> {
-    number(n).map(Seq)
+/// A field that must be a sequence number.
+fn seq(n: u64) -> Result<Seq, FrameError> {
+    Seq::checked(n).ok_or(FrameError::Field)
 }
 
 fn node_from_wire(byte: u8) -> Result<Option<NodeId>, FrameError> {

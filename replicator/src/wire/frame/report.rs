@@ -76,6 +76,10 @@ const CANDIDATE: u8 = 8;
 const DAMAGED: u8 = 16;
 const HAS_CONFIG: u8 = 32;
 
+fn id(epoch: u64, seq: u64) -> Result<RecordId, FrameError> {
+    RecordId::checked(epoch, seq).ok_or(FrameError::Field)
+}
+
 pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
     let (raw, rest) = RawReport::ref_from_prefix(body).map_err(|_| FrameError::Length)?;
     let count = usize::from(raw.epoch_count.get());
@@ -85,10 +89,7 @@ pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
     let entries = <[RawEpoch]>::ref_from_bytes(rest).map_err(|_| FrameError::Length)?;
     let mut epochs = EpochHistory::new();
     for entry in entries {
-        let id = RecordId {
-            epoch: epoch(entry.epoch)?,
-            seq: seq(entry.first)?,
-        };
+        let id = id(entry.epoch.get(), entry.first.get())?;
         if epochs
             .last()
             .is_some_and(|last| last.epoch >= id.epoch || last.seq >= id.seq)
@@ -100,10 +101,7 @@ pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
     let flag = |bit: u8| raw.flags & bit != 0;
     let config = if flag(HAS_CONFIG) {
         Some(ConfigAt {
-            at: RecordId {
-                epoch: epoch(raw.config_epoch)?,
-                seq: seq(raw.config_seq)?,
-            },
+            at: id(raw.config_epoch.get(), raw.config_seq.get())?,
             config: ClusterConfig::from_raw(&raw.config).ok_or(FrameError::Field)?,
         })
     } else {
@@ -111,29 +109,23 @@ pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
     };
     Ok(Report {
         token: raw.token.get(),
-        granted: epoch(raw.granted)?,
+        granted: epoch(raw.granted.get())?,
         uuid: ResourceUuid(raw.uuid.get()),
         history: HistoryId(raw.history.get()),
         incarnation: Incarnation(raw.incarnation.get()),
-        promised: epoch(raw.promised)?,
+        promised: epoch(raw.promised.get())?,
         promised_to: node_from_wire(raw.promised_to)?,
-        tail: RecordId {
-            epoch: epoch(raw.tail_epoch)?,
-            seq: seq(raw.tail_seq)?,
-        },
-        committed: seq(raw.committed)?,
-        journal_floor: seq(raw.journal_floor)?,
-        you_acked: RecordId {
-            epoch: epoch(raw.you_acked_epoch)?,
-            seq: seq(raw.you_acked_seq)?,
-        },
+        tail: id(raw.tail_epoch.get(), raw.tail_seq.get())?,
+        committed: seq(raw.committed.get())?,
+        journal_floor: seq(raw.journal_floor.get())?,
+        you_acked: id(raw.you_acked_epoch.get(), raw.you_acked_seq.get())?,
         lease_wait_ms: raw.lease_wait_ms.get(),
         fresh: flag(FRESH),
         serving: flag(SERVING),
         primary: flag(PRIMARY),
         candidate: flag(CANDIDATE),
         damaged: flag(DAMAGED),
-        demoted: epoch(raw.demoted)?,
+        demoted: epoch(raw.demoted.get())?,
         config,
         epochs,
     })
