@@ -58,6 +58,8 @@ pub(crate) struct Bounds {
     drained: Vec<usize>,
     /// By connection and side.
     sent: BTreeMap<(usize, usize), Sent>,
+    /// Batches given to a connection's side of which it was not told that they have left.
+    queued: BTreeMap<(usize, usize), usize>,
     /// For how many turns a node's memory was short and nothing was going on.
     short: BTreeMap<usize, u32>,
 }
@@ -112,8 +114,10 @@ impl Cluster {
             };
             let under_way: u64 = sent.blocks.values().sum();
             let room = under_way + BATCH_BLOCKS <= WINDOW_BLOCKS;
-            let queue = c.pipes[side].iter().any(|p| p.hold.is_some());
-            if sent.acknowledged && room && !queue && n.view.peers.iter().any(fed) {
+            let queued = self.bounds.queued.get(&(conn, side)).copied();
+            let room = room && queued.unwrap_or(0) == 0;
+            let current = c.closed == [false; 2] && n.view.peers.iter().any(fed);
+            if sent.acknowledged && room && current {
                 assert!(
                     sent.last >= n.view.admitted.0,
                     "P7: node {node} has records up to {} and sends {peer:?} no more than {}",
@@ -267,12 +271,19 @@ impl Cluster {
             !sent.acknowledged || under_way <= UNACKNOWLEDGED_BLOCKS_MAX || self.checks.is_beyond(),
             "P8: node {node} sends {under_way} blocks that its peer has not acknowledged"
         );
-        let pipe = &self.net.conns[conn].pipes[side];
-        let queued = pipe.iter().filter(|p| p.hold.is_some()).count();
+        let queued = self.bounds.queued.entry((conn, side)).or_default();
+        *queued += 1;
         assert!(
-            queued < QUEUE_MAX,
+            *queued <= QUEUE_MAX,
             "P8: node {node} has {queued} batches in a connection's queue"
         );
+    }
+
+    /// A node is told that a batch has left.
+    pub(crate) fn has_left(&mut self, conn: usize, side: usize) {
+        if let Some(queued) = self.bounds.queued.get_mut(&(conn, side)) {
+            *queued = queued.saturating_sub(1);
+        }
     }
 
     /// A peer's acknowledgement is handed in.

@@ -484,6 +484,7 @@ impl Cluster {
                 }
                 Happening::Readable(conn, side) => self.receive(&mut replica, now, conn, side),
                 Happening::Sent(conn, side) => {
+                    self.has_left(conn, side);
                     let conn = self.net.conns[conn].ids[side];
                     replica.handle(now, Input::BatchSent { conn });
                 }

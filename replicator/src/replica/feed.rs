@@ -126,15 +126,11 @@ impl<M: Memory> Replica<M> {
                 self.start_feed(node);
                 continue;
             }
-            let mut acked = peer.acked;
+            let mut acked_to = peer.acked_position;
             if planted!(FeedsInStep) {
                 let connected = self.peers.iter().filter(|p| p.conn.is_some());
-                acked = connected.map(|p| p.acked).fold(acked, Seq::min);
+                acked_to = connected.map(|p| p.acked_position).fold(acked_to, u64::min);
             }
-            let acked_to = match self.log.number_of(acked) {
-                Some(number) => self.log.tail_before(number + 1).position,
-                None => self.log.start().position,
-            };
             let entry = self
                 .log
                 .entry(next)

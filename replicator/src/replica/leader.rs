@@ -275,14 +275,17 @@ impl<M: Memory> Replica<M> {
             self.give_up(conn, reason, false);
             return;
         }
-        let id = self
-            .log
-            .number_of(seq)
-            .and_then(|n| self.log.entry(n))
-            .map_or(RecordId::NONE, |e| e.id());
+        let start = self.log.start();
+        let place = match self.log.number_of(seq) {
+            Some(number) => Some(self.log.tail_before(number + 1)),
+            None => (seq == start.id.seq).then_some(start),
+        };
         if let Some(peer) = self.peer_of(conn) {
             peer.acked = peer.acked.max(seq);
-            peer.known.1 = peer.known.1.max(id);
+            if let Some(place) = place {
+                peer.acked_position = peer.acked_position.max(place.position);
+                peer.known.1 = peer.known.1.max(place.id);
+            }
         }
         self.judge_lag(conn);
     }

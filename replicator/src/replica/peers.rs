@@ -40,6 +40,8 @@ pub(super) struct Peer {
     pub(super) feed: Feed,
     /// Acknowledged on this connection in this Primary's epoch.
     pub(super) acked: Seq,
+    /// The place in the ring after that, which counts on when the ring has gone past it.
+    pub(super) acked_position: u64,
     /// Batches handed to the driver and not yet sent.
     pub(super) queued: u32,
     /// When the newest heartbeat that it answered was queued.
@@ -68,6 +70,7 @@ impl Peer {
             report: None,
             feed: Feed::Off,
             acked: Seq(0),
+            acked_position: 0,
             queued: 0,
             supported_at: None,
             refused: None,
@@ -85,6 +88,7 @@ impl Peer {
     /// Forgets what belongs to one reign.
     pub(super) fn new_reign(&mut self) {
         self.acked = Seq(0);
+        self.acked_position = 0;
         self.supported_at = None;
         self.refused = None;
         self.caught_up = false;

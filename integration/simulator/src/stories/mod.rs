@@ -1,6 +1,7 @@
 //! Stories: short scripted lives of a cluster, each about one thing. `rules` tells the rules of the protocol; the other
 //! files tell the scenarios of DRBD's test suite, under its names (`docs/drbd-tests.md` is the table).
 
+mod bounds;
 mod catch_up;
 mod directions;
 mod disk_faults;
