@@ -135,6 +135,8 @@ bugs! {
         LeakedRead,
         /// A peer is sent whatever there is, however little it has acknowledged.
         WindowIgnored,
+        /// What a peer has not acknowledged counts from the beginning of the journal, once that has gone past it.
+        WindowFromJournal,
     }
     9 {
         /// A frame's body is taken as it came.

@@ -127,6 +127,9 @@ impl<M: Memory> Replica<M> {
                 continue;
             }
             let mut acked_to = peer.acked_position;
+            if planted!(WindowFromJournal) {
+                acked_to = acked_to.max(self.log.start().position);
+            }
             if planted!(FeedsInStep) {
                 let connected = self.peers.iter().filter(|p| p.conn.is_some());
                 acked_to = connected.map(|p| p.acked_position).fold(acked_to, u64::min);
