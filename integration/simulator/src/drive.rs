@@ -121,7 +121,8 @@ impl Cluster {
                 let (conn, side) = Net::find(conn);
                 assert!(
                     !matches!(reason, DropReason::Protocol(_) | DropReason::Unrelated(_))
-                        || self.net.conns[conn].spoilt,
+                        || self.net.conns[conn].spoilt
+                        || self.checks.is_beyond(),
                     "node {node} takes offence at a sound peer: {reason}"
                 );
                 if stand_alone {
