@@ -1,11 +1,12 @@
 //! What happens to a cluster from outside: operators, crashes, cuts; and the last judgement.
 
 use replicator::io::*;
+use replicator::recover::read_superblock;
 use replicator::types::*;
 use replicator::view::{DiskState, ReplicationState};
 
 use crate::client::{Client, Kind, Request};
-use crate::disk::{Disk, Disks, block_at};
+use crate::disk::{Disk, Disks, Reading, block_at};
 use crate::harness::*;
 use crate::oracle::{UNITS_PER_BLOCK, stamps_of_block};
 
@@ -136,6 +137,13 @@ impl Cluster {
         self.nodes[node].disks = snapshot;
     }
 
+    /// The record of the config on a witness's disk.
+    pub(crate) fn witness_config(&self, node: usize) -> Option<RecordId> {
+        let meta = &mut Reading(&self.nodes[node].disks.meta);
+        let chosen = read_superblock(meta).expect("two copies are always intact");
+        chosen.superblock.config.map(|c| c.at)
+    }
+
     /// Starts clients that work until they are stopped.
     pub(crate) fn start_clients(&mut self, count: usize, depth: usize, pause: u64) {
         for i in 0..count {
@@ -230,7 +238,10 @@ impl Cluster {
     /// Whether the Primary feeds a peer live, or says that it can not.
     pub(crate) fn fed(&self, primary: usize) -> bool {
         self.nodes[primary].view.peers.iter().all(|p| {
-            p.disk_state == DiskState::UpToDate || self.is_too_far(primary, usize::from(p.node.0))
+            p.disk_state == DiskState::UpToDate
+                || p.disk_state == DiskState::Diskless
+                    && p.replication == ReplicationState::Established
+                || self.is_too_far(primary, usize::from(p.node.0))
         })
     }
 
@@ -269,7 +280,7 @@ impl Cluster {
     /// Promotes somebody, whoever can be.
     pub(crate) fn promote_any(&mut self) -> usize {
         for attempt in 0..40 {
-            let node = attempt % self.nodes.len();
+            let node = attempt % self.options.nodes;
             if self.promote(node, 3 * SECOND).is_ok() {
                 return node;
             }
@@ -328,7 +339,7 @@ impl Cluster {
     /// P10: drained stores are equal, and hold what was committed.
     fn compare(&mut self, primary: usize, far: &[usize]) {
         let end = self.checks.chain_end();
-        for node in 0..self.nodes.len() {
+        for node in 0..self.options.nodes {
             if far.contains(&node) || self.nodes[node].may_be_damaged {
                 continue;
             }

@@ -17,5 +17,7 @@ mod oracle;
 mod rng;
 #[cfg(test)]
 mod rules;
+#[cfg(test)]
+mod witness_rules;
 
 pub use cli::main;

@@ -9,7 +9,8 @@ use crate::harness::*;
 fn options(rng: &mut crate::rng::Rng) -> Options {
     let tight = rng.chance(30);
     Options {
-        nodes: if rng.chance(10) { 5 } else { 3 },
+        nodes: if rng.chance(25) { rng.index(5) + 1 } else { 3 },
+        witnesses: if rng.chance(25) { rng.index(3) + 1 } else { 0 },
         lease_ms: u32::try_from(rng.between(200, 1000)).expect("small"),
         ack: if rng.chance(20) {
             AckPolicy::All
@@ -39,7 +40,7 @@ fn disturb(c: &mut Cluster) {
     c.faults += 1;
     let count = c.nodes.len();
     let node = c.rng.index(count);
-    let other = (node + 1 + c.rng.index(count - 1)) % count;
+    let other = (node + 1 + c.rng.index(count.max(2) - 1)) % count;
     let lease = u64::from(c.options.lease_ms) * MS;
     match c.rng.below(100) {
         0..=14 if c.up(node) => {
