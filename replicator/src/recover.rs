@@ -23,6 +23,8 @@ pub struct Recovered {
     pub superblock: Superblock,
     /// In which order its copies are to be written.
     pub copies: [usize; COPIES],
+    /// Whether all copies of the superblock are there; if not, they are written anew at once.
+    pub copies_whole: bool,
     /// The log.
     pub scanned: Scanned,
 }
@@ -95,7 +97,8 @@ pub fn read_superblock(meta: &mut impl BlockRead) -> Result<Chosen, MetaError> {
 
 /// Reads the superblock and checks that it is this node's.
 fn identified(meta: &mut impl BlockRead, config: &ReplicaConfig) -> Result<Chosen, RecoverError> {
-    let Chosen { superblock, order } = read_superblock(meta)?;
+    let chosen = read_superblock(meta)?;
+    let superblock = &chosen.superblock;
     let me = config.nodes[usize::from(config.me.0)];
     if superblock.resource != config.resource {
         return Err(RecoverError::Resource {
@@ -117,7 +120,7 @@ fn identified(meta: &mut impl BlockRead, config: &ReplicaConfig) -> Result<Chose
             expected: kind(expected),
         });
     }
-    Ok(Chosen { superblock, order })
+    Ok(chosen)
 }
 
 /// Reads the disks of a data node.
@@ -130,7 +133,11 @@ pub fn recover(
     journal: &mut impl BlockRead,
     config: &ReplicaConfig,
 ) -> Result<Recovered, RecoverError> {
-    let Chosen { superblock, order } = identified(meta, config)?;
+    let Chosen {
+        superblock,
+        order,
+        whole,
+    } = identified(meta, config)?;
     let same = superblock.volumes.len() == config.volumes.len()
         && superblock
             .volumes
@@ -152,6 +159,7 @@ pub fn recover(
     Ok(Recovered {
         superblock,
         copies: order,
+        copies_whole: whole,
         scanned,
     })
 }
@@ -164,11 +172,16 @@ pub fn recover_witness(
     meta: &mut impl BlockRead,
     config: &ReplicaConfig,
 ) -> Result<Recovered, RecoverError> {
-    let Chosen { superblock, order } = identified(meta, config)?;
+    let Chosen {
+        superblock,
+        order,
+        whole,
+    } = identified(meta, config)?;
     Ok(Recovered {
         scanned: Scanned::no_log(&superblock),
         superblock,
         copies: order,
+        copies_whole: whole,
     })
 }
 

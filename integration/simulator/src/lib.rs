@@ -1,6 +1,7 @@
 //! Clusters of the production core in virtual time: disks that lose and tear, connections that stall and break, nodes that
 //! crash and freeze, operators that err, clients that remember. One seed decides everything.
 
+mod attack;
 mod checks;
 mod cli;
 mod client;
@@ -14,10 +15,10 @@ mod lives;
 mod memory;
 mod net;
 mod oracle;
+#[cfg(feature = "planted")]
+mod proof;
 mod rng;
 #[cfg(test)]
-mod rules;
-#[cfg(test)]
-mod witness_rules;
+mod stories;
 
 pub use cli::main;

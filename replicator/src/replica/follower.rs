@@ -58,7 +58,7 @@ impl<M: Memory> Replica<M> {
         };
         let node = peer.node;
         let promised = self.metadata.wanted.promised;
-        if epoch < promised {
+        if epoch < promised && !planted!(StaleEpochHeard) {
             if self.metadata.durable_promised > epoch {
                 let promised = self.metadata.durable_promised;
                 let promised_to = self.node_named(&self.metadata.wanted.promised_to);
@@ -76,12 +76,7 @@ impl<M: Memory> Replica<M> {
             self.log_warn(format!("a newer Primary, of epoch {epoch}, is there"));
             self.step_down();
         }
-        if self.candidacy.as_ref().is_some_and(|c| c.epoch < epoch) {
-            self.end_candidacy(Err(AdminError::OtherPrimary(format!(
-                "{} is Primary",
-                self.config.nodes[usize::from(node.0)]
-            ))));
-        }
+        self.candidate_hears_primary(node, epoch);
         if epoch > promised {
             self.promise(epoch, node);
         }
@@ -156,7 +151,8 @@ impl<M: Memory> Replica<M> {
         let mut at = 0;
         while at < self.owed.len() {
             let (version, owed) = self.owed[at];
-            if !self.metadata.is_durable(version) {
+            let early = planted!(GrantBeforeDurable) && matches!(owed, Owed::Grant { .. });
+            if !self.metadata.is_durable(version) && !early {
                 at += 1;
                 continue;
             }
@@ -167,7 +163,8 @@ impl<M: Memory> Replica<M> {
                     epoch,
                     number,
                 } => {
-                    if self.metadata.durable_promised == epoch {
+                    let current = self.metadata.durable_promised == epoch;
+                    if current || planted!(StaleEpochHeard) {
                         self.send(conn, Frame::HeartbeatAck { epoch, number });
                     }
                 }
@@ -177,7 +174,7 @@ impl<M: Memory> Replica<M> {
                     }
                 }
                 Owed::Grant { conn, token, epoch } => {
-                    let current = self.metadata.durable_promised == epoch;
+                    let current = self.metadata.durable_promised == epoch || early;
                     if let Some(node) = self.peer_of(conn).map(|p| p.node)
                         && current
                     {
@@ -206,9 +203,10 @@ impl<M: Memory> Replica<M> {
             Some(config) => config.config.is_member(incarnation),
             None => self.fresh(),
         };
+        let promised = self.metadata.wanted.promised;
         let grants = same
             && member
-            && epoch > self.metadata.wanted.promised
+            && (epoch > promised || (epoch == promised && planted!(TwoGrants)))
             && self.lease_wait_ns(node) == 0
             && self.drain.is_none();
         if !grants {
@@ -281,7 +279,12 @@ impl<M: Memory> Replica<M> {
                 continue;
             }
             let buffer = front.buffer.clone();
-            match batch::verify(buffer.bytes()) {
+            let verified = if planted!(PeerBatchTrusted) {
+                batch::read_header(buffer.bytes())
+            } else {
+                batch::verify(buffer.bytes())
+            };
+            match verified {
                 Ok(header) => {
                     if !self.take_batch(conn, &header, buffer) {
                         return;
@@ -317,7 +320,8 @@ impl<M: Memory> Replica<M> {
             }
         }
         let tail = self.log.tail();
-        if header.last() <= tail.id.seq && self.log.contains(header.last_id()) {
+        let same = planted!(SameNumberSameRecord) || self.log.contains(header.last_id());
+        if header.last() <= tail.id.seq && same {
             self.matched = self.matched.max(header.last());
             return true;
         }
@@ -364,6 +368,9 @@ impl<M: Memory> Replica<M> {
     }
 
     pub(super) fn records_make_sense(&self, header: &Header, bytes: &[u8]) -> bool {
+        if planted!(RecordsUnchecked) {
+            return true;
+        }
         batch::descriptors(bytes, header)
             .flatten()
             .all(|record| match record.kind {
@@ -427,12 +434,19 @@ impl<M: Memory> Replica<M> {
         let Some(following) = self.following else {
             return;
         };
-        let committed = self.primary_committed.min(self.matched);
+        let mut committed = self.primary_committed.min(self.matched);
+        if planted!(UnverifiedFloor) {
+            committed = self.primary_committed.min(self.log.tail().id.seq);
+        }
         self.committed = self.committed.max(committed);
-        let durable = self.log.durable_id().seq.min(self.matched);
+        let mut durable = self.log.durable_id().seq.min(self.matched);
+        if planted!(AckOnReceipt) {
+            durable = self.matched;
+        }
         // Once it has what the Primary had when it was first heard, the rest is in flight.
         self.caught_up |= self.catch_up_to.is_some_and(|seq| durable >= seq);
-        if durable > self.acked_to_primary && self.metadata.durable_promised == following.epoch {
+        let current = self.metadata.durable_promised == following.epoch;
+        if durable > self.acked_to_primary && (current || planted!(StaleEpochHeard)) {
             self.acked_to_primary = durable;
             let frame = Frame::Ack {
                 epoch: following.epoch,

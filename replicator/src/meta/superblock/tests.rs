@@ -161,7 +161,9 @@ fn a_second_crash_never_goes_behind_what_the_first_left() {
         starts.last_mut().unwrap()[rotten].fill(1);
     }
     for start in starts {
-        let Chosen { superblock, order } = choose(&start).unwrap();
+        let Chosen {
+            superblock, order, ..
+        } = choose(&start).unwrap();
         for after in crashes(&start, &copies[2], order) {
             let found = choose(&after).map(|c| c.superblock);
             assert!(found == Ok(versions[2].clone()) || found == Ok(superblock.clone()));

@@ -3,8 +3,8 @@
 use replicator::io::{AdminCommand, AdminError};
 use replicator::view::{ConnectionState, DiskState, ReplicationState, Role, Suspended};
 
+use super::rules::{said, serving};
 use crate::harness::*;
-use crate::rules::{said, serving};
 
 fn cluster(nodes: usize, witnesses: usize) -> Cluster {
     serving(Options {
@@ -283,6 +283,6 @@ fn a_witness_that_was_rolled_back_counts_for_nothing_until_it_was_told_again() {
     assert!(c.run_until(SECOND, |c| said(c, 3, "is whole again")));
     assert!(said(&c, 3, "it was rolled back"));
     assert_eq!(told(&c, 3), Some(2));
-    c.nodes[3].may_be_damaged = false;
+    c.nodes[3].hurt = false;
     c.conclude();
 }

@@ -1,0 +1,3 @@
+//! Who may serve while nodes are away.
+
+use super::*;
