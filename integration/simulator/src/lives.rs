@@ -17,6 +17,7 @@ fn options(rng: &mut Rng) -> Options {
             88..=95 => 2,
             _ => 1,
         },
+        witnesses: if rng.chance(25) { 1 + rng.index(3) } else { 0 },
         lease_ms: u32::try_from(rng.between(200, 1000)).expect("small"),
         ack: if rng.chance(20) {
             AckPolicy::All

@@ -13,6 +13,7 @@ mod promotion;
 mod quorum;
 mod quorum_lost;
 mod rules;
+mod witness_rules;
 mod words;
 
 use replicator::io::{AdminError, AdminResult};
