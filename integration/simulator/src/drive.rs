@@ -121,7 +121,8 @@ impl Cluster {
                 let (conn, side) = Net::find(conn);
                 assert!(
                     !matches!(reason, DropReason::Protocol(_) | DropReason::Unrelated(_))
-                        || self.net.conns[conn].spoilt,
+                        || self.net.conns[conn].spoilt
+                        || self.checks.is_beyond(),
                     "node {node} takes offence at a sound peer: {reason}"
                 );
                 if stand_alone {
@@ -401,6 +402,8 @@ impl Cluster {
         if !c.up[side] || c.closed[side] {
             return;
         }
+        let way = (node, c.nodes[1 - side]);
+        *self.net.sent_blocks.entry(way).or_default() += u64::from(blocks);
         let due = (self.now + delay).max(c.pipes[side].back().map_or(0, |p| p.due));
         let mut shared = batch.as_ref().map(SimBuffer::share);
         if let Some(spoil) = self.net.spoil.get(&link).copied()

@@ -7,6 +7,7 @@ use replicator::types::*;
 use replicator::wire::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader};
 
 use crate::client::Kind;
+use crate::garbage::garbled;
 use crate::harness::*;
 use crate::memory::SimMemory;
 use crate::net::Then;
@@ -77,6 +78,18 @@ impl Cluster {
                 };
                 batch = Some(buffer);
             }
+            let mut frame = frame;
+            if self.garbage_permille > self.rng.garbage.below(1000) {
+                let blocks = batch.as_ref().map_or(0, Buffer::blocks);
+                match garbled(frame, blocks, &mut self.rng.garbage) {
+                    Some(garbage) => frame = garbage,
+                    None => {
+                        self.break_now(conn, side);
+                        return;
+                    }
+                }
+            }
+            let c = &mut self.net.conns[conn];
             let packet = c.pipes[1 - side].pop_front().expect("it was just there");
             if packet.hold.is_some() && c.up[1 - side] {
                 self.after(US, Event::Sent(conn, 1 - side));

@@ -8,6 +8,7 @@ mod client;
 mod control;
 mod disk;
 mod drive;
+mod garbage;
 mod harness;
 mod hash;
 mod intake;

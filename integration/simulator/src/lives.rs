@@ -132,7 +132,15 @@ pub(crate) fn live(seed: u64, trace: bool) -> Tally {
     let end = c.now + rng.between(2, 10) * SECOND;
     suffer(&mut c, seed, rng.between(10, 250) * MS, end);
     c.conclude();
-    c.tally()
+    let beyond = c.tally().beyond;
+    let mut rng = Rng::stream(seed, "after life");
+    if rng.chance(8) {
+        c.suffer_garbage(&mut rng);
+    }
+    Tally {
+        beyond,
+        ..c.tally()
+    }
 }
 
 /// Lets the attacks come, each at its own times, until `end`.

@@ -12,6 +12,7 @@ pub(crate) type FrameKind = fn(&Frame) -> bool;
 
 /// What happens at the frame that a snag waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(not(test), expect(dead_code, reason = "only stories lay snags"))]
 pub(crate) enum Then {
     /// The connection breaks, and the frame is lost.
     BreakBefore,
@@ -75,6 +76,8 @@ pub(crate) struct Net {
     pub(crate) spoil: BTreeMap<(usize, usize), Spoil>,
     /// What stories have laid in the way of frames.
     pub(crate) snags: Vec<Snag>,
+    /// Blocks of batches that each node has sent to each other.
+    pub(crate) sent_blocks: BTreeMap<(usize, usize), u64>,
 }
 
 impl Net {

@@ -62,6 +62,8 @@ pub(crate) struct Streams {
     pub(crate) clocks: Rng,
     /// What nodes are given as randomness.
     pub(crate) identity: Rng,
+    /// What peers say that should not.
+    pub(crate) garbage: Rng,
     /// What clients do.
     pub(crate) clients: Rng,
 }
@@ -75,6 +77,7 @@ impl Streams {
             net: stream("net"),
             clocks: stream("clocks"),
             identity: stream("identity"),
+            garbage: stream("garbage"),
             clients: stream("clients"),
         }
     }

@@ -225,11 +225,8 @@ fn raw_id(id: RecordId) -> RawId {
     }
 }
 
-fn id(raw: &RawId) -> RecordId {
-    RecordId {
-        epoch: Epoch(raw.epoch.get()),
-        seq: Seq(raw.seq.get()),
-    }
+fn id(raw: &RawId) -> Option<RecordId> {
+    RecordId::checked(raw.epoch.get(), raw.seq.get())
 }
 
 fn checksum(block: &[u8]) -> u32 {
@@ -320,7 +317,7 @@ impl Superblock {
             None
         } else {
             Some(ConfigAt {
-                at: id(&raw.config_at),
+                at: id(&raw.config_at)?,
                 config: ClusterConfig::from_raw(&raw.config)?,
             })
         };
@@ -333,20 +330,20 @@ impl Superblock {
             incarnation: Incarnation(raw.incarnation.get()),
             uuid: ResourceUuid(raw.uuid.get()),
             history: HistoryId(raw.history.get()),
-            promised: Epoch(raw.promised.get()),
+            promised: Epoch::checked(raw.promised.get())?,
             promised_to: name(&raw.promised_to)?,
             lease_ms: raw.lease_ms.get(),
             applied: AppliedFloor {
-                id: id(&raw.applied),
+                id: id(&raw.applied)?,
                 position: raw.applied_position.get(),
                 blocks: raw.applied_blocks.get(),
                 checksum: raw.applied_checksum.get(),
             },
-            committed: Seq(raw.committed.get()),
-            acked: id(&raw.acked),
-            damaged_until: id(&raw.damaged_until),
+            committed: Seq::checked(raw.committed.get())?,
+            acked: id(&raw.acked)?,
+            damaged_until: id(&raw.damaged_until)?,
             config,
-            epochs: epochs.iter().map(id).collect(),
+            epochs: epochs.iter().map(id).collect::<Option<_>>()?,
             journal_bytes: raw.journal_bytes.get(),
             volumes: volumes
                 .iter()

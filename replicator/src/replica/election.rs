@@ -151,6 +151,18 @@ impl<M: Memory> Replica<M> {
         }
     }
 
+    /// The last Primary has ended its reign: whoever waits for its lease need not.
+    pub(super) fn candidate_is_free(&mut self) {
+        let now = self.now;
+        if let Some(Candidacy {
+            phase: Phase::Pause { until },
+            ..
+        }) = self.candidacy.as_mut()
+        {
+            *until = now;
+        }
+    }
+
     pub(super) fn candidate_lost(&mut self, node: NodeId) {
         if let Some(Candidacy {
             phase: Phase::Fetching { source, .. },
@@ -349,8 +361,13 @@ impl<M: Memory> Replica<M> {
             self.attempt_failed(AdminError::NoQuorum(format!(
                 "the lease of the last Primary is not over for {waiting} ({wait_ms} ms)"
             )));
-            // The next attempt is due when it is, as told when the question was asked.
-            let wait_ns = (u64::from(wait_ms) * 1_000_000).min(2 * self.config.lease_ns());
+            // The next attempt is due when it is, as told when the question was asked; soon, if that Primary has ended its
+            // reign and only the news of it is under way.
+            let wait_ns = if self.released {
+                0
+            } else {
+                (u64::from(wait_ms) * 1_000_000).min(2 * self.config.lease_ns())
+            };
             let until = asked_at.after(wait_ns).max(self.now.after(PAUSE_NS));
             if let Some(candidacy) = self.candidacy.as_mut() {
                 candidacy.phase = Phase::Pause { until };

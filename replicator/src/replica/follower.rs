@@ -468,6 +468,7 @@ impl<M: Memory> Replica<M> {
         if self.last_primary == Some(node) && epoch >= self.primary_epoch {
             self.demoted = epoch;
             self.released = true;
+            self.candidate_is_free();
         }
         if self
             .following

@@ -33,10 +33,8 @@ pub(super) fn decode(body: &[u8]) -> Result<Told, FrameError> {
         uuid: ResourceUuid(raw.uuid.get()),
         history: HistoryId(raw.history.get()),
         config: ConfigAt {
-            at: RecordId {
-                epoch: Epoch(raw.config_epoch.get()),
-                seq: Seq(raw.config_seq.get()),
-            },
+            at: RecordId::checked(raw.config_epoch.get(), raw.config_seq.get())
+                .ok_or(FrameError::Field)?,
             config: ClusterConfig::from_raw(&raw.config).ok_or(FrameError::Field)?,
         },
     })
