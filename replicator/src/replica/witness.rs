@@ -60,8 +60,11 @@ impl<M: Memory> Replica<M> {
             return;
         };
         let at = config.at.seq;
-        let reached = planted!(WitnessToldEarly) || self.reached(&config.config, false) >= at;
-        if told >= at || self.log.durable_id().seq < at || !reached {
+        let mut reached = self.reached(&config.config, false);
+        if planted!(WitnessToldEarly) {
+            reached = at;
+        }
+        if told >= at || self.log.durable_id().seq < at || reached < at {
             return;
         }
         let told = Told {
