@@ -193,7 +193,7 @@ impl Checks {
     pub(crate) fn witness_holds(&mut self, node: usize, epoch: u64, seq: u64) {
         let held = &mut self.witnesses[node - self.logs.len()];
         assert!(
-            *held <= (epoch, seq),
+            *held <= (epoch, seq) || self.beyond,
             "S1: witness {node} forgets {held:?} for {epoch}.{seq}"
         );
         *held = (epoch, seq);
