@@ -31,6 +31,9 @@
 
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod planted;
+
 pub mod io;
 pub mod journal;
 pub mod memory;
@@ -42,4 +45,6 @@ pub mod types;
 pub mod view;
 pub mod wire;
 
+#[cfg(feature = "planted")]
+pub use planted::{Bug, plant};
 pub use replica::{AckPolicy, Capacity, OnNoQuorum, Replica, ReplicaConfig};

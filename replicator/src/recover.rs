@@ -23,6 +23,8 @@ pub struct Recovered {
     pub superblock: Superblock,
     /// In which order its copies are to be written.
     pub copies: [usize; COPIES],
+    /// Whether all copies of the superblock are there; if not, they are written anew at once.
+    pub copies_whole: bool,
     /// The log.
     pub scanned: Scanned,
 }
@@ -92,7 +94,11 @@ pub fn recover(
     journal: &mut impl BlockRead,
     config: &ReplicaConfig,
 ) -> Result<Recovered, RecoverError> {
-    let Chosen { superblock, order } = read_superblock(meta)?;
+    let Chosen {
+        superblock,
+        order,
+        whole,
+    } = read_superblock(meta)?;
     let me = config.nodes[usize::from(config.me.0)];
     if superblock.resource != config.resource {
         return Err(RecoverError::Resource {
@@ -127,6 +133,7 @@ pub fn recover(
     Ok(Recovered {
         superblock,
         copies: order,
+        copies_whole: whole,
         scanned,
     })
 }

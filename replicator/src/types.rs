@@ -92,6 +92,37 @@ impl Seq {
     }
 }
 
+/// No sequence number and no epoch ever gets as high as this: one from wire or disk that does is refused where it is decoded,
+/// so that nothing behind can overflow.
+pub const NUMBER_MAX: u64 = 1 << 62;
+
+impl Seq {
+    /// A sequence number from wire or disk; `None` if no node can have made it.
+    #[must_use]
+    pub fn checked(n: u64) -> Option<Self> {
+        (n <= NUMBER_MAX).then_some(Self(n))
+    }
+}
+
+impl Epoch {
+    /// An epoch from wire or disk; `None` if no node can have made it.
+    #[must_use]
+    pub fn checked(n: u64) -> Option<Self> {
+        (n <= NUMBER_MAX).then_some(Self(n))
+    }
+}
+
+impl RecordId {
+    /// An id from wire or disk; `None` if no node can have made it.
+    #[must_use]
+    pub fn checked(epoch: u64, seq: u64) -> Option<Self> {
+        Some(Self {
+            epoch: Epoch::checked(epoch)?,
+            seq: Seq::checked(seq)?,
+        })
+    }
+}
+
 impl Time {
     /// This time and `nanos` more, saturating.
     #[must_use]

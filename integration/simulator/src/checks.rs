@@ -1,7 +1,7 @@
 //! What must hold between the nodes' logs and stores: one name, one batch (N1); one committed log (P2, P4); committed is
 //! durable on a majority (P1); a store is a prefix (P3).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use replicator::journal::batch::{self, Kind};
@@ -39,6 +39,8 @@ struct NodeLog {
 
 pub(crate) struct Checks {
     logs: Vec<NodeLog>,
+    /// What nodes had before their disks were replaced or found to be damaged.
+    gone: Vec<(usize, NodeLog)>,
     /// All batches that were ever made, by epoch and first record.
     made: BTreeMap<(u64, u64), Made>,
     chain: BTreeMap<u64, Batch>,
@@ -48,6 +50,10 @@ pub(crate) struct Checks {
     /// Who served which epoch.
     served: BTreeMap<u64, usize>,
     pub(crate) majority: usize,
+    /// Committed batches of which a harmed disk lost its copy and nothing on it can prove that there was one, by first record.
+    silently_lost: BTreeSet<u64>,
+    /// More was lost than anything can keep: from here on nothing is promised.
+    beyond: bool,
 }
 
 fn header_crcs(block: &[u8], records: u16, payload_blocks: u32) -> Vec<u32> {
@@ -79,6 +85,7 @@ fn changes_of(block: &[u8], header: &batch::Header) -> Vec<Change> {
 impl Checks {
     pub(crate) fn new(nodes: usize) -> Self {
         Self {
+            gone: Vec::new(),
             logs: (0..nodes).map(|_| NodeLog::default()).collect(),
             made: BTreeMap::new(),
             chain: BTreeMap::new(),
@@ -86,13 +93,22 @@ impl Checks {
             blocks: BTreeMap::new(),
             served: BTreeMap::new(),
             majority: nodes / 2 + 1,
+            silently_lost: BTreeSet::new(),
+            beyond: false,
         }
     }
 
     /// A node writes or sends the batch whose first block this is; its first record.
     pub(crate) fn saw(&mut self, node: usize, block: &[u8], sent: bool) -> Option<u64> {
         let header = batch::read_header(block).ok()?;
+        if self.beyond {
+            return Some(header.first.0);
+        }
         let (first, epoch) = (header.first.0, header.epoch.0);
+        let new = !self.made.contains_key(&(epoch, first));
+        if new {
+            self.begins(node, epoch, first);
+        }
         let (checksum, _) = self.made.entry((epoch, first)).or_insert_with(|| {
             let changes = changes_of(block, &header);
             (header.checksum, Rc::new(changes))
@@ -128,6 +144,41 @@ impl Checks {
         Some(first)
     }
 
+    /// A node makes the first batch of its epoch: it must have all that is committed (P1). If it does not, then either
+    /// that is a fault of the core, or a member of every quorum that committed the rest has lost its copy by a fault of its
+    /// disk and can not know: nothing can keep that, and the life ends here.
+    fn begins(&mut self, node: usize, epoch: u64, first: u64) {
+        let newest = self.chain.last_key_value().map_or(0, |(_, b)| b.epoch);
+        if epoch <= newest || first > self.chain_end {
+            return;
+        }
+        let lost = self
+            .chain
+            .range(..first)
+            .next_back()
+            .map_or(0, |(f, _)| f + 1);
+        let excused = self
+            .chain
+            .range(lost.max(first)..)
+            .all(|(f, _)| self.silently_lost.contains(f));
+        assert!(
+            excused,
+            "P1: node {node} begins epoch {epoch} at {first}, and records up to {} are committed",
+            self.chain_end
+        );
+        self.beyond = true;
+    }
+
+    /// More was lost than anything can keep: nothing is promised any more.
+    pub(crate) fn ends_beyond(&mut self) {
+        self.beyond = true;
+    }
+
+    /// Whether more was lost than anything can keep.
+    pub(crate) fn is_beyond(&self) -> bool {
+        self.beyond
+    }
+
     /// A journal write with the batch that begins with record `first` ended.
     pub(crate) fn durable(&mut self, node: usize, first: u64) {
         if let Some(journaled) = self.logs[node].batches.get_mut(&first) {
@@ -151,7 +202,11 @@ impl Checks {
         batches: Vec<Batch>,
         committed: u64,
         applied: u64,
+        hurt: Option<u64>,
     ) {
+        if self.beyond {
+            return;
+        }
         let known = std::mem::take(&mut self.logs[node].batches);
         let from = batches
             .first()
@@ -159,10 +214,17 @@ impl Checks {
         for (first, old) in known.range(from..) {
             let whole = batches.contains(&old.batch);
             let in_chain = self.chain.get(first) == Some(&old.batch);
+            if whole || !in_chain || !old.durable {
+                continue;
+            }
+            let Some(proven) = hurt else {
+                panic!("P1: node {node} lost the committed batch at {first} in a crash");
+            };
             assert!(
-                whole || !in_chain || !old.durable,
-                "P1: node {node} lost the committed batch at {first} in a crash"
+                old.batch.last > proven,
+                "P6: node {node} does not say that it lost the batch at {first}, and knows that it had records up to {proven}"
             );
+            self.silently_lost.insert(*first);
         }
         for batch in batches {
             assert!(
@@ -178,14 +240,15 @@ impl Checks {
         self.committed(node, committed);
     }
 
-    /// A node's disks were replaced.
+    /// A node's disks were replaced, or are known to be damaged. What it had counted until then.
     pub(crate) fn wiped(&mut self, node: usize) {
-        self.logs[node] = NodeLog::default();
+        let log = std::mem::take(&mut self.logs[node]);
+        self.gone.push((node, log));
     }
 
     /// A node says that it knows everything up to `committed` to be committed.
     pub(crate) fn committed(&mut self, node: usize, committed: u64) {
-        loop {
+        while !self.beyond {
             let log = &self.logs[node];
             let next = log.batches.range(log.checked + 1..).next();
             let Some((&first, journaled)) = next else {
@@ -212,13 +275,14 @@ impl Checks {
     }
 
     fn extend_chain(&mut self, node: usize, batch: &Batch) {
-        let copies = self
-            .logs
-            .iter()
-            .filter(|l| {
-                let upto = || l.batches.range(..=batch.first);
-                upto().next_back().is_some_and(|(_, j)| j.batch == *batch)
-                    && upto().rev().take(100).all(|(_, j)| j.durable)
+        let had = |log: &NodeLog| {
+            let upto = || log.batches.range(..=batch.first);
+            upto().next_back().is_some_and(|(_, j)| j.batch == *batch)
+                && upto().rev().take(100).all(|(_, j)| j.durable)
+        };
+        let copies = (0..self.logs.len())
+            .filter(|node| {
+                had(&self.logs[*node]) || self.gone.iter().any(|(n, log)| n == node && had(log))
             })
             .count();
         assert!(
@@ -237,14 +301,17 @@ impl Checks {
     /// A node serves an epoch.
     pub(crate) fn serves(&mut self, node: usize, epoch: u64) {
         let first = *self.served.entry(epoch).or_insert(node);
-        assert_eq!(first, node, "P4: two Primaries of epoch {epoch}");
+        assert!(
+            first == node || self.beyond,
+            "P4: two Primaries of epoch {epoch}"
+        );
     }
 
     /// A node of this epoch answers a client.
     pub(crate) fn answers(&self, node: usize, epoch: u64) {
         let newest = self.served.last_key_value().map_or(0, |(e, _)| *e);
         assert!(
-            epoch >= newest,
+            epoch >= newest || self.beyond,
             "P4: node {node} answers in epoch {epoch} while {newest} is served"
         );
     }
@@ -266,6 +333,9 @@ impl Checks {
 
     /// P3: a store is the replay up to `applied`, but for blocks that the replay of later committed records overwrites.
     pub(crate) fn store_is_prefix(&self, node: usize, volume: usize, store: &Disk, applied: u64) {
+        if self.beyond {
+            return;
+        }
         let none = BTreeMap::<u64, u32>::new();
         let mut found = none;
         let id = replicator::types::VolumeId(u16::try_from(volume).expect("16 volumes"));

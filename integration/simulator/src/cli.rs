@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 
+use crate::attack::ATTACKS;
 use crate::lives::{Tally, live};
 
 /// Every so many seeds one is run twice, and what it did is compared.
@@ -35,6 +36,21 @@ struct Args {
     /// How many at the same time (else one per core)
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Plant each bug of the table in the core, or only this one, and see that it is found
+    #[cfg(feature = "planted")]
+    #[arg(long, value_name = "BUG", num_args = 0..=1, conflicts_with_all = ["seconds", "seed"])]
+    planted: Option<Option<String>>,
+    /// Plant those bugs that are found fast
+    #[cfg(feature = "planted")]
+    #[arg(long, conflicts_with_all = ["seconds", "seed", "planted"])]
+    planted_sample: bool,
+}
+
+impl Args {
+    fn threads(&self) -> usize {
+        self.threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
 }
 
 /// What all lives came to, and those that failed.
@@ -42,7 +58,7 @@ struct Args {
 struct Totals {
     seeds: u64,
     sum: Tally,
-    failures: Vec<(u64, String)>,
+    failures: Vec<String>,
 }
 
 #[derive(serde::Serialize)]
@@ -63,16 +79,16 @@ struct Summary {
 pub fn main() -> ExitCode {
     let args = Args::parse();
     let started = Instant::now();
-    let totals = match args.seed {
+    let totals = proof(&args).unwrap_or_else(|| match args.seed {
         Some(seed) => one(seed, args.trace),
         None => many(&args, started),
-    };
+    });
     let seconds = started.elapsed().as_secs_f64();
     let sum = totals.sum;
     let summary = Summary {
         seeds: totals.seeds,
         operations: sum.operations,
-        faults: sum.faults,
+        faults: sum.faults.iter().sum(),
         failures: totals.failures.len() as u64,
         promotions: sum.promotions,
         writes_acknowledged: sum.writes,
@@ -80,13 +96,16 @@ pub fn main() -> ExitCode {
         seeds_per_second: (totals.seeds as f64 / seconds * 10.0).round() / 10.0,
         virtual_seconds: sum.time_ns / 1_000_000_000,
     };
-    for (seed, why) in &totals.failures {
-        println!("seed {seed} failed: {why}");
-        println!(
-            "  on commit {}; again, with its story: cargo sim -- --seed {seed} --trace",
-            commit()
-        );
+    for failure in &totals.failures {
+        println!("{failure}");
     }
+    let kinds = ATTACKS.iter().zip(sum.faults).filter(|(_, n)| *n > 0);
+    let kinds: Vec<_> = kinds.map(|(a, n)| format!("{} {n}", a.name)).collect();
+    println!("faults: {}", kinds.join(", "));
+    println!(
+        "lives that ended early: {} since more was lost than anything can keep, {} since a majority would have needed a resync",
+        sum.beyond, sum.stuck
+    );
     println!(
         "{} seeds in {seconds:.1} s ({:.1} a second): {} faults, {} promotions, {} operations of clients, {} writes acknowledged and checked, {} reads checked, {} failures",
         summary.seeds,
@@ -116,6 +135,13 @@ fn commit() -> String {
     }
 }
 
+fn failure(seed: u64, why: &str) -> String {
+    let commit = commit();
+    format!(
+        "seed {seed} failed: {why}\n  on commit {commit}; again, with its story: cargo sim -- --seed {seed} --trace"
+    )
+}
+
 /// Runs a life; what it came to, or what went wrong.
 fn attempt(seed: u64, trace: bool) -> Result<Tally, String> {
     catch_unwind(AssertUnwindSafe(|| live(seed, trace))).map_err(|panic| {
@@ -124,6 +150,30 @@ fn attempt(seed: u64, trace: bool) -> Result<Tally, String> {
             .cloned()
             .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
             .unwrap_or_else(|| "it panicked without a word".into())
+    })
+}
+
+#[cfg(not(feature = "planted"))]
+fn proof(_: &Args) -> Option<Totals> {
+    None
+}
+
+/// The proof that planted bugs are found, if that is wanted.
+#[cfg(feature = "planted")]
+fn proof(args: &Args) -> Option<Totals> {
+    use crate::proof::{Which, prove};
+    let which = match &args.planted {
+        Some(Some(name)) => Which::One(name),
+        Some(None) => Which::All,
+        None if args.planted_sample => Which::Sample,
+        None => return None,
+    };
+    std::panic::set_hook(Box::new(|_| {}));
+    let proof = prove(which, args.from, args.seeds, args.threads(), attempt);
+    Some(Totals {
+        seeds: proof.seeds,
+        sum: proof.sum,
+        failures: proof.failures,
     })
 }
 
@@ -148,7 +198,7 @@ fn one(seed: u64, trace: bool) -> Totals {
             println!("seed {seed}: {tally:?}");
             totals.sum = tally;
         }
-        Err(why) => totals.failures.push((seed, why)),
+        Err(why) => totals.failures.push(failure(seed, &why)),
     }
     totals
 }
@@ -166,9 +216,7 @@ fn many(args: &Args, started: Instant) -> Totals {
         1000
     });
     let limit = args.seconds.map(Duration::from_secs);
-    let threads = args
-        .threads
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let threads = args.threads();
     let next = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     let totals = Mutex::new(Totals::default());
@@ -198,8 +246,8 @@ fn many(args: &Args, started: Instant) -> Totals {
                     match result {
                         Ok(tally) => totals.sum += tally,
                         Err(why) => {
-                            println!("seed {seed} failed: {why}");
-                            totals.failures.push((seed, why));
+                            println!("seed {seed} failed");
+                            totals.failures.push(failure(seed, &why));
                             if totals.failures.len() >= 100 {
                                 stop.store(true, Ordering::Relaxed);
                             }

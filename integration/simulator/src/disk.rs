@@ -1,6 +1,9 @@
-//! Disks in memory that lose and tear what was not durable when the power fails.
+//! Disks in memory, at the grain of sectors: they lose, keep and tear what was not durable when the power fails, and do
+//! everything else that disks do to people. Contents are shared, not copied: a block of a batch is the same memory in
+//! every journal, stream and store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::rc::Rc;
 
 use replicator::io::DiskError;
@@ -11,29 +14,102 @@ use crate::rng::Rng;
 
 const SECTOR: usize = 512;
 
-pub(crate) type Block = Rc<[u8]>;
+/// The error number of a device that failed.
+pub(crate) const EIO: i32 = 5;
 
-/// Completed writes are in one of these, durable up to a flush.
-struct Version {
+/// The error number of a device that is full.
+pub(crate) const ENOSPC: i32 = 28;
+
+/// The contents of one block, within memory that others share.
+#[derive(Clone, Debug)]
+pub(crate) struct Block {
+    bytes: Rc<Vec<u8>>,
+    at: usize,
+}
+
+impl Block {
+    pub(crate) fn zero() -> Self {
+        thread_local! {
+            static ZERO: Rc<Vec<u8>> = Rc::new(vec![0; BLOCK_BYTES]);
+        }
+        let bytes = ZERO.with(Rc::clone);
+        Self { bytes, at: 0 }
+    }
+
+    fn owned(bytes: Vec<u8>) -> Self {
+        assert_eq!(bytes.len(), BLOCK_BYTES);
+        let bytes = Rc::new(bytes);
+        Self { bytes, at: 0 }
+    }
+
+    /// The blocks of a piece of memory.
+    pub(crate) fn all_of(
+        bytes: &Rc<Vec<u8>>,
+        first: usize,
+        blocks: usize,
+    ) -> impl Iterator<Item = Self> {
+        (first..first + blocks).map(|block| Self {
+            bytes: Rc::clone(bytes),
+            at: block * BLOCK_BYTES,
+        })
+    }
+}
+
+impl Deref for Block {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[self.at..self.at + BLOCK_BYTES]
+    }
+}
+
+/// What becomes of a write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fate {
+    /// It is done.
+    Done,
+    /// It fails, and says so; some of it may be there.
+    Fails(DiskError),
+    /// The disk says that it is done, and nothing is.
+    Lost,
+    /// The disk says that it is done, and did it so many blocks further on.
+    Stray(u64),
+}
+
+/// A completed write that no flush has covered, or one that is only begun.
+struct Newer {
     /// When it was completed; `u64::MAX` while it is not.
     completed: u64,
     bytes: Block,
 }
 
+/// A block's durable contents, and what came after, in order.
+struct Cell {
+    durable: Block,
+    newer: Vec<Newer>,
+}
+
+impl Cell {
+    fn newest(&self) -> &Block {
+        self.newer.last().map_or(&self.durable, |n| &n.bytes)
+    }
+}
+
 /// A file or device. Blocks that were never written are zeroes.
 #[derive(Default)]
 pub(crate) struct Disk {
-    /// The versions of each block, the first one durable.
-    blocks: BTreeMap<u64, Vec<Version>>,
+    cells: BTreeMap<u64, Cell>,
+    /// Blocks that have something newer than what is durable.
+    volatile: BTreeSet<u64>,
     clock: u64,
     /// Block ranges that are being written: two writes in flight never overlap.
     writing: Vec<(u64, u64)>,
     /// Every completed write is durable.
-    pub(crate) durable: bool,
-}
-
-fn zeroes() -> Block {
-    Rc::from([0; BLOCK_BYTES].as_slice())
+    write_through: bool,
+    /// Nothing is durable before the disk tells the truth again, whatever it says.
+    pub(crate) lies: bool,
+    /// Blocks that can not be read until they are written.
+    bad: BTreeSet<u64>,
 }
 
 /// The whole block number of a byte offset.
@@ -46,61 +122,60 @@ pub(crate) fn block_at(offset: u64) -> u64 {
 }
 
 impl Disk {
-    pub(crate) fn with(durable: bool, contents: &[u8]) -> Self {
+    pub(crate) fn with(write_through: bool, contents: &[u8]) -> Self {
         let mut disk = Self {
-            durable,
+            write_through,
             ..Self::default()
         };
         for (block, bytes) in (0..).zip(contents.chunks_exact(BLOCK_BYTES)) {
             if bytes.iter().any(|&b| b != 0) {
-                let version = Version {
-                    completed: 0,
-                    bytes: Rc::from(bytes),
-                };
-                disk.blocks.insert(block, vec![version]);
+                disk.set(block, Block::owned(bytes.to_vec()));
             }
         }
         disk
     }
 
-    /// A disk with the same contents.
+    fn set(&mut self, block: u64, durable: Block) {
+        let newer = Vec::new();
+        self.cells.insert(block, Cell { durable, newer });
+        self.volatile.remove(&block);
+    }
+
+    /// A disk with the same contents, all of it durable.
     pub(crate) fn copy(&self) -> Self {
-        let newest = |(&b, v): (&u64, &Vec<Version>)| {
-            let bytes = Rc::clone(&v.last()?.bytes);
-            Some((
-                b,
-                vec![Version {
-                    completed: 0,
-                    bytes,
-                }],
-            ))
-        };
-        Self {
-            blocks: self.blocks.iter().filter_map(newest).collect(),
-            durable: self.durable,
+        let mut copy = Self {
+            write_through: self.write_through,
             ..Self::default()
+        };
+        for (&block, cell) in &self.cells {
+            copy.set(block, cell.newest().clone());
         }
+        copy
     }
 
-    /// What a read of a block gives; `None` for zeroes.
+    /// What a block holds now; `None` for zeroes.
     pub(crate) fn block(&self, block: u64) -> Option<&Block> {
-        Some(&self.blocks.get(&block)?.last()?.bytes)
+        Some(self.cells.get(&block)?.newest())
     }
 
-    pub(crate) fn read_bytes(&self, block: u64, out: &mut [u8]) {
+    /// Reads blocks as a computer does.
+    pub(crate) fn read(&self, block: u64, out: &mut [u8]) -> Result<(), DiskError> {
+        let end = block + (out.len() / BLOCK_BYTES) as u64;
+        if self.bad.range(block..end).next().is_some() {
+            return Err(DiskError::Os(EIO));
+        }
         for (b, out) in (block..).zip(out.chunks_exact_mut(BLOCK_BYTES)) {
             match self.block(b) {
                 Some(bytes) => out.copy_from_slice(bytes),
                 None => out.fill(0),
             }
         }
+        Ok(())
     }
 
     /// The blocks that were ever written.
     pub(crate) fn written(&self) -> impl Iterator<Item = (u64, &Block)> {
-        self.blocks
-            .iter()
-            .filter_map(|(&b, v)| Some((b, &v.last()?.bytes)))
+        self.cells.iter().map(|(&b, c)| (b, c.newest()))
     }
 
     /// A write begins; if `early`, reads see it before it is completed.
@@ -111,7 +186,7 @@ impl Disk {
             "two writes in flight to the same blocks {block}..{end}"
         );
         self.writing.push((block, end));
-        if early && !self.durable {
+        if early && !self.write_through {
             for (b, bytes) in (block..).zip(data) {
                 self.push(b, u64::MAX, bytes);
             }
@@ -119,28 +194,64 @@ impl Disk {
     }
 
     fn push(&mut self, block: u64, completed: u64, bytes: &Block) {
-        let versions = self.blocks.entry(block).or_insert_with(|| {
-            vec![Version {
-                completed: 0,
-                bytes: zeroes(),
-            }]
+        self.bad.remove(&block);
+        if self.write_through && !self.lies {
+            self.set(block, bytes.clone());
+            return;
+        }
+        let cell = self.cells.entry(block).or_insert_with(|| Cell {
+            durable: Block::zero(),
+            newer: Vec::new(),
         });
-        versions.retain(|v| v.completed != u64::MAX);
-        versions.push(Version {
-            completed,
-            bytes: Rc::clone(bytes),
-        });
-        if self.durable {
-            versions.drain(..versions.len() - 1);
+        cell.newer.retain(|n| n.completed != u64::MAX);
+        let bytes = bytes.clone();
+        cell.newer.push(Newer { completed, bytes });
+        self.volatile.insert(block);
+    }
+
+    /// A write ended; what the disk says of it.
+    pub(crate) fn end(
+        &mut self,
+        block: u64,
+        data: &[Block],
+        fate: Fate,
+        rng: &mut Rng,
+    ) -> Result<(), DiskError> {
+        match fate {
+            Fate::Done => {
+                self.writing.retain(|&(b, _)| b != block);
+                self.clock += 1;
+                for (b, bytes) in (block..).zip(data) {
+                    self.push(b, self.clock, bytes);
+                }
+                Ok(())
+            }
+            Fate::Fails(error) => {
+                self.tear(block, data, rng);
+                Err(error)
+            }
+            Fate::Lost => {
+                self.forget(block, data.len());
+                Ok(())
+            }
+            Fate::Stray(by) => {
+                self.forget(block, data.len());
+                self.clock += 1;
+                for (b, bytes) in (block + by..).zip(data) {
+                    self.push(b, self.clock, bytes);
+                }
+                Ok(())
+            }
         }
     }
 
-    /// A write is completed.
-    pub(crate) fn complete(&mut self, block: u64, data: &[Block]) {
+    /// A write that was begun leaves nothing.
+    fn forget(&mut self, block: u64, blocks: usize) {
         self.writing.retain(|&(b, _)| b != block);
-        self.clock += 1;
-        for (b, bytes) in (block..).zip(data) {
-            self.push(b, self.clock, bytes);
+        for b in block..block + blocks as u64 {
+            if let Some(cell) = self.cells.get_mut(&b) {
+                cell.newer.retain(|n| n.completed != u64::MAX);
+            }
         }
     }
 
@@ -148,15 +259,18 @@ impl Disk {
     pub(crate) fn tear(&mut self, block: u64, data: &[Block], rng: &mut Rng) {
         self.writing.retain(|&(b, _)| b != block);
         self.clock += 1;
-        let mode = rng.below(4);
+        let mode = rng.below(5);
+        let prefix = rng.below(data.len() as u64 + 1);
         for (b, bytes) in (block..).zip(data) {
             let kept = match mode {
                 0 => continue,
-                1 => Rc::clone(bytes),
+                1 => bytes.clone(),
                 2 if rng.chance(50) => continue,
-                2 => Rc::clone(bytes),
+                2 => bytes.clone(),
+                3 if b >= block + prefix => continue,
+                3 => bytes.clone(),
                 _ => {
-                    let old = self.block(b).cloned().unwrap_or_else(zeroes);
+                    let old = self.block(b).cloned().unwrap_or_else(Block::zero);
                     mix(&old, bytes, rng)
                 }
             };
@@ -171,39 +285,74 @@ impl Disk {
 
     /// A flush ended.
     pub(crate) fn flushed(&mut self, mark: u64) {
-        for versions in self.blocks.values_mut() {
-            if let Some(last) = versions.iter().rposition(|v| v.completed <= mark) {
-                versions.drain(..last);
-            }
+        if self.lies {
+            return;
         }
+        let cells = &mut self.cells;
+        self.volatile.retain(|block| {
+            let cell = cells.get_mut(block).expect("what is newer is in a cell");
+            if let Some(last) = cell.newer.iter().rposition(|n| n.completed <= mark) {
+                cell.durable = cell
+                    .newer
+                    .drain(..=last)
+                    .next_back()
+                    .expect("at least one")
+                    .bytes;
+            }
+            !cell.newer.is_empty()
+        });
     }
 
     /// The power fails: of what is not durable, anything may be lost, sector by sector.
     pub(crate) fn power_cut(&mut self, rng: &mut Rng) {
-        for versions in self.blocks.values_mut() {
-            if versions.len() > 1 {
-                let last = &versions[rng.index(versions.len())].bytes;
-                let bytes = match rng.below(3) {
-                    0 => Rc::clone(&versions[0].bytes),
-                    1 => Rc::clone(last),
-                    _ => mix(&versions[0].bytes, last, rng),
-                };
-                *versions = vec![Version {
-                    completed: 0,
-                    bytes,
-                }];
+        for block in std::mem::take(&mut self.volatile) {
+            let cell = self
+                .cells
+                .get_mut(&block)
+                .expect("what is newer is in a cell");
+            let newer = std::mem::take(&mut cell.newer);
+            if newer.is_empty() {
+                continue;
+            }
+            let last = &newer[rng.index(newer.len())].bytes;
+            match rng.below(3) {
+                0 => {}
+                1 => cell.durable = last.clone(),
+                _ => cell.durable = mix(&cell.durable, last, rng),
             }
         }
         self.writing.clear();
     }
 
-    /// Rot: flips a bit of a block.
-    pub(crate) fn rot(&mut self, block: u64) {
-        if let Some(version) = self.blocks.get_mut(&block).and_then(|v| v.last_mut()) {
-            let mut bytes = version.bytes.to_vec();
-            bytes[77] ^= 0x10;
-            version.bytes = Rc::from(bytes);
+    /// The disk tells the truth from now on, and about the past.
+    pub(crate) fn settle(&mut self) {
+        self.lies = false;
+        if self.write_through {
+            self.flushed(u64::MAX - 1);
         }
+    }
+
+    /// Rot: flips a bit of a block, if it was ever written.
+    pub(crate) fn rot(&mut self, block: u64, bit: usize) {
+        if let Some(cell) = self.cells.get_mut(&block) {
+            let mut bytes = cell.newest().to_vec();
+            bytes[bit / 8 % BLOCK_BYTES] ^= 1 << (bit % 8);
+            let rotten = Block::owned(bytes);
+            match cell.newer.last_mut() {
+                Some(newer) => newer.bytes = rotten,
+                None => cell.durable = rotten,
+            }
+        }
+    }
+
+    /// Whether there are blocks that can not be read.
+    pub(crate) fn is_spoilt(&self) -> bool {
+        !self.bad.is_empty()
+    }
+
+    /// A block can not be read from now on.
+    pub(crate) fn spoil(&mut self, block: u64) {
+        self.bad.insert(block);
     }
 }
 
@@ -215,7 +364,7 @@ fn mix(old: &Block, new: &Block, rng: &mut Rng) -> Block {
             sector.copy_from_slice(&new[i * SECTOR..(i + 1) * SECTOR]);
         }
     }
-    Rc::from(bytes)
+    Block::owned(bytes)
 }
 
 /// A disk as recovery reads it.
@@ -223,8 +372,7 @@ pub(crate) struct Reading<'a>(pub(crate) &'a Disk);
 
 impl BlockRead for Reading<'_> {
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        self.0.read_bytes(block_at(offset), buffer);
-        Ok(())
+        self.0.read(block_at(offset), buffer)
     }
 }
 

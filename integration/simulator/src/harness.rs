@@ -12,16 +12,17 @@ use replicator::types::*;
 use replicator::view::{DiskState, View};
 use replicator::{AckPolicy, OnNoQuorum, Replica, ReplicaConfig};
 
+use crate::attack::ATTACKS;
 use crate::checks::{Batch, Checks};
 use crate::client::{Client, Request};
-use crate::disk::{Disk, Disks, Reading};
+use crate::disk::{Disk, Disks, Fate, Reading};
 use crate::drive::Flight;
 use crate::hash::Hash;
 use crate::lives::Tally;
 use crate::memory::{SimBuffer, SimMemory};
 use crate::net::Net;
 use crate::oracle::Oracle;
-use crate::rng::Rng;
+use crate::rng::Streams;
 
 pub(crate) const US: u64 = 1_000;
 pub(crate) const MS: u64 = 1_000_000;
@@ -48,6 +49,8 @@ pub(crate) struct Options {
     pub(crate) net_ns: u64,
     /// How far clocks drift, in parts per million either way.
     pub(crate) drift_ppm: u64,
+    /// Clocks are beyond the bound that the lease counts with: reads may be old then, and nothing else.
+    pub(crate) loose_clocks: bool,
 }
 
 impl Default for Options {
@@ -63,6 +66,7 @@ impl Default for Options {
             disk_ns: 300 * US,
             net_ns: 200 * US,
             drift_ppm: 0,
+            loose_clocks: false,
         }
     }
 }
@@ -118,12 +122,23 @@ pub(crate) struct Node {
     /// The epoch that it served last.
     pub(crate) reign: u64,
     pub(crate) view: View,
-    /// By how much journal and stores are slower than they should be.
-    pub(crate) slow: [u64; 2],
-    /// The next write to the journal (0) or a store (1) fails.
-    pub(crate) fail_next: Option<usize>,
+    /// By how much each kind of disk is slower than it should be.
+    pub(crate) slow: [u64; 3],
+    /// What becomes of the next write to a kind of disk.
+    pub(crate) next_fate: [Option<Fate>; 3],
+    /// Until when a kind of disk ends nothing.
+    pub(crate) hung_until: [u64; 3],
+    /// An operation of one of its disks failed: it may step aside.
     pub(crate) may_fail: bool,
-    pub(crate) may_be_damaged: bool,
+    /// Something that was durable on its disks has been harmed since they were made.
+    pub(crate) hurt: bool,
+    /// Its disks are beyond what it can start from.
+    pub(crate) ruined: bool,
+    /// Its disks were replaced by empty ones.
+    pub(crate) wiped: bool,
+    /// It was told to drain, and does nothing more.
+    pub(crate) drained: bool,
+    pub(crate) snapshot: Option<Disks>,
     /// Connections that a power cut left half open.
     pub(crate) orphans: Vec<(usize, usize)>,
     pub(crate) wrapped: Option<u64>,
@@ -131,7 +146,7 @@ pub(crate) struct Node {
 
 pub(crate) struct Cluster {
     pub(crate) options: Options,
-    pub(crate) rng: Rng,
+    pub(crate) rng: Streams,
     pub(crate) now: u64,
     events: BTreeMap<(u64, u64), Event>,
     sequence: u64,
@@ -147,8 +162,14 @@ pub(crate) struct Cluster {
     served: u64,
     pub(crate) next_id: u64,
     pub(crate) tracing: bool,
-    pub(crate) faults: u64,
+    pub(crate) faults: [u64; ATTACKS.len()],
+    /// The nodes whose durable data may be harmed.
+    pub(crate) victims: Vec<usize>,
     pub(crate) operations: u64,
+    /// Too few members are left that can be fed from a journal.
+    pub(crate) stuck: bool,
+    /// How many of a thousand frames say what they should not.
+    pub(crate) garbage_permille: u64,
     pub(crate) hash: Hash,
     /// Log lines of the nodes, for tests that look for one.
     pub(crate) lines: Vec<(usize, String)>,
@@ -167,7 +188,7 @@ impl Cluster {
             .map(|n| name(n))
             .collect();
         let mut cluster = Self {
-            rng: Rng::new(seed),
+            rng: Streams::new(seed),
             now: SECOND,
             events: BTreeMap::new(),
             sequence: 0,
@@ -183,8 +204,11 @@ impl Cluster {
             served: 0,
             next_id: 0,
             tracing: false,
-            faults: 0,
+            faults: [0; ATTACKS.len()],
+            victims: Vec::new(),
             operations: 0,
+            stuck: false,
+            garbage_permille: 0,
             hash: Hash::default(),
             lines: Vec::new(),
             turns: 0,
@@ -208,10 +232,15 @@ impl Cluster {
                 accepting: false,
                 reign: 0,
                 view: View::default(),
-                slow: [1, 1],
-                fail_next: None,
+                slow: [1; 3],
+                next_fate: [None; 3],
+                hung_until: [0; 3],
                 may_fail: false,
-                may_be_damaged: false,
+                hurt: false,
+                ruined: false,
+                wiped: false,
+                drained: false,
+                snapshot: None,
                 orphans: Vec::new(),
                 wrapped: None,
             };
@@ -251,7 +280,7 @@ impl Cluster {
         let (meta, label) = format_node(&FormatParams {
             resource: config.resource,
             node: config.nodes[usize::from(config.me.0)],
-            incarnation: Incarnation(u128::from(self.rng.next()) << 64 | 1),
+            incarnation: Incarnation(u128::from(self.rng.identity.next()) << 64 | 1),
             journal_bytes: JOURNAL_BYTES_MIN,
             volumes: config.volumes.clone(),
         });
@@ -267,10 +296,14 @@ impl Cluster {
     }
 
     pub(crate) fn new_clock(&mut self, node: usize) {
-        let drift = self.options.drift_ppm;
-        let ppm = i64::try_from(self.rng.between(0, 2 * drift)).expect("small")
+        let drift = if self.options.loose_clocks {
+            300_000
+        } else {
+            self.options.drift_ppm
+        };
+        let ppm = i64::try_from(self.rng.clocks.between(0, 2 * drift)).expect("small")
             - i64::try_from(drift).expect("small");
-        self.nodes[node].clock = (self.now - self.rng.below(SECOND), ppm);
+        self.nodes[node].clock = (self.now - self.rng.clocks.below(SECOND), ppm);
     }
 
     /// A node's own time.
@@ -309,6 +342,8 @@ impl Cluster {
             faults: self.faults,
             promotions: self.checks.epochs_served(),
             turns: self.turns,
+            beyond: u64::from(self.checks.is_beyond()),
+            stuck: u64::from(self.stuck),
             time_ns: self.now,
             hash: self.hash.value(),
         }
@@ -343,7 +378,10 @@ impl Cluster {
             Event::Dial(a, b) => self.dial(a, b),
             Event::Tick(client) => self.tick(client),
             Event::Restart { node, life } => {
-                if self.nodes[node].replica.is_none() && self.nodes[node].life == life {
+                if self.nodes[node].replica.is_none()
+                    && self.nodes[node].life == life
+                    && !self.nodes[node].ruined
+                {
                     self.restart(node);
                 }
             }
@@ -378,7 +416,7 @@ impl Cluster {
             return;
         }
         self.nodes[node].inbox.push_back(happening);
-        let wait = self.rng.below(30 * US);
+        let wait = self.rng.turns.below(30 * US);
         self.wake_by(node, self.now + wait);
     }
 
@@ -476,7 +514,9 @@ impl Cluster {
                 self.oracle.epoch_serves(epoch, self.now);
             }
         }
-        if view.disk_state == DiskState::Failed && !self.nodes[node].may_fail {
+        let n = &self.nodes[node];
+        let excused = n.may_fail || n.hurt || self.checks.is_beyond();
+        if view.disk_state == DiskState::Failed && !excused {
             panic!("node {node} failed by itself: {}", view.health_reason);
         }
         for output in outputs {
@@ -496,21 +536,33 @@ impl Cluster {
         n.life += 1;
         n.wake_at = u64::MAX;
         n.frozen_until = 0;
-        n.may_fail = false;
-        n.fail_next = None;
+        n.may_fail = n.hurt;
+        n.drained = false;
+        n.next_fate = [None; 3];
         n.wrapped = None;
         n.wanted.fill(true);
         let recovered = recover(
             &mut Reading(&n.disks.meta),
             &mut Reading(&n.disks.journal),
             &n.config,
-        )
-        .unwrap_or_else(|e| panic!("node {node} can not start: {e}"));
+        );
+        let recovered = match recovered {
+            Ok(recovered) => recovered,
+            Err(error) => {
+                assert!(
+                    n.hurt || self.checks.is_beyond(),
+                    "node {node} can not start: {error}"
+                );
+                n.ruined = true;
+                self.trace(|| format!("{node} can not start: {error}"));
+                return;
+            }
+        };
         self.check_recovered(node, &recovered);
         let memory = SimMemory::new(self.options.shares);
         let mut seed = [0; 32];
         for word in seed.chunks_exact_mut(8) {
-            word.copy_from_slice(&self.rng.next().to_le_bytes());
+            word.copy_from_slice(&self.rng.identity.next().to_le_bytes());
         }
         let now = self.local(node, self.now);
         let config = self.nodes[node].config.clone();
@@ -527,7 +579,7 @@ impl Cluster {
         self.nodes[node].replica = Some(replica);
         self.wake_by(node, self.now);
         for (conn, side) in std::mem::take(&mut self.nodes[node].orphans) {
-            let wait = self.rng.below(50 * MS);
+            let wait = self.rng.net.below(50 * MS);
             self.after(wait, Event::Closed(conn, side));
         }
     }
@@ -541,7 +593,7 @@ impl Cluster {
         let n = &mut self.nodes[node];
         let Scanned { parts, .. } = scanned;
         assert!(
-            scanned.damaged_until == RecordId::NONE || n.may_be_damaged,
+            scanned.damaged_until == RecordId::NONE || n.hurt || self.checks.is_beyond(),
             "node {node} takes itself for damaged: {:?} {:?} acked {} committed {} tail {:?}",
             scanned.seen,
             scanned.end,
@@ -561,8 +613,12 @@ impl Cluster {
             .collect();
         let applied = superblock.applied.id.seq.0;
         if scanned.damaged_until == RecordId::NONE {
+            let proven = superblock.acked.seq.max(superblock.committed).0;
+            let hurt = n.hurt.then_some(proven);
             self.checks
-                .recovered(node, batches, scanned.committed.0, applied);
+                .recovered(node, batches, scanned.committed.0, applied, hurt);
+        } else {
+            self.checks.wiped(node);
         }
         let n = &self.nodes[node];
         for (volume, store) in n.disks.stores.iter().enumerate() {

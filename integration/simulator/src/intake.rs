@@ -7,8 +7,10 @@ use replicator::types::*;
 use replicator::wire::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader};
 
 use crate::client::Kind;
+use crate::garbage::garbled;
 use crate::harness::*;
 use crate::memory::SimMemory;
+use crate::net::Then;
 use crate::oracle::{UNITS_PER_BLOCK, content, unit_offset};
 
 impl Cluster {
@@ -36,29 +38,73 @@ impl Cluster {
                 return;
             }
             let (head, body) = packet.bytes.split_at(FRAME_HEADER_BYTES);
-            let header = FrameHeader::decode(head.try_into().expect("32 bytes"))
-                .expect("a frame survives the codec");
-            assert_eq!(header.body_bytes, body.len());
-            let frame: Frame = header.decode_body(body).expect("a body survives the codec");
+            let head = head.try_into().expect("32 bytes");
+            let spoilt = c.spoilt;
+            let decoded = FrameHeader::decode(head).ok().and_then(|header| {
+                assert!(spoilt || header.body_bytes == body.len());
+                let body = body.get(..header.body_bytes)?;
+                Some((header, header.decode_body(body).ok()?))
+            });
+            let Some((_, frame)) = decoded.filter(|(header, _): &(FrameHeader, Frame)| {
+                let blocks = packet.batch.as_ref().map_or(0, |b| b.blocks);
+                assert!(spoilt || header.batch_blocks as usize == blocks);
+                header.batch_blocks as usize == blocks
+            }) else {
+                assert!(spoilt, "a frame survives the codec");
+                self.close(conn, side);
+                return;
+            };
+            let from = c.nodes[1 - side];
+            let snag = self
+                .net
+                .snags
+                .iter()
+                .position(|s| s.from == from && s.to == node && (s.kind)(&frame));
+            if let Some(index) = snag
+                && self.net.snags[index].then != Then::BreakAfter
+            {
+                match self.net.snags.remove(index).then {
+                    Then::Hold => _ = self.net.cut.insert((from, node)),
+                    _ => self.break_now(conn, side),
+                }
+                return;
+            }
             let mut batch = None;
-            if let Some(bytes) = &packet.batch {
-                assert_eq!(header.batch_blocks as usize * BLOCK_BYTES, bytes.len());
-                let memory = replica.memory_mut();
-                let Some(mut buffer) = memory.alloc(Purpose::Peer, header.batch_blocks) else {
+            if let Some(shared) = &packet.batch {
+                let memory = replica.memory();
+                let Some(buffer) = memory.adopt(Purpose::Peer, shared.clone()) else {
                     self.after(MS, Event::Readable(conn, side));
                     return;
                 };
-                buffer.bytes_mut().copy_from_slice(bytes);
                 batch = Some(buffer);
-            } else {
-                assert_eq!(header.batch_blocks, 0);
             }
+            let mut frame = frame;
+            if self.garbage_permille > self.rng.garbage.below(1000) {
+                let blocks = batch.as_ref().map_or(0, Buffer::blocks);
+                match garbled(frame, blocks, &mut self.rng.garbage) {
+                    Some(garbage) => frame = garbage,
+                    None => {
+                        self.break_now(conn, side);
+                        return;
+                    }
+                }
+            }
+            let c = &mut self.net.conns[conn];
             let packet = c.pipes[1 - side].pop_front().expect("it was just there");
             if packet.hold.is_some() && c.up[1 - side] {
                 self.after(US, Event::Sent(conn, 1 - side));
             }
-            let conn = id;
-            replica.handle(now, Input::Frame { conn, frame, batch });
+            let input = Input::Frame {
+                conn: id,
+                frame,
+                batch,
+            };
+            replica.handle(now, input);
+            if let Some(index) = snag {
+                self.break_now(conn, side);
+                self.net.snags.remove(index);
+                return;
+            }
         }
     }
 

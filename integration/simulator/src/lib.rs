@@ -1,12 +1,14 @@
 //! Clusters of the production core in virtual time: disks that lose and tear, connections that stall and break, nodes that
 //! crash and freeze, operators that err, clients that remember. One seed decides everything.
 
+mod attack;
 mod checks;
 mod cli;
 mod client;
 mod control;
 mod disk;
 mod drive;
+mod garbage;
 mod harness;
 mod hash;
 mod intake;
@@ -14,8 +16,10 @@ mod lives;
 mod memory;
 mod net;
 mod oracle;
+#[cfg(feature = "planted")]
+mod proof;
 mod rng;
 #[cfg(test)]
-mod rules;
+mod stories;
 
 pub use cli::main;

@@ -1,15 +1,22 @@
-//! Everything at random: a seed decides what goes wrong and when.
+//! Lives at random: a seed decides what a cluster is like, what goes wrong, and when.
 
 use replicator::io::AdminCommand;
-use replicator::view::DiskState;
 use replicator::{AckPolicy, OnNoQuorum};
 
+use crate::attack::ATTACKS;
 use crate::harness::*;
+use crate::rng::Rng;
 
-fn options(rng: &mut crate::rng::Rng) -> Options {
+fn options(rng: &mut Rng) -> Options {
     let tight = rng.chance(30);
     Options {
-        nodes: if rng.chance(10) { 5 } else { 3 },
+        nodes: match rng.below(100) {
+            0..=69 => 3,
+            70..=79 => 5,
+            80..=87 => 4,
+            88..=95 => 2,
+            _ => 1,
+        },
         lease_ms: u32::try_from(rng.between(200, 1000)).expect("small"),
         ack: if rng.chance(20) {
             AckPolicy::All
@@ -31,83 +38,12 @@ fn options(rng: &mut crate::rng::Rng) -> Options {
         disk_ns: rng.between(50, 2000) * US,
         net_ns: rng.between(20, 3000) * US,
         drift_ppm: 4000,
-    }
-}
-
-/// One thing that goes wrong, or right again.
-fn disturb(c: &mut Cluster) {
-    c.faults += 1;
-    let count = c.nodes.len();
-    let node = c.rng.index(count);
-    let other = (node + 1 + c.rng.index(count - 1)) % count;
-    let lease = u64::from(c.options.lease_ms) * MS;
-    match c.rng.below(100) {
-        0..=14 if c.up(node) => {
-            let power = c.rng.chance(50);
-            c.crash(node, power);
-            let life = c.nodes[node].life;
-            let wait = c.rng.below(4 * lease);
-            c.after(wait, Event::Restart { node, life });
-        }
-        15 => {
-            for node in 0..count {
-                if c.up(node) {
-                    c.crash(node, true);
-                    let life = c.nodes[node].life;
-                    let wait = c.rng.below(2 * lease);
-                    c.after(wait, Event::Restart { node, life });
-                }
-            }
-        }
-        16..=22 => c.isolate(node),
-        23..=27 => c.cut(node, other),
-        28..=42 => c.heal(),
-        43..=50 => c.reset(node, other),
-        51..=58 if c.up(node) => {
-            let time = c.rng.below(3 * lease);
-            c.freeze(node, time);
-        }
-        59..=64 => {
-            let (which, factor) = (c.rng.index(2), c.rng.between(1, 60));
-            c.nodes[node].slow[which] = factor;
-        }
-        65..=68 => c.nodes.iter_mut().for_each(|n| n.slow = [1, 1]),
-        69..=70 if c.up(node) => c.nodes[node].fail_next = Some(c.rng.index(2)),
-        71..=73 if c.up(node) => {
-            c.admin(node, AdminCommand::Demote);
-        }
-        74..=75 if c.up(node) => {
-            let peer = node_id(other);
-            c.admin(node, AdminCommand::Disconnect { peer });
-        }
-        76..=79 if c.up(node) => {
-            let peer = node_id(other);
-            c.admin(node, AdminCommand::Connect { peer });
-        }
-        80 if c.up(node) => {
-            c.admin(node, AdminCommand::Drain);
-        }
-        _ if c.up(node) => {
-            let time = c.rng.between(1, 6) * lease;
-            let deadline = c.deadline(node, time);
-            c.admin(node, AdminCommand::Promote { deadline });
-        }
-        _ => {}
-    }
-    // A node that has failed, or was drained, is restarted in the end.
-    for node in 0..count {
-        let stuck = c.up(node) && c.nodes[node].view.disk_state == DiskState::Failed;
-        if stuck && c.rng.chance(20) {
-            c.crash(node, false);
-        }
-        if !c.up(node) && c.rng.chance(10) {
-            c.restart(node);
-        }
+        loose_clocks: rng.chance(6),
     }
 }
 
 /// What a life came to.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Tally {
     /// Requests of clients that came to an end, answered or not.
     pub(crate) operations: u64,
@@ -115,16 +51,37 @@ pub(crate) struct Tally {
     pub(crate) writes: u64,
     /// Reads that were answered, and so checked.
     pub(crate) reads: u64,
-    /// Things that went wrong.
-    pub(crate) faults: u64,
+    /// Things that went wrong, by kind.
+    pub(crate) faults: [u64; ATTACKS.len()],
     /// Epochs in which somebody served.
     pub(crate) promotions: u64,
     /// Turns of all nodes.
     pub(crate) turns: u64,
     /// Virtual time, in nanoseconds.
     pub(crate) time_ns: u64,
+    /// Lives that ended because more was lost than anything could keep.
+    pub(crate) beyond: u64,
+    /// Lives that could not go on for lack of members that a journal can feed.
+    pub(crate) stuck: u64,
     /// Of everything that the nodes put out: the same seed has the same.
     pub(crate) hash: u64,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            operations: 0,
+            writes: 0,
+            reads: 0,
+            faults: [0; ATTACKS.len()],
+            promotions: 0,
+            turns: 0,
+            time_ns: 0,
+            beyond: 0,
+            stuck: 0,
+            hash: 0,
+        }
+    }
 }
 
 impl std::ops::AddAssign for Tally {
@@ -132,10 +89,14 @@ impl std::ops::AddAssign for Tally {
         self.operations += other.operations;
         self.writes += other.writes;
         self.reads += other.reads;
-        self.faults += other.faults;
+        for (sum, n) in self.faults.iter_mut().zip(other.faults) {
+            *sum += n;
+        }
         self.promotions += other.promotions;
         self.turns += other.turns;
         self.time_ns += other.time_ns;
+        self.beyond += other.beyond;
+        self.stuck += other.stuck;
         self.hash ^= other.hash;
     }
 }
@@ -145,36 +106,71 @@ impl std::ops::AddAssign for Tally {
 /// # Panics
 /// When a promise is broken: that is what it is for.
 pub(crate) fn live(seed: u64, trace: bool) -> Tally {
-    let mut rng = crate::rng::Rng::new(seed ^ 0x5eed);
+    let mut rng = Rng::stream(seed, "life");
     let options = options(&mut rng);
     let mut c = Cluster::new(seed, options);
     c.tracing = trace;
-    c.big_percent = rng.below(16);
+    c.trace(|| format!("{:?}", c.options));
+    c.big_percent = if rng.chance(25) {
+        rng.below(16)
+    } else {
+        rng.below(2)
+    };
     let clients = 1 + rng.index(3);
     let depth = 1 + rng.index(6);
-    let pause = rng.between(2, 20) * MS;
+    let pause = rng.between(1, 10) * MS;
+    c.choose_victims(&mut rng);
     c.start_clients(clients, depth, pause);
     c.run_for(200 * MS);
-    let first = c.rng.index(c.nodes.len());
+    let first = rng.index(c.nodes.len());
     let deadline = c.deadline(first, 5 * SECOND);
     c.admin(first, AdminCommand::Promote { deadline });
-    if c.rng.chance(80) {
+    if rng.chance(80) {
         c.run_for(SECOND);
     }
-    let calm = c.rng.between(20, 800) * MS;
-    for _ in 0..c.rng.between(10, 50) {
-        let wait = c.rng.below(calm);
-        c.run_for(wait);
-        disturb(&mut c);
-        // Somebody should be Primary now and then.
-        if c.primary().is_none() && c.rng.chance(50) {
-            let node = c.rng.index(c.nodes.len());
-            let deadline = c.deadline(node, 3 * SECOND);
-            c.admin(node, AdminCommand::Promote { deadline });
-        }
-    }
+    let end = c.now + rng.between(2, 10) * SECOND;
+    suffer(&mut c, seed, rng.between(10, 250) * MS, end);
     c.conclude();
-    c.tally()
+    let beyond = c.tally().beyond;
+    let mut rng = Rng::stream(seed, "after life");
+    if rng.chance(8) {
+        c.suffer_garbage(&mut rng);
+    }
+    Tally {
+        beyond,
+        ..c.tally()
+    }
+}
+
+/// Lets the attacks come, each at its own times, until `end`.
+fn suffer(c: &mut Cluster, seed: u64, pace: u64, end: u64) {
+    let mut plan: Vec<_> = ATTACKS
+        .iter()
+        .enumerate()
+        .filter_map(|(index, attack)| {
+            let mut rng = Rng::stream(seed, attack.name);
+            let there = rng.chance(attack.percent);
+            let at = c.now + rng.below(2 * attack.mean * pace);
+            there.then_some((at, index, rng))
+        })
+        .collect();
+    loop {
+        let next = plan
+            .iter_mut()
+            .min_by_key(|(at, ..)| *at)
+            .expect("some are always there");
+        let (at, index, rng) = next;
+        let attack = &ATTACKS[*index];
+        if *at >= end || c.checks.is_beyond() {
+            return;
+        }
+        c.run_for(at.saturating_sub(c.now));
+        if (attack.act)(c, rng) {
+            c.faults[*index] += 1;
+            c.trace(|| format!("-- {}", attack.name));
+        }
+        *at += 1 + rng.below(2 * attack.mean * pace);
+    }
 }
 
 /// Seeds that once found something.

@@ -6,6 +6,8 @@ use std::rc::Rc;
 use replicator::memory::{ALLOC_BLOCKS_MAX, Buffer, Memory, Purpose};
 use replicator::types::BLOCK_BYTES;
 
+use crate::disk::Block;
+
 /// What new blocks are filled with: nobody may rely on it.
 const POISON: u8 = 0xc5;
 
@@ -20,7 +22,10 @@ struct Pool {
 struct Arena {
     pool: Rc<Pool>,
     share: usize,
-    bytes: Vec<u8>,
+    /// Blocks of the share that it takes.
+    blocks: u32,
+    /// Others may look at these bytes for longer than the arena lives: disks and streams.
+    bytes: Rc<Vec<u8>>,
     /// What disk reads brought while there were several handles, by the byte where it begins.
     late: RefCell<Vec<(usize, Vec<u8>)>>,
 }
@@ -28,12 +33,8 @@ struct Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         let used = &self.pool.used[self.share];
-        used.set(used.get() - blocks_of(self.bytes.len()));
+        used.set(used.get() - self.blocks);
     }
-}
-
-fn blocks_of(bytes: usize) -> u32 {
-    u32::try_from(bytes / BLOCK_BYTES).expect("at most 512 blocks")
 }
 
 /// A handle. What disk reads brought is merged when somebody looks; it may not change after that.
@@ -42,7 +43,7 @@ pub(crate) struct SimBuffer {
     arena: Rc<Arena>,
     first: usize,
     blocks: usize,
-    merged: OnceCell<(usize, Vec<u8>)>,
+    merged: OnceCell<(usize, Rc<Vec<u8>>)>,
 }
 
 impl Clone for SimBuffer {
@@ -51,12 +52,69 @@ impl Clone for SimBuffer {
     }
 }
 
+/// Bytes of a buffer as they are now, for disks and streams; they do not count for the share.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    pub(crate) bytes: Rc<Vec<u8>>,
+    /// In blocks.
+    pub(crate) first: usize,
+    pub(crate) blocks: usize,
+}
+
+impl Shared {
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> {
+        Block::all_of(&self.bytes, self.first, self.blocks)
+    }
+
+    /// Damages these bytes, and nobody else's.
+    pub(crate) fn flip(&mut self, bit: u64) {
+        let from = self.first * BLOCK_BYTES;
+        let mut bytes = self.bytes[from..from + self.blocks * BLOCK_BYTES].to_vec();
+        flip(&mut bytes, bit);
+        (self.bytes, self.first) = (Rc::new(bytes), 0);
+    }
+}
+
+/// Flips a bit, counted modulo how many there are.
+pub(crate) fn flip(bytes: &mut [u8], bit: u64) {
+    let bit = usize::try_from(bit % (bytes.len() as u64 * 8)).expect("a few MiB");
+    bytes[bit / 8] ^= 1 << (bit % 8);
+}
+
 impl SimBuffer {
     /// A disk read ended: fills this handle's blocks.
     pub(crate) fn fill(&self, bytes: Vec<u8>) {
         assert_eq!(bytes.len(), self.blocks * BLOCK_BYTES);
         let at = self.first * BLOCK_BYTES;
         self.arena.late.borrow_mut().push((at, bytes));
+    }
+
+    /// The bytes as they are now. Writing to the buffer later does not change them.
+    pub(crate) fn share(&self) -> Shared {
+        if self.arena.late.borrow().is_empty() {
+            return Shared {
+                bytes: Rc::clone(&self.arena.bytes),
+                first: self.first,
+                blocks: self.blocks,
+            };
+        }
+        Shared {
+            bytes: Rc::clone(&self.merge().1),
+            first: 0,
+            blocks: self.blocks,
+        }
+    }
+
+    fn merge(&self) -> &(usize, Rc<Vec<u8>>) {
+        let late = self.arena.late.borrow();
+        let merged = self.merged.get_or_init(|| {
+            let from = self.first * BLOCK_BYTES;
+            let mut bytes = self.arena.bytes[from..from + self.blocks * BLOCK_BYTES].to_vec();
+            merge(&late, from, &mut bytes);
+            (late.len(), Rc::new(bytes))
+        });
+        assert_eq!(merged.0, late.len(), "looked at before its read had ended");
+        merged
     }
 }
 
@@ -72,29 +130,22 @@ fn merge(late: &[(usize, Vec<u8>)], from: usize, out: &mut [u8]) {
 
 impl Buffer for SimBuffer {
     fn bytes(&self) -> &[u8] {
-        let from = self.first * BLOCK_BYTES;
-        let plain = &self.arena.bytes[from..from + self.blocks * BLOCK_BYTES];
-        let late = self.arena.late.borrow();
-        if late.is_empty() {
-            return plain;
+        if self.arena.late.borrow().is_empty() {
+            let from = self.first * BLOCK_BYTES;
+            return &self.arena.bytes[from..from + self.blocks * BLOCK_BYTES];
         }
-        let (count, bytes) = self.merged.get_or_init(|| {
-            let mut bytes = plain.to_vec();
-            merge(&late, from, &mut bytes);
-            (late.len(), bytes)
-        });
-        assert_eq!(*count, late.len(), "looked at before its read had ended");
-        bytes
+        &self.merge().1
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
         self.merged = OnceCell::new();
         let arena = Rc::get_mut(&mut self.arena).expect("written to while another handle exists");
+        let plain = Rc::make_mut(&mut arena.bytes);
         for (at, bytes) in arena.late.get_mut().drain(..) {
-            arena.bytes[at..at + bytes.len()].copy_from_slice(&bytes);
+            plain[at..at + bytes.len()].copy_from_slice(&bytes);
         }
         let from = self.first * BLOCK_BYTES;
-        &mut arena.bytes[from..from + self.blocks * BLOCK_BYTES]
+        &mut plain[from..from + self.blocks * BLOCK_BYTES]
     }
 
     fn slice(&self, first: u32, blocks: u32) -> Self {
@@ -109,13 +160,12 @@ impl Buffer for SimBuffer {
     }
 
     fn shrink(&mut self, blocks: u32) {
-        let blocks = blocks as usize;
-        assert!(blocks > 0 && blocks <= self.blocks && self.first == 0);
+        assert!(blocks > 0 && blocks as usize <= self.blocks && self.first == 0);
         let arena = Rc::get_mut(&mut self.arena).expect("shrunk while another handle exists");
         let used = &arena.pool.used[arena.share];
-        used.set(used.get() - blocks_of(arena.bytes.len() - blocks * BLOCK_BYTES));
-        arena.bytes.truncate(blocks * BLOCK_BYTES);
-        self.blocks = blocks;
+        used.set(used.get() - (arena.blocks - blocks));
+        arena.blocks = blocks;
+        self.blocks = blocks as usize;
     }
 
     fn blocks(&self) -> u32 {
@@ -144,6 +194,30 @@ impl SimMemory {
             used: [const { Cell::new(0) }; 4],
         }))
     }
+
+    /// Memory for bytes that are there already.
+    pub(crate) fn adopt(&self, purpose: Purpose, shared: Shared) -> Option<SimBuffer> {
+        let blocks = u32::try_from(shared.blocks).expect("at most 512 blocks");
+        assert!((1..=ALLOC_BLOCKS_MAX).contains(&blocks));
+        if blocks > self.free_blocks(purpose) {
+            return None;
+        }
+        let share = share(purpose);
+        let used = &self.0.used[share];
+        used.set(used.get() + blocks);
+        Some(SimBuffer {
+            arena: Rc::new(Arena {
+                pool: Rc::clone(&self.0),
+                share,
+                blocks,
+                bytes: shared.bytes,
+                late: RefCell::default(),
+            }),
+            first: shared.first,
+            blocks: shared.blocks,
+            merged: OnceCell::new(),
+        })
+    }
 }
 
 impl Memory for SimMemory {
@@ -154,21 +228,16 @@ impl Memory for SimMemory {
         if blocks > self.free_blocks(purpose) {
             return None;
         }
-        let share = share(purpose);
-        let used = &self.0.used[share];
-        used.set(used.get() + blocks);
         let blocks = blocks as usize;
-        Some(SimBuffer {
-            arena: Rc::new(Arena {
-                pool: Rc::clone(&self.0),
-                share,
-                bytes: vec![POISON; blocks * BLOCK_BYTES],
-                late: RefCell::default(),
-            }),
-            first: 0,
-            blocks,
-            merged: OnceCell::new(),
-        })
+        let bytes = Rc::new(vec![POISON; blocks * BLOCK_BYTES]);
+        self.adopt(
+            purpose,
+            Shared {
+                bytes,
+                first: 0,
+                blocks,
+            },
+        )
     }
 
     fn free_blocks(&self, purpose: Purpose) -> u32 {

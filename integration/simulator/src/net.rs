@@ -1,16 +1,40 @@
 //! Connections: ordered streams with delays, resets, partitions in either direction, and half-open ends.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use replicator::types::ConnId;
+use replicator::wire::frame::Frame;
 
-use crate::memory::SimBuffer;
+use crate::memory::{Shared, SimBuffer};
+
+/// Tells the frames that are meant from all others.
+pub(crate) type FrameKind = fn(&Frame) -> bool;
+
+/// What happens at the frame that a snag waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(not(test), expect(dead_code, reason = "only stories lay snags"))]
+pub(crate) enum Then {
+    /// The connection breaks, and the frame is lost.
+    BreakBefore,
+    /// The frame is delivered, and the connection breaks.
+    BreakAfter,
+    /// The frame and all behind it are held up.
+    Hold,
+}
+
+/// Something that happens at the next frame of a kind from one node to another.
+pub(crate) struct Snag {
+    pub(crate) from: usize,
+    pub(crate) to: usize,
+    pub(crate) kind: FrameKind,
+    pub(crate) then: Then,
+}
 
 /// A frame under way.
 pub(crate) struct Packet {
     pub(crate) due: u64,
     pub(crate) bytes: Vec<u8>,
-    pub(crate) batch: Option<Vec<u8>>,
+    pub(crate) batch: Option<Shared>,
     /// The sender's handle, until it was told that the batch has left.
     pub(crate) hold: Option<SimBuffer>,
 }
@@ -23,8 +47,21 @@ pub(crate) struct Conn {
     pub(crate) lives: [u64; 2],
     pub(crate) up: [bool; 2],
     pub(crate) closed: [bool; 2],
+    /// Its own node closes this end.
+    pub(crate) gives_up: [bool; 2],
+    /// Something that was sent on it was damaged.
+    pub(crate) spoilt: bool,
     /// What each side sent.
     pub(crate) pipes: [VecDeque<Packet>; 2],
+}
+
+/// How a frame is damaged under way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spoil {
+    /// The batch that follows it, else the frame itself.
+    pub(crate) batch: bool,
+    /// Which bit, modulo how many there are.
+    pub(crate) bit: u64,
 }
 
 /// All connections, and what is cut.
@@ -33,6 +70,14 @@ pub(crate) struct Net {
     pub(crate) conns: Vec<Conn>,
     /// Directions in which nothing passes.
     pub(crate) cut: BTreeSet<(usize, usize)>,
+    /// Directions that are slower than they should be, by which factor.
+    pub(crate) slow: BTreeMap<(usize, usize), u64>,
+    /// Directions in which the next frame is damaged.
+    pub(crate) spoil: BTreeMap<(usize, usize), Spoil>,
+    /// What stories have laid in the way of frames.
+    pub(crate) snags: Vec<Snag>,
+    /// Blocks of batches that each node has sent to each other.
+    pub(crate) sent_blocks: BTreeMap<(usize, usize), u64>,
 }
 
 impl Net {
@@ -45,6 +90,8 @@ impl Net {
             lives,
             up: [false; 2],
             closed: [false; 2],
+            gives_up: [false; 2],
+            spoilt: false,
             pipes: [VecDeque::new(), VecDeque::new()],
         });
         index
@@ -54,6 +101,12 @@ impl Net {
     pub(crate) fn find(id: ConnId) -> (usize, usize) {
         let n = usize::try_from(id.0 - 1).expect("a small number");
         (n / 2, n % 2)
+    }
+
+    /// From which node to which a side of a connection sends.
+    pub(crate) fn link(&self, conn: usize, side: usize) -> (usize, usize) {
+        let nodes = self.conns[conn].nodes;
+        (nodes[side], nodes[1 - side])
     }
 
     pub(crate) fn passes(&self, from: usize, to: usize) -> bool {

@@ -473,8 +473,8 @@ pub fn read_header(block: &[u8]) -> Result<Header, BatchFault> {
         && (1..=DESCRIPTORS_MAX).contains(&usize::from(header.records))
         && header.payload_blocks as usize <= PAYLOAD_BLOCKS_MAX
         && header.prev_blocks <= BATCH_BLOCKS_MAX
-        && (1..=u64::MAX / 2).contains(&header.first.0)
-        && header.epoch.0 > 0
+        && (1..=NUMBER_MAX).contains(&header.first.0)
+        && (1..=NUMBER_MAX).contains(&header.epoch.0)
         && header.prev_epoch <= header.epoch
         && header.committed <= header.last();
     if !sound {

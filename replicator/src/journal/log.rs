@@ -291,8 +291,8 @@ impl<B: Clone> Log<B> {
 
     /// The superblock durably says that recovery begins at `position`.
     pub fn set_floor_position(&mut self, position: u64) {
-        assert!(position >= self.floor_position);
-        self.floor_position = position;
+        assert!(position >= self.floor_position || planted!(RecycledTooEarly));
+        self.floor_position = self.floor_position.max(position);
     }
 
     /// The ring place that recovery begins at.

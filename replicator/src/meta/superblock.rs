@@ -225,11 +225,8 @@ fn raw_id(id: RecordId) -> RawId {
     }
 }
 
-fn id(raw: &RawId) -> RecordId {
-    RecordId {
-        epoch: Epoch(raw.epoch.get()),
-        seq: Seq(raw.seq.get()),
-    }
+fn id(raw: &RawId) -> Option<RecordId> {
+    RecordId::checked(raw.epoch.get(), raw.seq.get())
 }
 
 fn checksum(block: &[u8]) -> u32 {
@@ -304,7 +301,7 @@ impl Superblock {
             return Ok(None);
         };
         if raw.magic.get() != MAGIC
-            || raw.checksum.get() != checksum(block)
+            || (raw.checksum.get() != checksum(block) && !planted!(LoneSuperblock))
             || usize::from(raw.copy) != copy
         {
             return Ok(None);
@@ -320,7 +317,7 @@ impl Superblock {
             None
         } else {
             Some(ConfigAt {
-                at: id(&raw.config_at),
+                at: id(&raw.config_at)?,
                 config: ClusterConfig::from_raw(&raw.config)?,
             })
         };
@@ -333,20 +330,20 @@ impl Superblock {
             incarnation: Incarnation(raw.incarnation.get()),
             uuid: ResourceUuid(raw.uuid.get()),
             history: HistoryId(raw.history.get()),
-            promised: Epoch(raw.promised.get()),
+            promised: Epoch::checked(raw.promised.get())?,
             promised_to: name(&raw.promised_to)?,
             lease_ms: raw.lease_ms.get(),
             applied: AppliedFloor {
-                id: id(&raw.applied),
+                id: id(&raw.applied)?,
                 position: raw.applied_position.get(),
                 blocks: raw.applied_blocks.get(),
                 checksum: raw.applied_checksum.get(),
             },
-            committed: Seq(raw.committed.get()),
-            acked: id(&raw.acked),
-            damaged_until: id(&raw.damaged_until),
+            committed: Seq::checked(raw.committed.get())?,
+            acked: id(&raw.acked)?,
+            damaged_until: id(&raw.damaged_until)?,
             config,
-            epochs: epochs.iter().map(id).collect(),
+            epochs: epochs.iter().map(id).collect::<Option<_>>()?,
             journal_bytes: raw.journal_bytes.get(),
             volumes: volumes
                 .iter()
@@ -375,6 +372,8 @@ pub struct Chosen {
     /// In which order updates write the copies, two and then two: those that do not hold it first. A crash may have
     /// left it in two copies only, and they must not be the two that the next update begins with.
     pub order: [usize; COPIES],
+    /// Whether all copies hold it.
+    pub whole: bool,
 }
 
 /// Chooses the superblock among the copies that were read: the newest version of which two are intact.
@@ -388,7 +387,9 @@ pub fn choose(copies: &[[u8; BLOCK_BYTES]; COPIES]) -> Result<Chosen, MetaError>
     }
     let intact = || read.iter().flatten();
     let agreed = intact()
-        .filter(|&a| intact().filter(|&b| b == a).count() >= COPIES_QUORUM)
+        .filter(|&a| {
+            planted!(LoneSuperblock) || intact().filter(|&b| b == a).count() >= COPIES_QUORUM
+        })
         .max_by_key(|a| a.version);
     match agreed {
         Some(superblock) => {
@@ -397,6 +398,7 @@ pub fn choose(copies: &[[u8; BLOCK_BYTES]; COPIES]) -> Result<Chosen, MetaError>
             Ok(Chosen {
                 superblock: superblock.clone(),
                 order,
+                whole: read.iter().all(|r| r.as_ref() == Some(superblock)),
             })
         }
         None if copies.iter().all(|c| c.iter().all(|&b| b == 0)) => Err(MetaError::Blank),

@@ -101,6 +101,9 @@ impl Applier {
 impl<M: Memory> Replica<M> {
     /// The number of the first entry that may not be applied yet.
     pub(super) fn committed_number(&self) -> u64 {
+        if planted!(ApplyUncommitted) {
+            return self.log.durable_number().max(self.log.applied_number());
+        }
         let committed = match self.log.number_of(self.committed) {
             Some(number)
                 if self
@@ -222,9 +225,24 @@ impl<M: Memory> Replica<M> {
         self.applier.plan.clear();
         let mut touched = 0;
         for (number, seq, record) in self.log.unapplied_records(self.applier.end) {
+            let trim = Kind::Zero {
+                may_deallocate: true,
+            };
+            if planted!(TrimIsAHint) && record.kind == trim {
+                continue;
+            }
             if let Some(extent) = extent_of(record, number, seq) {
                 touched |= 1 << extent.volume.0;
                 self.applier.plan.insert(extent);
+            }
+        }
+        if planted!(ZeroesFirst) {
+            for (number, seq, record) in self.log.unapplied_records(self.applier.end) {
+                if record.kind == Kind::Write
+                    && let Some(extent) = extent_of(record, number, seq)
+                {
+                    self.applier.plan.insert(extent);
+                }
             }
         }
         self.applier.touched = touched;
@@ -235,7 +253,7 @@ impl<M: Memory> Replica<M> {
     }
 
     fn apply_write(&mut self) {
-        while self.applier.left < WRITES_MAX
+        while (self.applier.left < WRITES_MAX || planted!(UnboundedApply))
             && let Some((volume, block)) = self.applier.cursor
         {
             let Some(first) = self.applier.plan.next_from(volume, block) else {
@@ -298,7 +316,9 @@ impl<M: Memory> Replica<M> {
     fn apply_flush(&mut self) {
         self.applier.phase = Phase::Flushing;
         for volume in 0..u16::try_from(self.config.volumes.len()).expect("at most 16 volumes") {
-            if self.applier.touched & (1 << volume) != 0 {
+            let unflushed =
+                planted!(FloorBeforeFlush) || (planted!(DrainWithoutFlush) && self.drain.is_some());
+            if self.applier.touched & (1 << volume) != 0 && !unflushed {
                 self.disk(
                     Pending::Apply,
                     DiskOp::StoreFlush {
@@ -345,6 +365,10 @@ impl<M: Memory> Replica<M> {
             }
         }
         self.log.set_applied(end);
+        if planted!(RecycledTooEarly) {
+            let floor = self.log.applied_floor().position;
+            self.log.set_floor_position(floor);
+        }
         self.applier.urgent = self.drain.is_some();
         self.metadata.changed();
     }
@@ -354,6 +378,14 @@ impl<M: Memory> Replica<M> {
         self.overlay.clear();
         for (number, seq, record) in self.log.unapplied_records(self.log.next_number()) {
             if let Some(extent) = extent_of(record, number, seq) {
+                if planted!(OverlayBackwards)
+                    && self
+                        .overlay
+                        .first_overlap(extent.volume, extent.start, extent.end())
+                        .is_some()
+                {
+                    continue;
+                }
                 self.overlay.insert(extent);
             }
         }

@@ -127,7 +127,10 @@ impl<B: Buffer> Clients<B> {
 
     fn release(&mut self, index: u32) -> ReqId {
         let op = &mut self.ops[index as usize];
-        op.work = Work::Free;
+        let done = std::mem::replace(&mut op.work, Work::Free);
+        if planted!(LeakedRead) {
+            std::mem::forget(done);
+        }
         op.generation = op.generation.wrapping_add(1);
         self.free.push(index);
         op.req
@@ -228,7 +231,7 @@ impl<M: Memory> Replica<M> {
 
     /// Answers what is finished, while the lease runs (protocol L1: tested when a reply is released).
     pub(super) fn pump_ready(&mut self) {
-        if !self.serving() || !self.lease_runs() {
+        if !self.serving() || !(self.lease_runs() || planted!(AnswerPastLease)) {
             return;
         }
         while let Some((index, generation, answer)) = self.clients.ready.pop_front() {

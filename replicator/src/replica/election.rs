@@ -4,7 +4,6 @@ mod fetch;
 
 use super::Replica;
 use crate::io::*;
-use crate::journal::log::last_common;
 use crate::memory::Memory;
 use crate::meta::config::{ClusterConfig, ConfigAt, Standing, majority};
 use crate::replica::metadata::MetaVersion;
@@ -129,6 +128,38 @@ impl<M: Memory> Replica<M> {
             self.attempt_failed(AdminError::NoQuorum(
                 "another node was promised a newer epoch meanwhile".into(),
             ));
+        }
+    }
+
+    /// Somebody speaks as the Primary of an epoch. If that is newer than the one being sought, this attempt is void. Whether
+    /// that Primary still lives is for the next question to find out: its words may be old, and its reign over since.
+    pub(super) fn candidate_hears_primary(&mut self, node: NodeId, epoch: Epoch) {
+        let Some(candidacy) = &self.candidacy else {
+            return;
+        };
+        let asks_only = matches!(candidacy.phase, Phase::Pause { .. } | Phase::Asking);
+        let unwanted = candidacy.ids.is_empty() && self.leader.is_none();
+        let error = AdminError::OtherPrimary(format!(
+            "{} is Primary",
+            self.config.nodes[usize::from(node.0)]
+        ));
+        if unwanted {
+            // It was only to remain Primary, and this node no longer is.
+            self.end_candidacy(Err(error));
+        } else if !asks_only && candidacy.epoch < epoch {
+            self.attempt_failed(error);
+        }
+    }
+
+    /// The last Primary has ended its reign: whoever waits for its lease need not.
+    pub(super) fn candidate_is_free(&mut self) {
+        let now = self.now;
+        if let Some(Candidacy {
+            phase: Phase::Pause { until },
+            ..
+        }) = self.candidacy.as_mut()
+        {
+            *until = now;
         }
     }
 
@@ -330,8 +361,13 @@ impl<M: Memory> Replica<M> {
             self.attempt_failed(AdminError::NoQuorum(format!(
                 "the lease of the last Primary is not over for {waiting} ({wait_ms} ms)"
             )));
-            // The next attempt is due when it is, as told when the question was asked.
-            let wait_ns = (u64::from(wait_ms) * 1_000_000).min(2 * self.config.lease_ns());
+            // The next attempt is due when it is, as told when the question was asked; soon, if that Primary has ended its
+            // reign and only the news of it is under way.
+            let wait_ns = if self.released {
+                0
+            } else {
+                (u64::from(wait_ms) * 1_000_000).min(2 * self.config.lease_ns())
+            };
             let until = asked_at.after(wait_ns).max(self.now.after(PAUSE_NS));
             if let Some(candidacy) = self.candidacy.as_mut() {
                 candidacy.phase = Phase::Pause { until };
@@ -393,53 +429,6 @@ impl<M: Memory> Replica<M> {
             return Err(AdminError::NoData(
                 "this node's log is damaged and has to catch up from a Primary first".into(),
             ));
-        }
-        Ok(())
-    }
-
-    /// The node with the newest tail among those whose data counts.
-    fn newest<'a>(
-        &self,
-        config: &ClusterConfig,
-        answers: &'a [(NodeId, Report)],
-    ) -> Option<&'a (NodeId, Report)> {
-        // Of equals the first counts, which is this node.
-        answers
-            .iter()
-            .filter(|(_, r)| !r.fresh && !r.damaged && config.is_member(r.incarnation))
-            .reduce(|best, next| {
-                if next.1.tail > best.1.tail {
-                    next
-                } else {
-                    best
-                }
-            })
-    }
-
-    /// Where this log and another part: the last record to keep.
-    fn common_with(&self, report: &Report) -> Seq {
-        last_common(
-            self.log.epochs(),
-            self.log.tail().id,
-            &report.epochs,
-            report.tail,
-        )
-        .map_or(self.committed, |id| id.seq)
-    }
-
-    fn can_fetch(
-        &self,
-        config: &ClusterConfig,
-        answers: &[(NodeId, Report)],
-    ) -> Result<(), AdminError> {
-        let Some((node, report)) = self.newest(config, answers) else {
-            return Ok(());
-        };
-        if *node != self.config.me && self.common_with(report).next() < report.journal_floor {
-            return Err(AdminError::NoData(format!(
-                "this node is Outdated: {} has data that its journal no longer holds; promote that node",
-                self.names([*node].into_iter())
-            )));
         }
         Ok(())
     }

@@ -53,10 +53,10 @@ impl<M: Memory> Replica<M> {
         match feed {
             Feed::TooFar => {
                 let journal_floor = self.log.start().id.seq.next();
-                self.send(conn, Frame::TooFarBehind { journal_floor });
                 self.log_warn(format!(
                     "{name} needs records that are no longer in the journal (it begins at {journal_floor}): it is Outdated"
                 ));
+                self.send(conn, Frame::TooFarBehind { journal_floor });
             }
             Feed::NotMember => self.log_warn(format!(
                 "{name} is no member under its present incarnation (a new or wiped node): it counts for nothing"
@@ -140,7 +140,8 @@ impl<M: Memory> Replica<M> {
                 acked_to
             };
             let first_of_feed = peer.acked == Seq(0) && peer.queued == 0;
-            if !first_of_feed && entry.end().saturating_sub(sent_from) > WINDOW_BLOCKS {
+            let ignored = first_of_feed || planted!(WindowIgnored);
+            if !ignored && entry.end().saturating_sub(sent_from) > WINDOW_BLOCKS {
                 return;
             }
             // Until the first acknowledgement a few batches are all that goes unanswered.
@@ -204,6 +205,16 @@ impl<M: Memory> Replica<M> {
                 next,
                 loading: false,
             };
+        }
+    }
+
+    /// What a peer needs next can not be had from this node's journal: for that peer it is as if it were past it.
+    pub(in crate::replica) fn feed_ends(&mut self, conn: ConnId) {
+        let journal_floor = self.log.start().id.seq.next();
+        if let Some(peer) = self.peer_of(conn) {
+            peer.feed = Feed::TooFar;
+            peer.caught_up = false;
+            self.send(conn, Frame::TooFarBehind { journal_floor });
         }
     }
 

@@ -52,7 +52,7 @@ impl<M: Memory> Replica<M> {
         };
         let node = peer.node;
         let promised = self.metadata.wanted.promised;
-        if epoch < promised {
+        if epoch < promised && !planted!(StaleEpochHeard) {
             if self.metadata.durable_promised > epoch {
                 let promised = self.metadata.durable_promised;
                 let promised_to = self.node_named(&self.metadata.wanted.promised_to);
@@ -70,12 +70,7 @@ impl<M: Memory> Replica<M> {
             self.log_warn(format!("a newer Primary, of epoch {epoch}, is there"));
             self.step_down();
         }
-        if self.candidacy.as_ref().is_some_and(|c| c.epoch < epoch) {
-            self.end_candidacy(Err(AdminError::OtherPrimary(format!(
-                "{} is Primary",
-                self.config.nodes[usize::from(node.0)]
-            ))));
-        }
+        self.candidate_hears_primary(node, epoch);
         if epoch > promised {
             self.promise(epoch, node);
         }
@@ -150,7 +145,8 @@ impl<M: Memory> Replica<M> {
         let mut at = 0;
         while at < self.owed.len() {
             let (version, owed) = self.owed[at];
-            if !self.metadata.is_durable(version) {
+            let early = planted!(GrantBeforeDurable) && matches!(owed, Owed::Grant { .. });
+            if !self.metadata.is_durable(version) && !early {
                 at += 1;
                 continue;
             }
@@ -161,12 +157,13 @@ impl<M: Memory> Replica<M> {
                     epoch,
                     number,
                 } => {
-                    if self.metadata.durable_promised == epoch {
+                    let current = self.metadata.durable_promised == epoch;
+                    if current || planted!(StaleEpochHeard) {
                         self.send(conn, Frame::HeartbeatAck { epoch, number });
                     }
                 }
                 Owed::Grant { conn, token, epoch } => {
-                    let current = self.metadata.durable_promised == epoch;
+                    let current = self.metadata.durable_promised == epoch || early;
                     if let Some(node) = self.peer_of(conn).map(|p| p.node)
                         && current
                     {
@@ -195,9 +192,10 @@ impl<M: Memory> Replica<M> {
             Some(config) => config.config.is_member(incarnation),
             None => self.fresh(),
         };
+        let promised = self.metadata.wanted.promised;
         let grants = same
             && member
-            && epoch > self.metadata.wanted.promised
+            && (epoch > promised || (epoch == promised && planted!(TwoGrants)))
             && self.lease_wait_ns(node) == 0
             && self.drain.is_none();
         if !grants {
@@ -265,7 +263,12 @@ impl<M: Memory> Replica<M> {
                 continue;
             }
             let buffer = front.buffer.clone();
-            match batch::verify(buffer.bytes()) {
+            let verified = if planted!(PeerBatchTrusted) {
+                batch::read_header(buffer.bytes())
+            } else {
+                batch::verify(buffer.bytes())
+            };
+            match verified {
                 Ok(header) => {
                     if !self.take_batch(conn, &header, buffer) {
                         return;
@@ -301,7 +304,8 @@ impl<M: Memory> Replica<M> {
             }
         }
         let tail = self.log.tail();
-        if header.last() <= tail.id.seq && self.log.contains(header.last_id()) {
+        let same = planted!(SameNumberSameRecord) || self.log.contains(header.last_id());
+        if header.last() <= tail.id.seq && same {
             self.matched = self.matched.max(header.last());
             return true;
         }
@@ -348,6 +352,9 @@ impl<M: Memory> Replica<M> {
     }
 
     pub(super) fn records_make_sense(&self, header: &Header, bytes: &[u8]) -> bool {
+        if planted!(RecordsUnchecked) {
+            return true;
+        }
         batch::descriptors(bytes, header)
             .flatten()
             .all(|record| match record.kind {
@@ -411,12 +418,19 @@ impl<M: Memory> Replica<M> {
         let Some(following) = self.following else {
             return;
         };
-        let committed = self.primary_committed.min(self.matched);
+        let mut committed = self.primary_committed.min(self.matched);
+        if planted!(UnverifiedFloor) {
+            committed = self.primary_committed.min(self.log.tail().id.seq);
+        }
         self.committed = self.committed.max(committed);
-        let durable = self.log.durable_id().seq.min(self.matched);
+        let mut durable = self.log.durable_id().seq.min(self.matched);
+        if planted!(AckOnReceipt) {
+            durable = self.matched;
+        }
         // Once it has what the Primary had when it was first heard, the rest is in flight.
         self.caught_up |= self.catch_up_to.is_some_and(|seq| durable >= seq);
-        if durable > self.acked_to_primary && self.metadata.durable_promised == following.epoch {
+        let current = self.metadata.durable_promised == following.epoch;
+        if durable > self.acked_to_primary && (current || planted!(StaleEpochHeard)) {
             self.acked_to_primary = durable;
             let frame = Frame::Ack {
                 epoch: following.epoch,
@@ -438,6 +452,7 @@ impl<M: Memory> Replica<M> {
         if self.last_primary == Some(node) && epoch >= self.primary_epoch {
             self.demoted = epoch;
             self.released = true;
+            self.candidate_is_free();
         }
         if self
             .following

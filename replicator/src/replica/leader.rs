@@ -89,6 +89,9 @@ impl<M: Memory> Replica<M> {
     pub(super) fn lease_wait_ns(&self, asker: NodeId) -> u64 {
         let lease_ns = u64::from(self.metadata.wanted.lease_ms) * 1_000_000;
         let wait = lease_ns * (100 + DRIFT_PERCENT) / 100;
+        if planted!(NoLeaseWait) {
+            return 0;
+        }
         if let Some(leader) = &self.leader {
             if asker == self.config.me {
                 return 0;
@@ -248,7 +251,10 @@ impl<M: Memory> Replica<M> {
         if leader.epoch != epoch {
             return;
         }
-        let (known, at) = leader.sent[usize::try_from(number).unwrap_or(0) % HEARTBEATS];
+        let (known, mut at) = leader.sent[usize::try_from(number).unwrap_or(0) % HEARTBEATS];
+        if planted!(LeaseFromReceipt) {
+            at = self.now;
+        }
         if known != number || number == 0 {
             return;
         }
@@ -300,6 +306,9 @@ impl<M: Memory> Replica<M> {
     /// How far a voter's or member's journal is known to equal this one: this node's own, or a peer's.
     fn acked_by(&self, incarnation: Incarnation) -> Seq {
         if incarnation == self.metadata.wanted.incarnation {
+            if planted!(CountOwnBeforeDurable) {
+                return self.log.tail().id.seq;
+            }
             return self.log.durable_id().seq;
         }
         self.peers
@@ -317,7 +326,7 @@ impl<M: Memory> Replica<M> {
             .map(|n| self.acked_by(n.incarnation))
             .collect();
         acks.sort_unstable_by(|a, b| b.cmp(a));
-        acks[majority(acks.len()) - 1]
+        acks[majority(acks.len()) - 1 - usize::from(planted!(CommitWithOneLess))]
     }
 
     /// Works out what is committed (protocol N4, M3) and what follows from it.
@@ -326,7 +335,7 @@ impl<M: Memory> Replica<M> {
         let Some(newest) = self.log.config() else {
             return;
         };
-        let reached = self.reached(&newest.config, false);
+        let mut reached = self.reached(&newest.config, false);
         if !leader.committed {
             // The epoch record carries a config: it needs a majority of the voters of that one and of every config
             // since the last one known to be committed, and a majority of the new members for the log before it.
@@ -344,12 +353,19 @@ impl<M: Memory> Replica<M> {
                     .take_while(|(take, _)| *take)
                     .all(|(_, c)| self.reached(&c.config, true) >= leader.epoch_seq);
             if !enough {
+                if planted!(CommitByCounting) {
+                    self.committed = self.committed.max(reached);
+                }
                 return;
             }
             self.log_info(format!("this node is Primary of epoch {}", leader.epoch));
             if let Some(leader) = self.leader.as_mut() {
                 leader.committed = true;
             }
+        }
+        if planted!(CommitWaitsForAll) {
+            let connected = self.peers.iter().filter(|p| p.conn.is_some());
+            reached = connected.map(|p| p.acked).fold(reached, Seq::min);
         }
         if reached > self.committed {
             self.committed = reached;

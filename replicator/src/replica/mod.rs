@@ -226,6 +226,7 @@ impl<M: Memory> Replica<M> {
         let Recovered {
             superblock,
             copies,
+            copies_whole,
             scanned,
         } = recovered;
         let rng = seed
@@ -235,11 +236,16 @@ impl<M: Memory> Replica<M> {
                 mix(acc ^ word)
             });
         let mut metadata = Metadata::new(superblock, copies, &mut memory);
-        if metadata.wanted.damaged_until != scanned.damaged_until {
-            metadata.wanted.damaged_until = scanned.damaged_until;
+        let damage_is_new = metadata.wanted.damaged_until != scanned.damaged_until;
+        metadata.wanted.damaged_until = scanned.damaged_until;
+        // A copy that rotted, or that a crash left behind, is mended before a second one can follow it.
+        if damage_is_new || !copies_whole {
             metadata.changed();
         }
         let primary_epoch = scanned.parts.epochs.last().map_or(Epoch(0), |e| e.epoch);
+        if planted!(ForgottenPromise) {
+            metadata.wanted.promised = primary_epoch;
+        }
         let log = Log::new(scanned.parts, UNAPPLIED_MAX);
         let writer = Writer::from_entry(log.next_number());
         let peers = (0..config.nodes.len())
@@ -496,7 +502,7 @@ impl<M: Memory> Replica<M> {
         let failed = self.failed.is_some();
         let done = self.leader.is_none()
             && self.applier.is_idle()
-            && self.all_applied()
+            && (self.all_applied() || planted!(DrainBeforeApplied))
             && self.metadata.is_settled()
             && self.log.floor_position() == self.log.applied_floor().position;
         if done || failed {
@@ -536,7 +542,11 @@ impl<M: Memory> Replica<M> {
     pub fn capacity(&self) -> Capacity {
         let memory = self.memory.free_blocks(Purpose::Client) >= CLIENT_BLOCKS_MIN;
         Capacity {
-            requests: if memory { self.clients.free() } else { 0 },
+            requests: if memory || planted!(CapacityForgetsMemory) {
+                self.clients.free()
+            } else {
+                0
+            },
         }
     }
 

@@ -304,7 +304,7 @@ impl FrameHeader {
         if body.len() != self.body_bytes {
             return Err(FrameError::Length);
         }
-        if crc32fast::hash(body) != self.body_crc {
+        if crc32fast::hash(body) != self.body_crc && !planted!(BodyUnchecked) {
             return Err(FrameError::BodyChecksum);
         }
         if self.kind == KIND_REPORT {
@@ -316,48 +316,58 @@ impl FrameHeader {
             KIND_ASK => Frame::Ask { token: a },
             KIND_PROMISE => Frame::Promise {
                 token: a,
-                epoch: Epoch(b),
+                epoch: epoch(b)?,
                 incarnation: Incarnation(n.wide.get()),
             },
             KIND_FETCH => Frame::Fetch {
                 token: a,
-                after: Seq(b),
+                after: seq(b)?,
             },
             KIND_FETCHED => Frame::Fetched { token: a },
             KIND_APPEND => Frame::Append {
-                epoch: Epoch(a),
-                committed: Seq(b),
+                epoch: epoch(a)?,
+                committed: seq(b)?,
             },
             KIND_ACK => Frame::Ack {
-                epoch: Epoch(a),
-                seq: Seq(b),
+                epoch: epoch(a)?,
+                seq: seq(b)?,
             },
             KIND_HEARTBEAT => Frame::Heartbeat {
-                epoch: Epoch(a),
+                epoch: epoch(a)?,
                 number: b,
-                committed: Seq(c),
-                tail: Seq(d),
+                committed: seq(c)?,
+                tail: seq(d)?,
                 lease_ms: n.small.get(),
             },
             KIND_HEARTBEAT_ACK => Frame::HeartbeatAck {
-                epoch: Epoch(a),
+                epoch: epoch(a)?,
                 number: b,
             },
             KIND_REFUSED => Frame::Refused {
-                promised: Epoch(a),
+                promised: epoch(a)?,
                 promised_to: node_from_wire(n.node)?,
             },
             KIND_DEMOTED => Frame::Demoted {
-                epoch: Epoch(a),
-                committed: Seq(b),
+                epoch: epoch(a)?,
+                committed: seq(b)?,
             },
             KIND_TOO_FAR_BEHIND => Frame::TooFarBehind {
-                journal_floor: Seq(a),
+                journal_floor: seq(a)?,
             },
             KIND_PING => Frame::Ping,
             other => return Err(FrameError::Kind(other)),
         })
     }
+}
+
+/// A field that must be an epoch.
+fn epoch(n: u64) -> Result<Epoch, FrameError> {
+    Epoch::checked(n).ok_or(FrameError::Field)
+}
+
+/// A field that must be a sequence number.
+fn seq(n: u64) -> Result<Seq, FrameError> {
+    Seq::checked(n).ok_or(FrameError::Field)
 }
 
 fn node_from_wire(byte: u8) -> Result<Option<NodeId>, FrameError> {

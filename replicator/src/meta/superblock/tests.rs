@@ -161,7 +161,9 @@ fn a_second_crash_never_goes_behind_what_the_first_left() {
         starts.last_mut().unwrap()[rotten].fill(1);
     }
     for start in starts {
-        let Chosen { superblock, order } = choose(&start).unwrap();
+        let Chosen {
+            superblock, order, ..
+        } = choose(&start).unwrap();
         for after in crashes(&start, &copies[2], order) {
             let found = choose(&after).map(|c| c.superblock);
             assert!(found == Ok(versions[2].clone()) || found == Ok(superblock.clone()));
@@ -272,7 +274,7 @@ const GOLDEN: [&str; 28] = [
 ];
 
 fn any_id() -> impl Strategy<Value = RecordId> {
-    (any::<u64>(), any::<u64>()).prop_map(|(epoch, seq)| RecordId {
+    (0..=NUMBER_MAX, 0..=NUMBER_MAX).prop_map(|(epoch, seq)| RecordId {
         epoch: Epoch(epoch),
         seq: Seq(seq),
     })
@@ -284,7 +286,7 @@ prop_compose! {
         names in any::<[u8; 3]>(),
         wide in any::<[u128; 3]>(),
         ids in [any_id(), any_id(), any_id(), any_id()],
-        numbers in any::<[u64; 4]>(),
+        numbers in proptest::array::uniform4(0..=NUMBER_MAX),
         small in any::<[u32; 3]>(),
         configured in any::<bool>(),
         epochs in proptest::collection::vec(any_id(), 0..=EPOCH_HISTORY_MAX),

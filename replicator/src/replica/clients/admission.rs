@@ -272,7 +272,9 @@ impl<M: Memory> Replica<M> {
                 widen(&mut buffer, offset, u64::from(length), &edges);
                 let first = offset / BLOCK_BYTES_U64;
                 let seq = if own {
-                    self.close_batch();
+                    if !planted!(LargeWriteOvertakes) {
+                        self.close_batch();
+                    }
                     self.append_write(volume, first, blocks, buffer)
                 } else {
                     self.push_write(volume, first, &buffer.bytes()[BLOCK_BYTES..])

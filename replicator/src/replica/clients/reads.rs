@@ -41,7 +41,15 @@ impl<M: Memory> Replica<M> {
         let mut missing = None;
         let mut at = start;
         while let Some(extent) = self.overlay.first_overlap(volume, at, end) {
-            if extent.seq > self.committed {
+            if extent.seq > self.committed && !planted!(UncommittedRead) {
+                return false;
+            }
+            if planted!(ReadsWaitForAll)
+                && self
+                    .peers
+                    .iter()
+                    .any(|p| p.conn.is_some() && p.acked < extent.seq)
+            {
                 return false;
             }
             if let Source::Batch { entry, .. } = extent.source

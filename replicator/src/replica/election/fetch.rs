@@ -3,13 +3,61 @@
 use super::{FETCH_NS, Phase};
 use crate::io::*;
 use crate::journal::batch;
+use crate::journal::log::last_common;
 use crate::memory::{Buffer, Memory};
-use crate::meta::config::ConfigAt;
+use crate::meta::config::{ClusterConfig, ConfigAt};
 use crate::replica::Replica;
 use crate::types::*;
 use crate::wire::frame::{Frame, Report};
 
 impl<M: Memory> Replica<M> {
+    /// The node with the newest tail among those whose data counts.
+    fn newest<'a>(
+        &self,
+        config: &ClusterConfig,
+        answers: &'a [(NodeId, Report)],
+    ) -> Option<&'a (NodeId, Report)> {
+        // Of equals the first counts, which is this node.
+        answers
+            .iter()
+            .filter(|(_, r)| !r.fresh && !r.damaged && config.is_member(r.incarnation))
+            .reduce(|best, next| {
+                if next.1.tail > best.1.tail {
+                    next
+                } else {
+                    best
+                }
+            })
+    }
+
+    /// Where this log and another part: the last record to keep.
+    fn common_with(&self, report: &Report) -> Seq {
+        last_common(
+            self.log.epochs(),
+            self.log.tail().id,
+            &report.epochs,
+            report.tail,
+        )
+        .map_or(self.committed, |id| id.seq)
+    }
+
+    pub(super) fn can_fetch(
+        &self,
+        config: &ClusterConfig,
+        answers: &[(NodeId, Report)],
+    ) -> Result<(), AdminError> {
+        let Some((node, report)) = self.newest(config, answers) else {
+            return Ok(());
+        };
+        if *node != self.config.me && self.common_with(report).next() < report.journal_floor {
+            return Err(AdminError::NoData(format!(
+                "this node is Outdated: {} has data that its journal no longer holds; promote that node",
+                self.names([*node].into_iter())
+            )));
+        }
+        Ok(())
+    }
+
     pub(in crate::replica) fn fetch_from_newest(
         &mut self,
         adopted: ConfigAt,
@@ -27,6 +75,7 @@ impl<M: Memory> Replica<M> {
         if let Some(candidacy) = self.candidacy.as_mut() {
             candidacy.config = Some(adopted);
         }
+        let keep = keep.filter(|_| !planted!(SkipFetch));
         let Some(keep) = keep else {
             self.reign();
             return;

@@ -6,8 +6,8 @@ use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{
-    BODY_BYTES_MAX, EPOCH_HISTORY_MAX, EpochHistory, FrameError, Report, node_from_wire,
-    node_to_wire,
+    BODY_BYTES_MAX, EPOCH_HISTORY_MAX, EpochHistory, FrameError, Report, epoch, node_from_wire,
+    node_to_wire, seq,
 };
 use crate::meta::config::{ClusterConfig, ConfigAt, RawConfig};
 use crate::types::*;
@@ -76,6 +76,10 @@ const CANDIDATE: u8 = 8;
 const DAMAGED: u8 = 16;
 const HAS_CONFIG: u8 = 32;
 
+fn id(epoch: u64, seq: u64) -> Result<RecordId, FrameError> {
+    RecordId::checked(epoch, seq).ok_or(FrameError::Field)
+}
+
 pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
     let (raw, rest) = RawReport::ref_from_prefix(body).map_err(|_| FrameError::Length)?;
     let count = usize::from(raw.epoch_count.get());
@@ -85,10 +89,7 @@ pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
     let entries = <[RawEpoch]>::ref_from_bytes(rest).map_err(|_| FrameError::Length)?;
     let mut epochs = EpochHistory::new();
     for entry in entries {
-        let id = RecordId {
-            epoch: Epoch(entry.epoch.get()),
-            seq: Seq(entry.first.get()),
-        };
+        let id = id(entry.epoch.get(), entry.first.get())?;
         if epochs
             .last()
             .is_some_and(|last| last.epoch >= id.epoch || last.seq >= id.seq)
@@ -100,10 +101,7 @@ pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
     let flag = |bit: u8| raw.flags & bit != 0;
     let config = if flag(HAS_CONFIG) {
         Some(ConfigAt {
-            at: RecordId {
-                epoch: Epoch(raw.config_epoch.get()),
-                seq: Seq(raw.config_seq.get()),
-            },
+            at: id(raw.config_epoch.get(), raw.config_seq.get())?,
             config: ClusterConfig::from_raw(&raw.config).ok_or(FrameError::Field)?,
         })
     } else {
@@ -111,29 +109,23 @@ pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
     };
     Ok(Report {
         token: raw.token.get(),
-        granted: Epoch(raw.granted.get()),
+        granted: epoch(raw.granted.get())?,
         uuid: ResourceUuid(raw.uuid.get()),
         history: HistoryId(raw.history.get()),
         incarnation: Incarnation(raw.incarnation.get()),
-        promised: Epoch(raw.promised.get()),
+        promised: epoch(raw.promised.get())?,
         promised_to: node_from_wire(raw.promised_to)?,
-        tail: RecordId {
-            epoch: Epoch(raw.tail_epoch.get()),
-            seq: Seq(raw.tail_seq.get()),
-        },
-        committed: Seq(raw.committed.get()),
-        journal_floor: Seq(raw.journal_floor.get()),
-        you_acked: RecordId {
-            epoch: Epoch(raw.you_acked_epoch.get()),
-            seq: Seq(raw.you_acked_seq.get()),
-        },
+        tail: id(raw.tail_epoch.get(), raw.tail_seq.get())?,
+        committed: seq(raw.committed.get())?,
+        journal_floor: seq(raw.journal_floor.get())?,
+        you_acked: id(raw.you_acked_epoch.get(), raw.you_acked_seq.get())?,
         lease_wait_ms: raw.lease_wait_ms.get(),
         fresh: flag(FRESH),
         serving: flag(SERVING),
         primary: flag(PRIMARY),
         candidate: flag(CANDIDATE),
         damaged: flag(DAMAGED),
-        demoted: Epoch(raw.demoted.get()),
+        demoted: epoch(raw.demoted.get())?,
         config,
         epochs,
     })

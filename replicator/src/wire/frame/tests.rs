@@ -314,7 +314,7 @@ const REPORT: [&str; 13] = [
 
 prop_compose! {
     fn any_report()(
-        numbers in any::<[u64; 12]>(),
+        numbers in proptest::array::uniform12(0..=NUMBER_MAX),
         wide in any::<[u128; 3]>(),
         small in any::<u32>(),
         flags in any::<[bool; 5]>(),
@@ -399,5 +399,25 @@ proptest! {
             prop_assert!(header.body_bytes <= BODY_BYTES_MAX);
             prop_assert!(header.batch_blocks <= ALLOC_BLOCKS_MAX);
         }
+    }
+}
+
+#[test]
+fn a_number_that_no_node_can_have_made_is_refused() {
+    for n in [NUMBER_MAX, NUMBER_MAX + 1, u64::MAX] {
+        let frame = Frame::Ack {
+            epoch: Epoch(3),
+            seq: Seq(n),
+        };
+        let mut bytes = [0; FRAME_BYTES_MAX];
+        let length = encode(&frame, 0, &mut bytes);
+        let (head, body) = bytes[..length].split_at(FRAME_HEADER_BYTES);
+        let header = FrameHeader::decode(head.try_into().unwrap()).unwrap();
+        let expected = if n == NUMBER_MAX {
+            Ok(frame)
+        } else {
+            Err(FrameError::Field)
+        };
+        assert_eq!(header.decode_body(body), expected);
     }
 }

@@ -310,7 +310,7 @@ fn rot_in_an_acknowledged_record_is_noticed_and_mended_by_catching_up() {
     assert!(said(&c, 2, "counts for nothing"));
     c.heal();
     assert!(c.run_until(10 * SECOND, |c| said(c, 2, "is whole again")));
-    c.nodes[2].may_be_damaged = false;
+    c.nodes[2].hurt = false;
     c.conclude();
 }
 
@@ -332,7 +332,7 @@ fn a_node_that_was_rolled_back_counts_for_nothing_until_it_has_caught_up() {
     c.restart(2);
     assert!(c.run_until(10 * SECOND, |c| said(c, 2, "is whole again")));
     assert!(said(&c, 2, "it was rolled back"));
-    c.nodes[2].may_be_damaged = false;
+    c.nodes[2].hurt = false;
     c.conclude();
 }
 

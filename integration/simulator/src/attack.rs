@@ -1,0 +1,476 @@
+//! What goes wrong, as a table: each kind of attack has its own stream of randomness, so that adding one shifts no other,
+//! and each life has only some of them, so that they do not always drown each other out (Groce et al., "Swarm testing", 2012).
+//!
+//! Harm to what is durable (rot, lost and stray writes, lies, wipes, rollbacks) falls on a minority of the members only,
+//! chosen per life: a cluster keeps what a majority holds, and nothing can keep more. See `Checks` for the exact rule.
+
+use replicator::io::{AdminCommand, DiskError};
+use replicator::meta::superblock::copy_offset;
+use replicator::types::BLOCK_BYTES_U64;
+use replicator::view::DiskState;
+use replicator::{AckPolicy, OnNoQuorum};
+
+use crate::disk::{EIO, ENOSPC, Fate};
+use crate::drive::{JOURNAL, META, STORE};
+use crate::harness::*;
+use crate::net::Spoil;
+use crate::rng::Rng;
+
+/// One kind of attack.
+pub(crate) struct Attack {
+    pub(crate) name: &'static str,
+    /// In how many lives of a hundred it is there.
+    pub(crate) percent: u64,
+    /// The mean time between two of them, in units of the life's own pace.
+    pub(crate) mean: u64,
+    /// Whether it is one; there may be nothing to attack.
+    pub(crate) act: fn(&mut Cluster, &mut Rng) -> bool,
+}
+
+const fn attack(
+    name: &'static str,
+    percent: u64,
+    mean: u64,
+    act: fn(&mut Cluster, &mut Rng) -> bool,
+) -> Attack {
+    Attack {
+        name,
+        percent,
+        mean,
+        act,
+    }
+}
+
+/// All of them.
+pub(crate) const ATTACKS: &[Attack] = &[
+    // Processes and machines.
+    attack("kill", 60, 12, |c, rng| crash(c, rng, false)),
+    attack("power cut", 60, 12, |c, rng| crash(c, rng, true)),
+    attack("blackout", 30, 40, blackout),
+    attack("freeze", 50, 10, freeze),
+    attack("restart with another config", 25, 25, reconfigure),
+    attack("revive", 100, 6, revive),
+    // Networks.
+    attack("isolate", 50, 12, isolate),
+    attack("cut one way", 50, 14, cut),
+    attack("split", 30, 20, split),
+    attack("heal", 100, 7, heal),
+    attack("reset", 50, 9, reset),
+    attack("slow link", 40, 15, slow_link),
+    attack("damaged frame", 30, 15, damage_frame),
+    // Disks that say so.
+    attack("slow disk", 50, 14, slow_disk),
+    attack("hanging disk", 30, 20, hang_disk),
+    attack("disks recover", 100, 16, disks_recover),
+    attack("failing write", 30, 25, failing_write),
+    attack("one copy of the superblock rots", 30, 12, rot_superblock),
+    // Disks that do not.
+    attack("rot in the journal", 14, 20, rot_journal),
+    attack("unreadable sectors in the journal", 10, 20, spoil_journal),
+    attack("unreadable sectors in a store", 10, 20, spoil_store),
+    attack("lost write", 10, 25, lost_write),
+    attack("stray write", 10, 25, stray_write),
+    attack("lying journal", 8, 30, lie),
+    attack("wiped disks", 8, 40, wipe),
+    attack("rolled back disks", 6, 40, roll_back),
+    attack("rotten superblock", 4, 60, rot_all_superblocks),
+    // Operators.
+    attack("promote", 100, 6, promote),
+    attack("demote", 50, 18, |c, rng| {
+        command(c, rng, AdminCommand::Demote)
+    }),
+    attack("promote everywhere", 25, 30, promote_everywhere),
+    attack("disconnect", 30, 25, disconnect),
+    attack("connect", 100, 14, connect),
+    attack("drain", 20, 50, |c, rng| {
+        command(c, rng, AdminCommand::Drain)
+    }),
+];
+
+fn lease(c: &Cluster) -> u64 {
+    u64::from(c.options.lease_ms) * MS
+}
+
+fn node(c: &Cluster, rng: &mut Rng) -> usize {
+    rng.index(c.nodes.len())
+}
+
+/// A node that runs.
+fn running(c: &Cluster, rng: &mut Rng) -> Option<usize> {
+    let node = node(c, rng);
+    c.up(node).then_some(node)
+}
+
+/// Two nodes.
+fn pair(c: &Cluster, rng: &mut Rng) -> Option<(usize, usize)> {
+    let count = c.nodes.len();
+    if count < 2 {
+        return None;
+    }
+    let a = rng.index(count);
+    Some((a, (a + 1 + rng.index(count - 1)) % count))
+}
+
+/// A node whose durable data may be harmed, and that runs.
+fn victim(c: &Cluster, rng: &mut Rng) -> Option<usize> {
+    if c.victims.is_empty() {
+        return None;
+    }
+    let node = rng.pick(&c.victims);
+    c.up(node).then_some(node)
+}
+
+fn restart_later(c: &mut Cluster, rng: &mut Rng, node: usize, within: u64) {
+    let life = c.nodes[node].life;
+    let wait = rng.below(within);
+    c.after(wait, Event::Restart { node, life });
+}
+
+fn crash(c: &mut Cluster, rng: &mut Rng, power: bool) -> bool {
+    // The Primary more often than its share.
+    let primary = c.primary().filter(|_| rng.chance(30));
+    let Some(node) = primary.or_else(|| running(c, rng)) else {
+        return false;
+    };
+    c.crash(node, power);
+    let within = 4 * lease(c);
+    restart_later(c, rng, node, within);
+    true
+}
+
+fn blackout(c: &mut Cluster, rng: &mut Rng) -> bool {
+    for node in 0..c.nodes.len() {
+        if c.up(node) {
+            c.crash(node, true);
+            let within = 2 * lease(c);
+            restart_later(c, rng, node, within);
+        }
+    }
+    true
+}
+
+fn freeze(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = running(c, rng) else {
+        return false;
+    };
+    let time = rng.below(3 * lease(c));
+    c.freeze(node, time);
+    true
+}
+
+fn reconfigure(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = running(c, rng) else {
+        return false;
+    };
+    let power = rng.chance(50);
+    c.crash(node, power);
+    let config = &mut c.nodes[node].config;
+    match rng.below(4) {
+        0 => config.lease_ms = u32::try_from(rng.between(200, 1000)).expect("small"),
+        1 => config.ack = rng.pick(&[AckPolicy::Majority, AckPolicy::All]),
+        2 => config.on_no_quorum = rng.pick(&[OnNoQuorum::SuspendIo, OnNoQuorum::IoError]),
+        _ => config.requests_max = u32::try_from(rng.between(4, 48)).expect("small"),
+    }
+    let within = lease(c);
+    restart_later(c, rng, node, within);
+    true
+}
+
+/// Somebody looks after the nodes: what has failed or was stopped is started again.
+fn revive(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let node = node(c, rng);
+    if c.up(node) {
+        let failed = c.nodes[node].view.disk_state == DiskState::Failed;
+        if failed || c.nodes[node].drained {
+            c.crash(node, false);
+        }
+    }
+    if !c.up(node) && !c.nodes[node].ruined {
+        c.restart(node);
+    }
+    false
+}
+
+fn isolate(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let primary = c.primary().filter(|_| rng.chance(30));
+    let node = primary.unwrap_or_else(|| node(c, rng));
+    c.isolate(node);
+    true
+}
+
+fn cut(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some((a, b)) = pair(c, rng) else {
+        return false;
+    };
+    c.cut(a, b);
+    if rng.chance(40) {
+        c.cut(b, a);
+    }
+    true
+}
+
+fn split(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let sides = rng.next();
+    for a in 0..c.nodes.len() {
+        for b in 0..c.nodes.len() {
+            if sides >> a & 1 != sides >> b & 1 {
+                c.cut(a, b);
+            }
+        }
+    }
+    true
+}
+
+fn heal(c: &mut Cluster, rng: &mut Rng) -> bool {
+    if rng.chance(70) {
+        c.heal();
+    } else if let Some((a, b)) = pair(c, rng) {
+        c.heal_link(a, b);
+    }
+    false
+}
+
+fn reset(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some((a, b)) = pair(c, rng) else {
+        return false;
+    };
+    c.reset(a, b);
+    true
+}
+
+fn slow_link(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some((a, b)) = pair(c, rng) else {
+        return false;
+    };
+    let factor = rng.between(2, 200);
+    c.net.slow.insert((a, b), factor);
+    true
+}
+
+fn damage_frame(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some((a, b)) = pair(c, rng) else {
+        return false;
+    };
+    let spoil = Spoil {
+        batch: rng.chance(70),
+        bit: rng.next(),
+    };
+    c.net.spoil.insert((a, b), spoil);
+    true
+}
+
+fn slow_disk(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let node = node(c, rng);
+    c.nodes[node].slow[rng.index(3)] = rng.between(1, 60);
+    true
+}
+
+fn hang_disk(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let node = node(c, rng);
+    let time = rng.below(6 * lease(c));
+    c.nodes[node].hung_until[rng.index(3)] = c.now + time;
+    true
+}
+
+fn disks_recover(c: &mut Cluster, _rng: &mut Rng) -> bool {
+    for node in &mut c.nodes {
+        node.slow = [1; 3];
+    }
+    c.net.slow.clear();
+    false
+}
+
+fn failing_write(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = running(c, rng) else {
+        return false;
+    };
+    let error = rng.pick(&[DiskError::Os(EIO), DiskError::Os(ENOSPC), DiskError::Short]);
+    let kind = rng.pick(&[JOURNAL, STORE, META]);
+    c.nodes[node].next_fate[kind] = Some(Fate::Fails(error));
+    true
+}
+
+/// One copy of four, while the node is down: that must not be noticed at all.
+fn rot_superblock(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = running(c, rng) else {
+        return false;
+    };
+    // A copy that an interrupted update left behind is a fault too, and two are too many.
+    if !c.superblock_is_settled(node) || c.nodes[node].hurt {
+        return false;
+    }
+    let power = rng.chance(50);
+    c.crash(node, power);
+    let block = copy_offset(rng.index(4)) / BLOCK_BYTES_U64;
+    let bit = rng.index(4096 * 8);
+    c.nodes[node].disks.meta.rot(block, bit);
+    c.restart(node);
+    true
+}
+
+fn rot_journal(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = victim(c, rng) else {
+        return false;
+    };
+    let Some(block) = c.some_journal_block(node, rng) else {
+        return false;
+    };
+    let restart = rng.chance(50);
+    if restart {
+        let power = rng.chance(50);
+        c.crash(node, power);
+    }
+    let n = &mut c.nodes[node];
+    (n.hurt, n.may_fail) = (true, true);
+    n.disks.journal.rot(block, rng.index(4096 * 8));
+    if restart {
+        c.restart(node);
+    }
+    true
+}
+
+fn spoil_journal(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = victim(c, rng) else {
+        return false;
+    };
+    let Some(block) = c.some_journal_block(node, rng) else {
+        return false;
+    };
+    let n = &mut c.nodes[node];
+    (n.hurt, n.may_fail) = (true, true);
+    n.disks.journal.spoil(block);
+    true
+}
+
+fn spoil_store(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = victim(c, rng) else {
+        return false;
+    };
+    let volume = rng.index(c.options.volumes.len());
+    let block = rng.below(c.options.volumes[volume]);
+    let n = &mut c.nodes[node];
+    (n.hurt, n.may_fail) = (true, true);
+    n.disks.stores[volume].spoil(block);
+    true
+}
+
+fn lost_write(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = victim(c, rng) else {
+        return false;
+    };
+    let kind = rng.pick(&[JOURNAL, META]);
+    c.nodes[node].next_fate[kind] = Some(Fate::Lost);
+    true
+}
+
+fn stray_write(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = victim(c, rng) else {
+        return false;
+    };
+    let by = rng.between(1, 300);
+    c.nodes[node].next_fate[JOURNAL] = Some(Fate::Stray(by));
+    true
+}
+
+fn lie(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = victim(c, rng) else {
+        return false;
+    };
+    c.nodes[node].hurt = true;
+    c.nodes[node].disks.journal.lies = true;
+    true
+}
+
+fn wipe(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = victim(c, rng) else {
+        return false;
+    };
+    c.crash(node, true);
+    c.wipe(node);
+    let within = lease(c);
+    restart_later(c, rng, node, within);
+    true
+}
+
+fn roll_back(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = victim(c, rng) else {
+        return false;
+    };
+    c.crash(node, false);
+    match c.nodes[node].snapshot.take() {
+        // First a snapshot, and the next time it is put back.
+        None => c.nodes[node].snapshot = Some(c.snapshot(node)),
+        Some(snapshot) => c.roll_back(node, snapshot),
+    }
+    let within = lease(c);
+    restart_later(c, rng, node, within);
+    true
+}
+
+fn rot_all_superblocks(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = victim(c, rng) else {
+        return false;
+    };
+    c.crash(node, true);
+    c.nodes[node].hurt = true;
+    for copy in 0..4 {
+        if rng.chance(80) {
+            let block = copy_offset(copy) / BLOCK_BYTES_U64;
+            c.nodes[node].disks.meta.rot(block, rng.index(4096 * 8));
+        }
+    }
+    c.restart(node);
+    true
+}
+
+fn command(c: &mut Cluster, rng: &mut Rng, command: AdminCommand) -> bool {
+    let Some(node) = running(c, rng) else {
+        return false;
+    };
+    c.nodes[node].drained |= command == AdminCommand::Drain;
+    c.admin(node, command);
+    true
+}
+
+fn promote(c: &mut Cluster, rng: &mut Rng) -> bool {
+    // Most operators promote when nobody is Primary.
+    if c.primary().is_some() && rng.chance(75) {
+        return false;
+    }
+    let time = rng.between(1, 6) * lease(c);
+    let Some(node) = running(c, rng) else {
+        return false;
+    };
+    let deadline = c.deadline(node, time);
+    c.admin(node, AdminCommand::Promote { deadline });
+    true
+}
+
+fn promote_everywhere(c: &mut Cluster, rng: &mut Rng) -> bool {
+    for node in 0..c.nodes.len() {
+        if c.up(node) && rng.chance(80) {
+            let time = rng.between(1, 6) * lease(c);
+            let deadline = c.deadline(node, time);
+            c.admin(node, AdminCommand::Promote { deadline });
+        }
+    }
+    true
+}
+
+fn disconnect(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some((node, peer)) = pair(c, rng).filter(|(n, _)| c.up(*n)) else {
+        return false;
+    };
+    let peer = node_id(peer);
+    c.admin(node, AdminCommand::Disconnect { peer });
+    true
+}
+
+fn connect(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some((node, peer)) = pair(c, rng).filter(|(n, _)| c.up(*n)) else {
+        return false;
+    };
+    let peer = node_id(peer);
+    c.admin(node, AdminCommand::Connect { peer });
+    false
+}

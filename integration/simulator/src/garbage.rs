@@ -1,0 +1,172 @@
+//! Peers that say what they should not (P9): frames with sound checksums and wrong contents. Such a peer can break any promise of
+//! replication, so none is checked while it speaks; but nothing it says may stop a node.
+
+use replicator::io::AdminCommand;
+use replicator::types::*;
+use replicator::view::DiskState;
+use replicator::wire::frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameHeader, encode};
+
+use crate::harness::*;
+use crate::rng::Rng;
+
+/// A number near the true one, or far off.
+fn skew(n: u64, rng: &mut Rng) -> u64 {
+    match rng.below(8) {
+        0 => 0,
+        1 => u64::MAX,
+        2 => u64::MAX - rng.below(5),
+        3 => rng.next(),
+        4 => n.wrapping_add(rng.below(100)),
+        5 => n.saturating_sub(rng.below(100)),
+        6 => n.wrapping_add(1),
+        _ => n,
+    }
+}
+
+fn seq(s: &mut Seq, rng: &mut Rng) {
+    s.0 = skew(s.0, rng);
+}
+
+fn epoch(e: &mut Epoch, rng: &mut Rng) {
+    e.0 = skew(e.0, rng);
+}
+
+fn record(id: &mut RecordId, rng: &mut Rng) {
+    epoch(&mut id.epoch, rng);
+    seq(&mut id.seq, rng);
+}
+
+/// Changes what a frame says.
+fn garble(frame: &mut Frame, rng: &mut Rng) {
+    match frame {
+        Frame::Report(report) => {
+            let flag = rng.chance(20);
+            match rng.below(16) {
+                0 => epoch(&mut report.granted, rng),
+                1 => epoch(&mut report.promised, rng),
+                2 => record(&mut report.tail, rng),
+                3 => seq(&mut report.committed, rng),
+                4 => seq(&mut report.journal_floor, rng),
+                5 => report.fresh = flag,
+                6 => report.damaged = flag,
+                7 => report.serving = !flag,
+                8 => report.token = skew(report.token, rng),
+                9 => report.epochs.clear(),
+                10 => report.epochs.iter_mut().for_each(|id| record(id, rng)),
+                11 => report.config = None,
+                13 => record(&mut report.you_acked, rng),
+                14 => epoch(&mut report.demoted, rng),
+                12 => {
+                    if let Some(config) = &mut report.config {
+                        record(&mut config.at, rng);
+                        config.config.nodes.truncate(1 + rng.index(3));
+                    }
+                }
+                _ => report.lease_wait_ms = u32::try_from(rng.below(1 << 32)).unwrap_or(0),
+            }
+        }
+        Frame::Ask { token } => *token = skew(*token, rng),
+        Frame::Promise {
+            token, epoch: e, ..
+        } => {
+            *token = skew(*token, rng);
+            epoch(e, rng);
+        }
+        Frame::Fetch { token, after } => {
+            *token = skew(*token, rng);
+            seq(after, rng);
+        }
+        Frame::Fetched { token } => *token = skew(*token, rng),
+        Frame::Append {
+            epoch: e,
+            committed,
+        } => {
+            epoch(e, rng);
+            seq(committed, rng);
+        }
+        Frame::Ack { epoch: e, seq: s } => {
+            epoch(e, rng);
+            seq(s, rng);
+        }
+        Frame::Heartbeat {
+            epoch: e,
+            number,
+            committed,
+            tail,
+            lease_ms,
+        } => {
+            epoch(e, rng);
+            *number = skew(*number, rng);
+            seq(committed, rng);
+            seq(tail, rng);
+            *lease_ms = u32::try_from(skew(u64::from(*lease_ms), rng) & 0xffff_ffff).unwrap_or(0);
+        }
+        Frame::HeartbeatAck { epoch: e, number } => {
+            epoch(e, rng);
+            *number = skew(*number, rng);
+        }
+        Frame::Refused { promised, .. } => epoch(promised, rng),
+        Frame::Demoted {
+            epoch: e,
+            committed,
+        } => {
+            epoch(e, rng);
+            seq(committed, rng);
+        }
+        Frame::TooFarBehind { journal_floor } => seq(journal_floor, rng),
+        Frame::Ping => {
+            *frame = match rng.below(4) {
+                0 => Frame::Ack {
+                    epoch: Epoch(rng.below(9)),
+                    seq: Seq(rng.below(5000)),
+                },
+                1 => Frame::Fetched { token: rng.next() },
+                2 => Frame::Demoted {
+                    epoch: Epoch(rng.below(9)),
+                    committed: Seq(rng.below(5000)),
+                },
+                _ => Frame::TooFarBehind {
+                    journal_floor: Seq(rng.below(5000)),
+                },
+            };
+        }
+    }
+}
+
+/// What arrives of a frame with other contents: what the codec lets pass.
+pub(crate) fn garbled(mut frame: Frame, blocks: u32, rng: &mut Rng) -> Option<Frame> {
+    garble(&mut frame, rng);
+    let mut bytes = vec![0; FRAME_BYTES_MAX];
+    let length = encode(&frame, blocks, &mut bytes);
+    let (head, body) = bytes[..length].split_at(FRAME_HEADER_BYTES);
+    let header = FrameHeader::decode(head.try_into().ok()?).ok()?;
+    header.decode_body(body).ok()
+}
+
+impl Cluster {
+    /// The end of a life in which nodes that were never told so are lied to by their peers. Only what stops a node counts.
+    pub(crate) fn suffer_garbage(&mut self, rng: &mut Rng) {
+        self.checks.ends_beyond();
+        self.trace(|| "-- from here on peers lie".into());
+        for _ in 0..rng.between(3, 10) {
+            self.garbage_permille = rng.between(1, 300);
+            for node in 0..self.nodes.len() {
+                let stopped = self.nodes[node].drained
+                    || self.nodes[node].view.disk_state == DiskState::Failed;
+                if self.up(node) && stopped {
+                    self.crash(node, false);
+                }
+                if !self.up(node) && !self.nodes[node].ruined {
+                    self.restart(node);
+                }
+            }
+            let node = rng.index(self.nodes.len());
+            if self.up(node) {
+                let deadline = self.deadline(node, 2 * SECOND);
+                self.admin(node, AdminCommand::Promote { deadline });
+            }
+            let time = rng.between(50, 800) * MS;
+            self.run_for(time);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Disks that fail, and disks that hang.
+
+use replicator::view::Health;
+
+use super::*;
+use crate::drive::{JOURNAL, STORE};
+
+fn failed(c: &Cluster, node: usize) -> bool {
+    c.nodes[node].view.disk_state == DiskState::Failed
+}
+
+fn fails_next_write(c: &mut Cluster, node: usize, journal: bool) {
+    if journal {
+        c.fails_next_journal_write(node);
+    } else {
+        c.fails_next_store_write(node);
+    }
+}
+
+#[test]
+fn io_errors() {
+    // At a Secondary: clients notice nothing, the node steps aside and says why, and catches up after its restart.
+    for journal in [true, false] {
+        for seed in 0..5 {
+            let mut c = serving(seed, Options::default());
+            c.must_write(A, 0, 0, 200);
+            c.must_write(A, 0, 3, 1);
+            c.until_fed(A);
+            c.run_for(SECOND);
+            fails_next_write(&mut c, C, journal);
+            c.must_write(A, 0, 3, 2);
+            assert!(c.run_until(10 * SECOND, |c| failed(c, C)));
+            assert_eq!(c.nodes[C].view.health, Health::Down);
+            assert!(c.run_until(SECOND, |c| !c.connected(A, C)));
+            assert_eq!(c.nodes[A].view.health, Health::Degraded);
+            let before = c.sent(A, C);
+            c.must_write(A, 0, 4, 20);
+            c.must_write(A, 1, 4, 2);
+            let refused = c.promote(C, SECOND);
+            assert!(matches!(refused, Err(AdminError::Failed(_))));
+            c.crash(C, KILL);
+            c.restart_and_feed(A, C);
+            assert!(c.sent(A, C) - before < 100, "not all of it again");
+            c.conclude();
+        }
+    }
+    // At the Primary: it answers nothing any more, another one goes on with all that was acknowledged.
+    for journal in [true, false] {
+        for seed in 0..5 {
+            let mut c = serving(seed, Options::default());
+            c.must_write(A, 0, 0, 12);
+            c.start_clients(2, 3, 2 * MS);
+            c.run_for(100 * MS);
+            fails_next_write(&mut c, A, journal);
+            assert!(c.run_until(10 * SECOND, |c| failed(c, A)));
+            c.stop_clients();
+            let late = c.read(A, 0, 0, 1);
+            assert_eq!(c.outcome(late, SECOND), Some(Outcome::Dropped));
+            c.must_promote(B);
+            c.read_all(B);
+            c.crash(A, KILL);
+            c.restart_and_feed(B, A);
+            c.conclude();
+        }
+    }
+}
+
+#[test]
+fn disk_timeout() {
+    // A disk hangs for seconds: a Secondary's journal or store, or the Primary's own journal. Writes are answered by the
+    // others. What hung is there in the end.
+    for (node, which) in [(C, JOURNAL), (C, STORE), (A, JOURNAL)] {
+        let mut c = serving(4, Options::default());
+        c.must_write(A, 0, 0, 12);
+        c.until_fed(A);
+        c.nodes[node].hung_until[which] = c.now + 5 * SECOND;
+        for block in 0..30 {
+            let write = c.write(A, 0, block, 3);
+            assert_eq!(c.outcome(write, 30 * MS), Some(Outcome::Done));
+        }
+        c.run_for(6 * SECOND);
+        c.until_fed(A);
+        c.read_all(A);
+        c.conclude();
+    }
+    // The Primary's store hangs: reads wait, writes do not, until the disk answers again.
+    let mut c = serving(4, Options::default());
+    c.must_write(A, 0, 0, 12);
+    c.run_for(5 * SECOND); // It is applied, and so read from the store.
+    c.nodes[A].hung_until[STORE] = c.now + 5 * SECOND;
+    let read = c.read(A, 0, 3, 2);
+    for block in 20..40 {
+        let write = c.write(A, 0, block, 3);
+        assert_eq!(c.outcome(write, 30 * MS), Some(Outcome::Done));
+    }
+    assert_eq!(c.outcome(read, 0), None);
+    assert_eq!(c.outcome(read, 6 * SECOND), Some(Outcome::Done));
+    c.conclude();
+    // A journal that hangs while its node catches up: nobody waits for that.
+    let mut c = serving(5, Options::default());
+    c.crash(C, POWER);
+    c.must_write(A, 0, 0, 100);
+    c.nodes[C].hung_until[JOURNAL] = c.now + 5 * SECOND;
+    c.restart(C);
+    c.run_for(SECOND);
+    for block in 0..30 {
+        let write = c.write(A, 0, block, 3);
+        assert_eq!(c.outcome(write, 30 * MS), Some(Outcome::Done));
+    }
+    assert_ne!(c.peer_disk(A, C), DiskState::UpToDate);
+    c.until_follows(A, C);
+    c.conclude();
+}

@@ -1,0 +1,21 @@
+//! Stories: short scripted lives of a cluster, each about one thing. `rules` tells the rules of the protocol; the other
+//! files tell the scenarios of DRBD's test suite, under its names (`docs/drbd-tests.md` is the table).
+
+mod catch_up;
+mod directions;
+mod disk_faults;
+mod interruptions;
+mod lifecycle;
+mod mending;
+mod outdated;
+mod promotion;
+mod quorum;
+mod quorum_lost;
+mod rules;
+mod words;
+
+use replicator::io::{AdminError, AdminResult};
+use replicator::view::DiskState;
+
+use self::words::*;
+use crate::harness::*;

@@ -1,0 +1,167 @@
+//! Bugs that a test can switch on, one at a time, to prove that the simulator finds them. Each is an idea that somebody
+//! could have had, at the one place in the core where it would be had: `if planted!(AckOnReceipt) { .. }`. Without the
+//! feature `planted` there is no bug, no switch and no test of one: the macro is the constant `false`.
+
+/// Whether this bug is switched on.
+#[cfg(not(feature = "planted"))]
+macro_rules! planted {
+    ($bug:ident) => {
+        false
+    };
+}
+
+/// Whether this bug is switched on.
+#[cfg(feature = "planted")]
+macro_rules! planted {
+    ($bug:ident) => {
+        $crate::planted::is_planted($crate::planted::Bug::$bug)
+    };
+}
+
+#[cfg(feature = "planted")]
+macro_rules! bugs {
+    ($($promise:literal { $($(#[$idea:meta])+ $bug:ident,)+ })+) => {
+        /// A bug: the wrong idea that it is.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+        pub enum Bug {
+            $($($(#[$idea])+ $bug,)+)+
+        }
+
+        impl Bug {
+            /// All of them, by promise.
+            pub const ALL: &[Self] = &[$($(Self::$bug,)+)+];
+
+            /// Its name, as the command line has it.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $($(Self::$bug => stringify!($bug),)+)+
+                }
+            }
+
+            /// The number of the promise that it breaks first.
+            #[must_use]
+            pub fn promise(self) -> u8 {
+                match self {
+                    $($(Self::$bug => $promise,)+)+
+                }
+            }
+        }
+    };
+}
+
+#[cfg(feature = "planted")]
+bugs! {
+    1 {
+        /// The Primary counts its own copy from the moment that it exists, not from when it is durable (N3).
+        CountOwnBeforeDurable,
+        /// A follower acknowledges what it received, not what its journal has (N3).
+        AckOnReceipt,
+        /// Records of an earlier epoch are committed by counting copies, without this epoch's record (N4).
+        CommitByCounting,
+        /// One copy fewer than a majority is enough.
+        CommitWithOneLess,
+        /// A log that ends before a record known to be acknowledged was torn, what else (S3).
+        CutAcknowledged,
+    }
+    2 {
+        /// A follower takes a record that it has a number for as the one that it has (N1, N2).
+        SameNumberSameRecord,
+        /// A large write is appended at once, while records that were admitted before it are still in the open batch.
+        LargeWriteOvertakes,
+        /// After a promotion the overlay is made from the log's end backwards, so that older data covers newer.
+        OverlayBackwards,
+    }
+    3 {
+        /// What is durable is applied, whether it is committed or not (N5).
+        ApplyUncommitted,
+        /// The applied floor moves when the writes to the stores have ended, without a flush.
+        FloorBeforeFlush,
+        /// Ring space is free again as soon as its records are applied, before the superblock says so.
+        RecycledTooEarly,
+        /// A follower believes the Primary's committed floor also of records that it has not compared (N6).
+        UnverifiedFloor,
+        /// Within an apply zeroes come first, and then the writes.
+        ZeroesFirst,
+    }
+    4 {
+        /// A follower takes records and heartbeats of an epoch below the one that it promised (N2).
+        StaleEpochHeard,
+        /// A voter promises without waiting for the old Primary's lease (L2).
+        NoLeaseWait,
+        /// An epoch is promised again to whoever asks (P1).
+        TwoGrants,
+        /// A promise is told before it is durable (S2).
+        GrantBeforeDurable,
+        /// After a restart the promise is what the log shows, not what the superblock says (S1).
+        ForgottenPromise,
+        /// A candidate with enough promises reigns with the log that it has (P3).
+        SkipFetch,
+    }
+    5 {
+        /// The lease is tested when a request comes, not when its answer is released (L1).
+        AnswerPastLease,
+        /// A read gets the newest data, whether it is committed or not (N5).
+        UncommittedRead,
+        /// The lease is counted from when a heartbeat's answer came, not from when it was sent (L1).
+        LeaseFromReceipt,
+    }
+    6 {
+        /// At start a batch is taken for whole if its header is.
+        ScanTrustsPayload,
+        /// The newest copy of the superblock counts, alone and unchecked.
+        LoneSuperblock,
+        /// What comes from a peer was checked there.
+        PeerBatchTrusted,
+        /// What is read back from the journal was checked when it was written.
+        LoadTrusted,
+    }
+    7 {
+        /// A record commits when every connected peer has it, also under `ack = "majority"`.
+        CommitWaitsForAll,
+        /// A read of what was just written waits until every connected peer has that.
+        ReadsWaitForAll,
+        /// A batch stays in memory until every connected peer has it.
+        BuffersWaitForPeers,
+    }
+    8 {
+        /// An apply gives all its writes to the disk at once.
+        UnboundedApply,
+        /// Requests are taken also when there is no memory for them.
+        CapacityForgetsMemory,
+        /// The memory of a read whose client is gone is never given back.
+        LeakedRead,
+        /// A peer is sent whatever there is, however little it has acknowledged.
+        WindowIgnored,
+    }
+    9 {
+        /// A frame's body is taken as it came.
+        BodyUnchecked,
+        /// A peer's records are about blocks that exist.
+        RecordsUnchecked,
+    }
+    10 {
+        /// A drain is answered when the reign is over and no apply runs, whatever is still to be applied.
+        DrainBeforeApplied,
+        /// What is written to the stores in a drain needs no flush: nothing comes after it.
+        DrainWithoutFlush,
+        /// A trim is a hint, so that no store needs to hear of it.
+        TrimIsAHint,
+    }
+}
+
+#[cfg(feature = "planted")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Switches a bug on for all replicas of this thread, in place of the one before.
+#[cfg(feature = "planted")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+#[cfg(feature = "planted")]
+pub(crate) fn is_planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
