@@ -52,8 +52,8 @@ pub(crate) struct Checks {
     /// Who served which epoch.
     served: BTreeMap<u64, usize>,
     pub(crate) majority: usize,
-    /// Committed batches of which a harmed disk lost its copy and nothing on it can prove that there was one, by first record.
-    silently_lost: BTreeSet<u64>,
+    /// Batches of which a harmed disk lost its copy and nothing on it can prove that there was one, by epoch and first record.
+    silently_lost: BTreeSet<(u64, u64)>,
     /// More was lost than anything can keep: from here on nothing is promised.
     beyond: bool,
 }
@@ -163,7 +163,7 @@ impl Checks {
         let excused = self
             .chain
             .range(lost.max(first)..)
-            .all(|(f, _)| self.silently_lost.contains(f));
+            .all(|(f, b)| self.silently_lost.contains(&(b.epoch, *f)));
         assert!(
             excused,
             "P1: node {node} begins epoch {epoch} at {first}, and records up to {} are committed",
@@ -252,19 +252,22 @@ impl Checks {
             .first()
             .map_or(applied + 1, |b| b.first.min(applied + 1));
         for (first, old) in known.range(from..) {
-            let whole = batches.contains(&old.batch);
-            let in_chain = self.chain.get(first) == Some(&old.batch);
-            if whole || !in_chain || !old.durable {
+            if batches.contains(&old.batch) || !old.durable {
                 continue;
             }
             let Some(proven) = hurt else {
-                panic!("P1: node {node} lost the committed batch at {first} in a crash");
+                panic!("P1: node {node} lost the durable batch at {first} in a crash");
             };
             assert!(
                 old.batch.last > proven,
                 "P6: node {node} does not say that it lost the batch at {first}, and knows that it had records up to {proven}"
             );
-            self.silently_lost.insert(*first);
+            self.silently_lost.insert((old.batch.epoch, *first));
+        }
+        if hurt.is_some() {
+            // What it has lost may have counted before.
+            let (batches, checked) = (known, 0);
+            self.gone.push((node, NodeLog { batches, checked }));
         }
         for batch in batches {
             assert!(

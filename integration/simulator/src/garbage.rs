@@ -114,11 +114,10 @@ fn garble(frame: &mut Frame, rng: &mut Rng) {
             seq(committed, rng);
         }
         Frame::TooFarBehind { journal_floor } => seq(journal_floor, rng),
-        Frame::Config(told) => match rng.below(4) {
-            0 => told.config.config.nodes.truncate(1 + rng.index(3)),
-            1 => told.history.0 = u128::from(rng.next()),
-            _ => record(&mut told.config.at, rng),
-        },
+        Frame::Config(told) => {
+            record(&mut told.config.at, rng);
+            told.config.config.nodes.truncate(1 + rng.index(3));
+        }
         Frame::Ping => {
             *frame = match rng.below(4) {
                 0 => Frame::Ack {

@@ -1,6 +1,6 @@
 //! Being Secondary: taking a Primary's log, acknowledging what is durable, promising epochs.
 
-use super::{Following, Incoming, Replica};
+use super::{Incoming, Replica};
 use crate::io::*;
 use crate::journal::batch::{self, Header};
 use crate::memory::{Buffer, Memory};
@@ -11,6 +11,14 @@ use crate::wire::frame::Frame;
 
 /// Batches received and not yet in the log, at most. A Primary's window is smaller.
 const INCOMING_MAX: usize = 1100;
+
+/// Whose log this Secondary takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Following {
+    pub(super) conn: ConnId,
+    pub(super) node: NodeId,
+    pub(super) epoch: Epoch,
+}
 
 /// Whose log a batch belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,6 +1,6 @@
 //! Being Primary: the lease, what is committed, and stepping down.
 
-use super::{DemoteFor, Replica};
+use super::Replica;
 use crate::io::*;
 use crate::journal::batch::{self, Draft, Kind, Place};
 use crate::memory::{Buffer, Memory, Purpose};
@@ -35,6 +35,13 @@ pub(super) struct Leader {
     pub(super) demoting: Option<Demoting>,
     tell_commit_at: Option<Time>,
     was_running: bool,
+}
+
+/// Who asked for a demotion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum DemoteFor {
+    Operator(AdminId),
+    Drain,
 }
 
 /// A demotion in progress.

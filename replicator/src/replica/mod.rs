@@ -34,8 +34,8 @@ pub use self::config::{AckPolicy, OnNoQuorum, ReplicaConfig};
 use self::applier::Applier;
 use self::clients::Clients;
 use self::election::Candidacy;
-use self::follower::Owed;
-use self::leader::Leader;
+use self::follower::{Following, Owed};
+use self::leader::{DemoteFor, Leader};
 use self::loads::Loads;
 use self::metadata::{MetaVersion, Metadata};
 use self::peers::Peer;
@@ -68,21 +68,6 @@ struct Incoming<B> {
     conn: ConnId,
     epoch: Epoch,
     buffer: B,
-}
-
-/// Whose log this Secondary takes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Following {
-    conn: ConnId,
-    node: NodeId,
-    epoch: Epoch,
-}
-
-/// Who asked for a demotion.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum DemoteFor {
-    Operator(AdminId),
-    Drain,
 }
 
 /// One node's part in one resource: a state machine without I/O, clock or randomness of its own.
@@ -152,6 +137,8 @@ pub struct Replica<M: Memory> {
     last_primary: Option<NodeId>,
     primary_epoch: Epoch,
     heartbeat_heard_at: Time,
+    /// When the peers were last asked whether they have something newer.
+    looked_at: Time,
     /// That Primary is known to serve no more.
     released: bool,
     demoted: Epoch,
@@ -240,6 +227,7 @@ impl<M: Memory> Replica<M> {
             last_primary: None,
             primary_epoch,
             heartbeat_heard_at: Time(0),
+            looked_at: now,
             released: scanned.demoted,
             demoted: Epoch(0),
             highest_seen: metadata.wanted.promised.max(primary_epoch),

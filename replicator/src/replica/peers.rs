@@ -366,14 +366,33 @@ impl<M: Memory> Replica<M> {
                 self.send(conn, Frame::Ping);
             }
         }
+        if self.lost_sight() && self.now.since(self.looked_at) >= ping_ns {
+            self.looked_at = self.now;
+            let token = self.next_token();
+            self.send_all(&Frame::Ask { token });
+        }
+    }
+
+    /// Whether this node sees no Primary and does not know that there is none: one that it does not reach may go on with the
+    /// others. Only they can tell whether this node's data is still the newest.
+    fn lost_sight(&self) -> bool {
+        self.leader.is_none()
+            && self.following.is_none()
+            && self.candidacy.is_none()
+            && self.drain.is_none()
+            && !self.released
+            && !self.fresh()
+            && self.peers.iter().any(|p| p.conn.is_some())
     }
 
     pub(super) fn silence_timeout(&self) -> Option<Time> {
         let (ping_ns, silence_ns) = (self.config.lease_ns() / 2, self.config.silence_ns());
+        let look = self.lost_sight().then(|| self.looked_at.after(ping_ns));
         self.peers
             .iter()
             .filter(|p| p.conn.is_some())
             .map(|p| p.heard_at.after(silence_ns).min(p.sent_at.after(ping_ns)))
+            .chain(look)
             .min()
     }
 

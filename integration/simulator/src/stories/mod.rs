@@ -8,6 +8,7 @@ mod interruptions;
 mod lifecycle;
 mod mending;
 mod outdated;
+mod page;
 mod promotion;
 mod quorum;
 mod quorum_lost;
