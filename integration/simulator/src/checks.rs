@@ -243,6 +243,7 @@ impl Checks {
         committed: u64,
         applied: u64,
         hurt: Option<u64>,
+        damaged: bool,
     ) {
         if self.beyond {
             return;
@@ -252,7 +253,7 @@ impl Checks {
             .first()
             .map_or(applied + 1, |b| b.first.min(applied + 1));
         for (first, old) in known.range(from..) {
-            if batches.contains(&old.batch) || !old.durable {
+            if batches.contains(&old.batch) || !old.durable || damaged {
                 continue;
             }
             let Some(proven) = hurt else {
@@ -280,7 +281,9 @@ impl Checks {
                 .insert(batch.first, Journaled { batch, durable });
         }
         self.logs[node].checked = from - 1;
-        self.committed(node, committed);
+        if !damaged {
+            self.committed(node, committed);
+        }
     }
 
     /// A node's disks were replaced, or are known to be damaged. What it had counted until then.
@@ -372,10 +375,6 @@ impl Checks {
         self.served.len() as u64
     }
 
-    /// The newest epoch that was ever served.
-    pub(crate) fn newest_epoch(&self) -> u64 {
-        self.served.last_key_value().map_or(0, |(e, _)| *e)
-    }
 
     /// The last record that is known to be committed.
     pub(crate) fn chain_end(&self) -> u64 {

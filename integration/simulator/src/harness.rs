@@ -627,13 +627,14 @@ impl Cluster {
             })
             .collect();
         let applied = superblock.applied.id.seq.0;
-        if scanned.damaged_until != RecordId::NONE {
-            self.checks.wiped(node);
-        } else if node < self.options.nodes {
+        let damaged = scanned.damaged_until != RecordId::NONE;
+        if node < self.options.nodes {
             let proven = superblock.acked.seq.max(superblock.committed).0;
             let hurt = n.hurt.then_some(proven);
             self.checks
-                .recovered(node, batches, scanned.committed.0, applied, hurt);
+                .recovered(node, batches, scanned.committed.0, applied, hurt, damaged);
+        } else if damaged {
+            self.checks.wiped(node);
         }
         let n = &self.nodes[node];
         for (volume, store) in n.disks.stores.iter().enumerate() {
