@@ -13,6 +13,7 @@ use nbd_server::control::{self, Listeners};
 use nbd_server::handle::{ControlHandle, DataHandle, Snapshot};
 use nbd_server::lock::DataDirLock;
 use nbd_server::reactor::pool::Pool;
+use nbd_server::reactor::record::Recorder;
 use nbd_server::reactor::{self, Ground, ReactorParams, flusher};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -130,6 +131,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         memory_bytes: config.policy.memory_bytes,
         requests_max: REQUESTS_MAX,
         control,
+        recorder: Recorder::from_environment().map_err(Failure::failed)?,
     };
     let replica_config = replica_config(&config, me)?;
     let what = describe(node);

@@ -52,8 +52,8 @@ pub(crate) struct Checks {
     /// Who served which epoch.
     served: BTreeMap<u64, usize>,
     pub(crate) majority: usize,
-    /// Committed batches of which a harmed disk lost its copy and nothing on it can prove that there was one, by first record.
-    silently_lost: BTreeSet<u64>,
+    /// Batches of which a harmed disk lost its copy and nothing on it can prove that there was one, by epoch and first record.
+    silently_lost: BTreeSet<(u64, u64)>,
     /// More was lost than anything can keep: from here on nothing is promised.
     beyond: bool,
 }
@@ -163,7 +163,7 @@ impl Checks {
         let excused = self
             .chain
             .range(lost.max(first)..)
-            .all(|(f, _)| self.silently_lost.contains(f));
+            .all(|(f, b)| self.silently_lost.contains(&(b.epoch, *f)));
         assert!(
             excused,
             "P1: node {node} begins epoch {epoch} at {first}, and records up to {} are committed",
@@ -193,7 +193,7 @@ impl Checks {
     pub(crate) fn witness_holds(&mut self, node: usize, epoch: u64, seq: u64) {
         let held = &mut self.witnesses[node - self.logs.len()];
         assert!(
-            *held <= (epoch, seq),
+            *held <= (epoch, seq) || self.beyond,
             "S1: witness {node} forgets {held:?} for {epoch}.{seq}"
         );
         *held = (epoch, seq);
@@ -243,6 +243,7 @@ impl Checks {
         committed: u64,
         applied: u64,
         hurt: Option<u64>,
+        damaged: bool,
     ) {
         if self.beyond {
             return;
@@ -252,19 +253,22 @@ impl Checks {
             .first()
             .map_or(applied + 1, |b| b.first.min(applied + 1));
         for (first, old) in known.range(from..) {
-            let whole = batches.contains(&old.batch);
-            let in_chain = self.chain.get(first) == Some(&old.batch);
-            if whole || !in_chain || !old.durable {
+            if batches.contains(&old.batch) || !old.durable || damaged {
                 continue;
             }
             let Some(proven) = hurt else {
-                panic!("P1: node {node} lost the committed batch at {first} in a crash");
+                panic!("P1: node {node} lost the durable batch at {first} in a crash");
             };
             assert!(
                 old.batch.last > proven,
                 "P6: node {node} does not say that it lost the batch at {first}, and knows that it had records up to {proven}"
             );
-            self.silently_lost.insert(*first);
+            self.silently_lost.insert((old.batch.epoch, *first));
+        }
+        if hurt.is_some() {
+            // What it has lost may have counted before.
+            let (batches, checked) = (known, 0);
+            self.gone.push((node, NodeLog { batches, checked }));
         }
         for batch in batches {
             assert!(
@@ -277,7 +281,9 @@ impl Checks {
                 .insert(batch.first, Journaled { batch, durable });
         }
         self.logs[node].checked = from - 1;
-        self.committed(node, committed);
+        if !damaged {
+            self.committed(node, committed);
+        }
     }
 
     /// A node's disks were replaced, or are known to be damaged. What it had counted until then.
@@ -369,10 +375,6 @@ impl Checks {
         self.served.len() as u64
     }
 
-    /// The newest epoch that was ever served.
-    pub(crate) fn newest_epoch(&self) -> u64 {
-        self.served.last_key_value().map_or(0, |(e, _)| *e)
-    }
 
     /// The last record that is known to be committed.
     pub(crate) fn chain_end(&self) -> u64 {

@@ -111,7 +111,7 @@ pub(crate) enum Outcome {
 
 pub(crate) struct Node {
     pub(crate) config: ReplicaConfig,
-    pub(crate) replica: Option<Replica<SimMemory>>,
+    pub(crate) replica: Option<Box<Replica<SimMemory>>>,
     pub(crate) life: u64,
     pub(crate) disks: Disks,
     pub(crate) flights: BTreeMap<u64, Flight>,
@@ -591,7 +591,7 @@ impl Cluster {
         });
         let replica = Replica::open(config, recovered, memory, now, seed);
         self.nodes[node].view = replica.view();
-        self.nodes[node].replica = Some(replica);
+        self.nodes[node].replica = Some(Box::new(replica));
         self.wake_by(node, self.now);
         for (conn, side) in std::mem::take(&mut self.nodes[node].orphans) {
             let wait = self.rng.net.below(50 * MS);
@@ -627,13 +627,14 @@ impl Cluster {
             })
             .collect();
         let applied = superblock.applied.id.seq.0;
-        if scanned.damaged_until != RecordId::NONE {
-            self.checks.wiped(node);
-        } else if node < self.options.nodes {
+        let damaged = scanned.damaged_until != RecordId::NONE;
+        if node < self.options.nodes {
             let proven = superblock.acked.seq.max(superblock.committed).0;
             let hurt = n.hurt.then_some(proven);
             self.checks
-                .recovered(node, batches, scanned.committed.0, applied, hurt);
+                .recovered(node, batches, scanned.committed.0, applied, hurt, damaged);
+        } else if damaged {
+            self.checks.wiped(node);
         }
         let n = &self.nodes[node];
         for (volume, store) in n.disks.stores.iter().enumerate() {

@@ -60,8 +60,11 @@ impl<M: Memory> Replica<M> {
             return;
         };
         let at = config.at.seq;
-        if told >= at || self.log.durable_id().seq < at || self.reached(&config.config, false) < at
-        {
+        let mut reached = self.reached(&config.config, false);
+        if planted!(WitnessToldEarly) {
+            reached = at;
+        }
+        if told >= at || self.log.durable_id().seq < at || reached < at {
             return;
         }
         let told = Told {
@@ -103,7 +106,7 @@ impl<M: Memory> Replica<M> {
             self.take_config(told.uuid, told.history, told.config);
         }
         let durable = self.kept() >= at && self.metadata.durable_promised >= at.epoch;
-        let version = if durable {
+        let version = if durable || planted!(ConfigAckOnReceipt) {
             MetaVersion::default()
         } else {
             self.metadata.changed()

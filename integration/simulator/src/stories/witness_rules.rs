@@ -245,6 +245,8 @@ fn a_wiped_witness_counts_for_nothing() {
     c.run_for(SECOND);
     c.must_write(0, 0, 3, 2);
     assert_eq!(told(&c, 3), None);
+    let view = &c.nodes[0].view.peers[2];
+    assert_eq!(view.replication, ReplicationState::Off);
     // Three of five are there, and one of them is nobody.
     crash_all(&mut c, &[1, 4]);
     c.run_for(2 * SECOND);

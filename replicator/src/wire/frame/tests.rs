@@ -266,6 +266,7 @@ fn fields_that_no_node_can_mean_are_refused() {
     let told = Frame::Config(Box::new(told()));
     assert_eq!(refused(&told, 48, &[8]), Ok(()));
     assert_eq!(refused(&told, 48, &[0]), Err(FrameError::Field));
+    assert_eq!(refused(&told, 39, &[0x41]), Err(FrameError::Field));
 }
 
 /// A change of these bytes is a change of the format: raise the version and tell it in `docs/format.md`.
