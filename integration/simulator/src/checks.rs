@@ -375,7 +375,6 @@ impl Checks {
         self.served.len() as u64
     }
 
-
     /// The last record that is known to be committed.
     pub(crate) fn chain_end(&self) -> u64 {
         self.chain_end
