@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use clap::Parser;
-use nbd_server::config::{Ack, Config, Node, OnNoQuorum};
+use nbd_server::config::{Ack, Config, Node, NodeRole, OnNoQuorum};
 use nbd_server::control::{self, Listeners};
 use nbd_server::handle::{ControlHandle, DataHandle, Snapshot};
 use nbd_server::lock::DataDirLock;
@@ -207,6 +207,11 @@ fn replica_config(config: &Config, me: usize) -> Result<ReplicaConfig, Failure> 
         Name::from(text).map_err(|_| Failure::usage(format!("the name {text:?} is too long")))
     };
     let nodes: Result<Vec<_>, _> = config.nodes.iter().map(|n| core_name(&n.name)).collect();
+    let witnesses = (0u8..)
+        .zip(&config.nodes)
+        .filter(|(_, node)| node.role == NodeRole::Witness)
+        .map(|(index, _)| NodeId(index))
+        .collect();
     let volumes: Result<Vec<_>, Failure> = config
         .volumes
         .iter()
@@ -220,6 +225,7 @@ fn replica_config(config: &Config, me: usize) -> Result<ReplicaConfig, Failure> 
     Ok(ReplicaConfig {
         resource: core_name(&config.resource)?,
         nodes: nodes?,
+        witnesses,
         me: NodeId(u8::try_from(me).map_err(Failure::usage)?),
         volumes: volumes?,
         lease_ms: config.policy.lease_ms,

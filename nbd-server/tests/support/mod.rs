@@ -283,6 +283,7 @@ impl Node {
         let config = ReplicaConfig {
             resource: name("test"),
             nodes: (0..nodes).map(node_name).collect(),
+            witnesses: Vec::new(),
             me: NodeId(me),
             volumes,
             lease_ms: 1000,
