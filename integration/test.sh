@@ -127,7 +127,7 @@ check_scripts() {
         bash -n "$file" || exit 1
     done || return 1
     command -v shellcheck > /dev/null || return 0
-    shellcheck -x -P SCRIPTDIR -S warning integration/test.sh integration/real/*.sh .ci/run
+    shellcheck -x -P SCRIPTDIR -S warning integration/*.sh integration/real/*.sh .ci/run
 }
 
 run_tests() {

@@ -60,6 +60,7 @@ pub(crate) fn config(me: usize) -> ReplicaConfig {
     ReplicaConfig {
         resource: name("power"),
         nodes: (0..NODES).map(|n| name(&format!("node-{n}"))).collect(),
+        witnesses: Vec::new(),
         me: NodeId(me as u8),
         volumes: volumes(),
         lease_ms: 500,
