@@ -3,8 +3,8 @@
 # nbdcopy and the kernel's NBD client on a real cluster.
 #
 #   integration/test.sh              everything but hosts
-#   integration/test.sh PART...      only these: format lint scripts build tests doctests planted demo
-#                                    copy fio postgres kernel hosts
+#   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
+#                                    demo copy fio postgres kernel hosts
 #   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
 #                                    hand, since it shuts a whole guest down
 #   NO_INSTALL=1                     install nothing
@@ -127,7 +127,7 @@ check_scripts() {
         bash -n "$file" || exit 1
     done || return 1
     command -v shellcheck > /dev/null || return 0
-    shellcheck -x -P SCRIPTDIR -S warning integration/test.sh integration/real/*.sh .ci/run
+    shellcheck -x -P SCRIPTDIR -S warning integration/*.sh integration/real/*.sh .ci/run
 }
 
 run_tests() {
@@ -168,6 +168,8 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     export REPLICATOR_PROGRAMS
     suite tests run_tests
     suite doctests cargo test --locked --workspace --doc
+    # A million operations of clients and more; always the same lives, so that a failure stays.
+    part simulator cargo sim -- --seeds 600 --from 1 && tail -n 3 "$logs/simulator.log" | head -n 2
     part planted prove_checkers
     part demo cargo demo -- --json
     part copy integration/real/copy.sh

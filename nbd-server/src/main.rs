@@ -8,11 +8,12 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use clap::Parser;
-use nbd_server::config::{Ack, Config, Node, OnNoQuorum};
+use nbd_server::config::{Ack, Config, Node, NodeRole, OnNoQuorum};
 use nbd_server::control::{self, Listeners};
 use nbd_server::handle::{ControlHandle, DataHandle, Snapshot};
 use nbd_server::lock::DataDirLock;
 use nbd_server::reactor::pool::Pool;
+use nbd_server::reactor::record::Recorder;
 use nbd_server::reactor::{self, Ground, ReactorParams, flusher};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -130,6 +131,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         memory_bytes: config.policy.memory_bytes,
         requests_max: REQUESTS_MAX,
         control,
+        recorder: Recorder::from_environment().map_err(Failure::failed)?,
     };
     let replica_config = replica_config(&config, me)?;
     let what = describe(node);
@@ -205,6 +207,11 @@ fn replica_config(config: &Config, me: usize) -> Result<ReplicaConfig, Failure> 
         Name::from(text).map_err(|_| Failure::usage(format!("the name {text:?} is too long")))
     };
     let nodes: Result<Vec<_>, _> = config.nodes.iter().map(|n| core_name(&n.name)).collect();
+    let witnesses = (0u8..)
+        .zip(&config.nodes)
+        .filter(|(_, node)| node.role == NodeRole::Witness)
+        .map(|(index, _)| NodeId(index))
+        .collect();
     let volumes: Result<Vec<_>, Failure> = config
         .volumes
         .iter()
@@ -218,6 +225,7 @@ fn replica_config(config: &Config, me: usize) -> Result<ReplicaConfig, Failure> 
     Ok(ReplicaConfig {
         resource: core_name(&config.resource)?,
         nodes: nodes?,
+        witnesses,
         me: NodeId(u8::try_from(me).map_err(Failure::usage)?),
         volumes: volumes?,
         lease_ms: config.policy.lease_ms,

@@ -99,6 +99,10 @@ bugs! {
         BlankGrantCounts,
         /// A candidate with enough promises reigns with the log that it has (P3).
         SkipFetch,
+        /// A witness confirms a config that it has received (N2).
+        ConfigAckOnReceipt,
+        /// A witness is told the config as soon as the Primary has the record (M4).
+        WitnessToldEarly,
     }
     5 {
         /// The lease is tested when a request comes, not when its answer is released (L1).

@@ -57,6 +57,17 @@ pub enum RecoverError {
         /// In the config.
         expected: String,
     },
+    /// Data node or witness: the config says the other.
+    #[error(
+        "this node was created as a {found}, the config makes it a {expected}: restore the config, or wipe and create \
+         the node"
+    )]
+    Kind {
+        /// As it was created.
+        found: &'static str,
+        /// In the config.
+        expected: &'static str,
+    },
     /// The volumes changed.
     #[error(
         "the config's volumes are not those that this node was created with ({0}): \
@@ -84,21 +95,10 @@ pub fn read_superblock(meta: &mut impl BlockRead) -> Result<Chosen, MetaError> {
     })
 }
 
-/// Reads a node's disks.
-///
-/// # Errors
-/// If they can not be this node's, or can not be read at all. Damage that a peer can mend is no error: the node starts,
-/// and counts for nothing until it is mended.
-pub fn recover(
-    meta: &mut impl BlockRead,
-    journal: &mut impl BlockRead,
-    config: &ReplicaConfig,
-) -> Result<Recovered, RecoverError> {
-    let Chosen {
-        superblock,
-        order,
-        whole,
-    } = read_superblock(meta)?;
+/// Reads the superblock and checks that it is this node's.
+fn identified(meta: &mut impl BlockRead, config: &ReplicaConfig) -> Result<Chosen, RecoverError> {
+    let chosen = read_superblock(meta)?;
+    let superblock = &chosen.superblock;
     let me = config.nodes[usize::from(config.me.0)];
     if superblock.resource != config.resource {
         return Err(RecoverError::Resource {
@@ -112,6 +112,32 @@ pub fn recover(
             expected: me.to_string(),
         });
     }
+    let kind = |witness| if witness { "witness" } else { "data node" };
+    let (found, expected) = (superblock.journal_bytes == 0, config.is_witness(config.me));
+    if found != expected {
+        return Err(RecoverError::Kind {
+            found: kind(found),
+            expected: kind(expected),
+        });
+    }
+    Ok(chosen)
+}
+
+/// Reads the disks of a data node.
+///
+/// # Errors
+/// If they can not be this node's, or can not be read at all. Damage that a peer can mend is no error: the node starts,
+/// and counts for nothing until it is mended.
+pub fn recover(
+    meta: &mut impl BlockRead,
+    journal: &mut impl BlockRead,
+    config: &ReplicaConfig,
+) -> Result<Recovered, RecoverError> {
+    let Chosen {
+        superblock,
+        order,
+        whole,
+    } = identified(meta, config)?;
     let same = superblock.volumes.len() == config.volumes.len()
         && superblock
             .volumes
@@ -135,6 +161,27 @@ pub fn recover(
         copies: order,
         copies_whole: whole,
         scanned,
+    })
+}
+
+/// Reads the disk of a witness: its metadata is all that it has.
+///
+/// # Errors
+/// If it can not be this node's, or can not be read.
+pub fn recover_witness(
+    meta: &mut impl BlockRead,
+    config: &ReplicaConfig,
+) -> Result<Recovered, RecoverError> {
+    let Chosen {
+        superblock,
+        order,
+        whole,
+    } = identified(meta, config)?;
+    Ok(Recovered {
+        scanned: Scanned::no_log(&superblock),
+        superblock,
+        copies: order,
+        copies_whole: whole,
     })
 }
 

@@ -11,6 +11,8 @@ pub enum Role {
     Primary,
     /// Holds a copy.
     Secondary,
+    /// Votes only.
+    Witness,
     /// Not known.
     #[default]
     Unknown,
@@ -32,6 +34,8 @@ pub enum DiskState {
     UpToDate,
     /// A device failed.
     Failed,
+    /// There is none: a witness.
+    Diskless,
 }
 
 /// DRBD's words for a connection.

@@ -86,7 +86,7 @@ impl Cluster {
         );
         let free = replica.memory().free_blocks(Purpose::Client);
         assert!(
-            more == 0 || free >= SMALL_WRITE_BLOCKS || self.nodes.len() == 1,
+            more == 0 || free >= SMALL_WRITE_BLOCKS,
             "P8: node {node} takes {more} more requests and has memory for {free} blocks"
         );
         let alone = self.nodes[node].config.ack == AckPolicy::Majority;
@@ -112,6 +112,9 @@ impl Cluster {
             let Some(sent) = self.bounds.sent.get(&(conn, side)) else {
                 continue;
             };
+            if !self.is_data(peer) {
+                continue;
+            }
             let under_way: u64 = sent.blocks.values().sum();
             let room = under_way + BATCH_BLOCKS <= WINDOW_BLOCKS;
             let queued = self.bounds.queued.get(&(conn, side)).copied();
@@ -128,6 +131,10 @@ impl Cluster {
         }
     }
 
+    fn is_data(&self, node: NodeId) -> bool {
+        usize::from(node.0) < self.options.nodes
+    }
+
     fn has_plenty(&self, node: usize) -> bool {
         self.nodes[node].replica.as_ref().is_some_and(|replica| {
             let memory = replica.memory();
@@ -142,12 +149,12 @@ impl Cluster {
         let mut durable: Vec<Seq> = view
             .peers
             .iter()
-            .filter(|p| p.replication != ReplicationState::Off)
+            .filter(|p| p.replication != ReplicationState::Off && self.is_data(p.node))
             .filter_map(|p| p.durable)
             .chain([view.durable])
             .collect();
         durable.sort_unstable_by(|a, b| b.cmp(a));
-        let floor = durable.get(self.nodes.len() / 2).copied();
+        let floor = durable.get(self.options.nodes / 2).copied();
         let floor = floor.unwrap_or(Seq(0));
         assert!(
             view.committed >= floor,

@@ -39,6 +39,8 @@ struct NodeLog {
 
 pub(crate) struct Checks {
     logs: Vec<NodeLog>,
+    /// The record of the config that each witness holds, as epoch and sequence number.
+    witnesses: Vec<(u64, u64)>,
     /// What nodes had before their disks were replaced or found to be damaged.
     gone: Vec<(usize, NodeLog)>,
     /// All batches that were ever made, by epoch and first record.
@@ -52,8 +54,8 @@ pub(crate) struct Checks {
     /// Who served which epoch.
     served: BTreeMap<u64, usize>,
     pub(crate) majority: usize,
-    /// Committed batches of which a harmed disk lost its copy and nothing on it can prove that there was one, by first record.
-    silently_lost: BTreeSet<u64>,
+    /// Batches of which a harmed disk lost its copy and nothing on it can prove that there was one, by epoch and first record.
+    silently_lost: BTreeSet<(u64, u64)>,
     /// More was lost than anything can keep: from here on nothing is promised.
     beyond: bool,
 }
@@ -85,10 +87,11 @@ fn changes_of(block: &[u8], header: &batch::Header) -> Vec<Change> {
 }
 
 impl Checks {
-    pub(crate) fn new(nodes: usize) -> Self {
+    pub(crate) fn new(nodes: usize, witnesses: usize) -> Self {
         Self {
             gone: Vec::new(),
             logs: (0..nodes).map(|_| NodeLog::default()).collect(),
+            witnesses: vec![(0, 0); witnesses],
             made: BTreeMap::new(),
             demotes: BTreeSet::new(),
             chain: BTreeMap::new(),
@@ -167,7 +170,7 @@ impl Checks {
         let excused = self
             .chain
             .range(lost.max(first)..)
-            .all(|(f, _)| self.silently_lost.contains(f));
+            .all(|(f, b)| self.silently_lost.contains(&(b.epoch, *f)));
         assert!(
             excused,
             "P1: node {node} begins epoch {epoch} at {first}, and records up to {} are committed",
@@ -193,9 +196,46 @@ impl Checks {
         }
     }
 
+    /// The record of the config on a witness's disk, by the numbers of its epoch and its own.
+    pub(crate) fn witness_holds(&mut self, node: usize, epoch: u64, seq: u64) {
+        let held = &mut self.witnesses[node - self.logs.len()];
+        assert!(
+            *held <= (epoch, seq) || self.beyond,
+            "S1: witness {node} forgets {held:?} for {epoch}.{seq}"
+        );
+        *held = (epoch, seq);
+    }
+
+    /// A witness is told the config of a record (M4).
+    pub(crate) fn tells_witness(&self, node: usize, epoch: u64, seq: u64) {
+        // A committed one was in enough journals, and may have left them since.
+        let committed = self.chain.get(&seq).is_some_and(|b| b.epoch == epoch);
+        let copies = self.copies(|j| j.batch.epoch == epoch && j.batch.last == seq, seq);
+        assert!(
+            committed || copies >= self.majority || self.beyond,
+            "M4: node {node} tells the config of {epoch}.{seq}, {copies} journals have it"
+        );
+    }
+
+    /// How many journals hold, or held before their disks were replaced, durably and with all before it, the batch with record `seq` that is the one looked for.
+    fn copies(&self, is_it: impl Fn(&Journaled) -> bool, seq: u64) -> usize {
+        let had = |log: &NodeLog| {
+            let upto = || log.batches.range(..=seq);
+            upto().next_back().is_some_and(|(_, j)| is_it(j))
+                && upto().rev().take(100).all(|(_, j)| j.durable)
+        };
+        (0..self.logs.len())
+            .filter(|node| {
+                had(&self.logs[*node]) || self.gone.iter().any(|(n, log)| n == node && had(log))
+            })
+            .count()
+    }
+
     /// A node crashed: only what is durable is sure to be there.
     pub(crate) fn crashed(&mut self, node: usize) {
-        let log = &mut self.logs[node];
+        let Some(log) = self.logs.get_mut(node) else {
+            return;
+        };
         if let Some(hole) = log.batches.values().find(|j| !j.durable) {
             let hole = hole.batch.first;
             log.batches.split_off(&hole);
@@ -210,6 +250,7 @@ impl Checks {
         committed: u64,
         applied: u64,
         hurt: Option<u64>,
+        damaged: bool,
     ) {
         if self.beyond {
             return;
@@ -219,19 +260,22 @@ impl Checks {
             .first()
             .map_or(applied + 1, |b| b.first.min(applied + 1));
         for (first, old) in known.range(from..) {
-            let whole = batches.contains(&old.batch);
-            let in_chain = self.chain.get(first) == Some(&old.batch);
-            if whole || !in_chain || !old.durable {
+            if batches.contains(&old.batch) || !old.durable || damaged {
                 continue;
             }
             let Some(proven) = hurt else {
-                panic!("P1: node {node} lost the committed batch at {first} in a crash");
+                panic!("P1: node {node} lost the durable batch at {first} in a crash");
             };
             assert!(
                 old.batch.last > proven,
                 "P6: node {node} does not say that it lost the batch at {first}, and knows that it had records up to {proven}"
             );
-            self.silently_lost.insert(*first);
+            self.silently_lost.insert((old.batch.epoch, *first));
+        }
+        if hurt.is_some() {
+            // What it has lost may have counted before.
+            let (batches, checked) = (known, 0);
+            self.gone.push((node, NodeLog { batches, checked }));
         }
         for batch in batches {
             assert!(
@@ -244,7 +288,9 @@ impl Checks {
                 .insert(batch.first, Journaled { batch, durable });
         }
         self.logs[node].checked = from - 1;
-        self.committed(node, committed);
+        if !damaged {
+            self.committed(node, committed);
+        }
     }
 
     /// A node says that its journal equals the Primary's through `seq`, durably (S2).
@@ -252,7 +298,10 @@ impl Checks {
         if self.beyond {
             return;
         }
-        let upto = || self.logs[node].batches.range(..=seq).rev();
+        let Some(log) = self.logs.get(node) else {
+            return; // A witness has none.
+        };
+        let upto = || log.batches.range(..=seq).rev();
         let torn = upto().take(100).find(|(_, j)| !j.durable);
         let end = upto().next().map(|(_, j)| j.batch.last);
         assert!(
@@ -272,6 +321,10 @@ impl Checks {
 
     /// A node's disks were replaced, or are known to be damaged. What it had counted until then.
     pub(crate) fn wiped(&mut self, node: usize) {
+        if let Some(witness) = node.checked_sub(self.logs.len()) {
+            self.witnesses[witness] = (0, 0);
+            return;
+        }
         let log = std::mem::take(&mut self.logs[node]);
         self.gone.push((node, log));
     }
@@ -279,7 +332,9 @@ impl Checks {
     /// A node says that it knows everything up to `committed` to be committed.
     pub(crate) fn committed(&mut self, node: usize, committed: u64) {
         while !self.beyond {
-            let log = &self.logs[node];
+            let Some(log) = self.logs.get(node) else {
+                return;
+            };
             let next = log.batches.range(log.checked + 1..).next();
             let Some((&first, journaled)) = next else {
                 return;
@@ -304,22 +359,8 @@ impl Checks {
         }
     }
 
-    /// How many journals have a batch, durably, and all before it.
-    fn copies(&self, batch: &Batch) -> usize {
-        let has = |log: &NodeLog| {
-            let upto = || log.batches.range(..=batch.first).rev();
-            upto().next().is_some_and(|(_, j)| j.batch == *batch)
-                && upto().take(100).all(|(_, j)| j.durable)
-        };
-        (0..self.logs.len())
-            .filter(|node| {
-                has(&self.logs[*node]) || self.gone.iter().any(|(n, log)| n == node && has(log))
-            })
-            .count()
-    }
-
     fn extend_chain(&mut self, node: usize, batch: &Batch) {
-        let copies = self.copies(batch);
+        let copies = self.copies(|j| j.batch == *batch, batch.first);
         assert!(
             copies >= self.majority,
             "P1: node {node} says that {batch:?} is committed, {copies} journals have it"
@@ -330,10 +371,21 @@ impl Checks {
         if batch.epoch < reign {
             let of_reign = log.values().rev().take_while(|j| j.batch.epoch == reign);
             let begin = &of_reign.last().expect("the last is one of them").batch;
-            let copies = self.copies(begin);
+            let copies = self.copies(|j| j.batch == *begin, begin.first);
             assert!(
                 copies >= self.majority,
                 "N4: node {node} says that {batch:?} is committed, {copies} journals have the first record of epoch {reign}"
+            );
+        }
+        let newest = self.chain.last_key_value().map_or(0, |(_, b)| b.epoch);
+        if batch.epoch > newest {
+            // An epoch record: of the voters a witness counts with the config.
+            let told = |held: &&(u64, u64)| **held >= (batch.epoch, batch.last);
+            let votes = copies + self.witnesses.iter().filter(told).count();
+            let voters = self.logs.len() + self.witnesses.len();
+            assert!(
+                votes > voters / 2,
+                "N4: node {node} says that {batch:?} is committed, {votes} voters have it"
             );
         }
         let (_, changes) = &self.made[&(batch.epoch, batch.first)];
@@ -363,14 +415,14 @@ impl Checks {
         );
     }
 
-    /// In how many epochs somebody served.
-    pub(crate) fn epochs_served(&self) -> u64 {
-        self.served.len() as u64
-    }
-
     /// The newest epoch that was ever served.
     pub(crate) fn newest_epoch(&self) -> u64 {
         self.served.last_key_value().map_or(0, |(e, _)| *e)
+    }
+
+    /// In how many epochs somebody served.
+    pub(crate) fn epochs_served(&self) -> u64 {
+        self.served.len() as u64
     }
 
     /// The last record that is known to be committed.

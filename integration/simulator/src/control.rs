@@ -2,11 +2,12 @@
 
 use replicator::io::*;
 use replicator::meta::superblock::{COPIES, Superblock, copy_offset};
+use replicator::recover::read_superblock;
 use replicator::types::*;
 use replicator::view::{DiskState, ReplicationState};
 
 use crate::client::{Client, Kind, Request};
-use crate::disk::{Disk, Disks};
+use crate::disk::{Disk, Disks, Reading};
 use crate::harness::*;
 use crate::oracle::{UNITS_PER_BLOCK, stamps_of_block};
 use crate::rng::Rng;
@@ -127,9 +128,9 @@ impl Cluster {
         }
     }
 
-    /// Draws which nodes' durable data may be harmed: a minority of the members.
+    /// Draws which nodes' durable data may be harmed: a minority of the members, and no witness.
     pub(crate) fn choose_victims(&mut self, rng: &mut Rng) {
-        let members = self.nodes.len();
+        let members = self.options.nodes;
         let most = members - (members / 2 + 1);
         let first = rng.index(members);
         self.victims = (0..most).map(|i| (first + i) % members).collect();
@@ -200,6 +201,16 @@ impl Cluster {
         self.nodes[node].hurt = true;
         self.nodes[node].disks = snapshot;
         self.watch.replaced(node, false);
+        if node >= self.options.nodes {
+            self.checks.wiped(node);
+        }
+    }
+
+    /// The record of the config on a witness's disk.
+    pub(crate) fn witness_config(&self, node: usize) -> Option<RecordId> {
+        let meta = &mut Reading(&self.nodes[node].disks.meta);
+        let chosen = read_superblock(meta).expect("two copies are always intact");
+        chosen.superblock.config.map(|c| c.at)
     }
 
     /// Starts clients that work until they are stopped.
@@ -298,7 +309,10 @@ impl Cluster {
     pub(crate) fn fed(&self, primary: usize) -> bool {
         self.nodes[primary].view.peers.iter().all(|p| {
             let node = usize::from(p.node.0);
+            let told = p.disk_state == DiskState::Diskless
+                && p.replication == ReplicationState::Established;
             p.disk_state == DiskState::UpToDate
+                || told
                 || self.is_too_far(primary, node)
                 || self.nodes[node].ruined
                 || self.nodes[node].wiped
@@ -367,11 +381,18 @@ impl Cluster {
         (0..self.nodes.len()).collect()
     }
 
+    /// The data nodes among these.
+    fn data_of(&self, nodes: &[usize]) -> Vec<usize> {
+        let data = |n: &usize| *n < self.options.nodes;
+        nodes.iter().copied().filter(data).collect()
+    }
+
     /// Promotes one of these nodes, whichever can be; `None` if the life ends here: more was lost than anything can keep.
     pub(crate) fn promote_any(&mut self, nodes: &[usize]) -> Option<usize> {
+        let data = self.data_of(nodes);
         let mut said = Vec::new();
         for attempt in 0..40 {
-            let node = nodes[attempt % nodes.len()];
+            let node = data[attempt % data.len()];
             if !self.up(node) {
                 continue;
             }
@@ -409,7 +430,7 @@ impl Cluster {
 
     /// Whether too few members are left that can be fed from a journal.
     fn needs_resync(&mut self) -> bool {
-        let needs = self.within_the_journal(&self.all()) <= self.nodes.len() / 2;
+        let needs = self.within_the_journal(&self.data_of(&self.all())) <= self.options.nodes / 2;
         self.stuck |= needs;
         needs
     }
@@ -417,7 +438,7 @@ impl Cluster {
     /// Liveness: a majority works and sees each other, of the others nothing is heard. Somebody can be promoted and writes are
     /// answered, whatever happened before.
     fn a_majority_goes_on(&mut self) {
-        let members = self.nodes.len();
+        let (members, voters) = (self.options.nodes, self.nodes.len());
         let mut core: Vec<usize> = (0..members).filter(|&n| !self.nodes[n].hurt).collect();
         while core.len() > members / 2 + 1 {
             core.remove(self.rng.turns.index(core.len()));
@@ -425,8 +446,17 @@ impl Cluster {
         if core.len() <= members / 2 || self.options.loose_clocks {
             return;
         }
-        for a in 0..members {
-            for b in 0..members {
+        let data = core.clone();
+        let mut witnesses: Vec<usize> =
+            (members..voters).filter(|&n| !self.nodes[n].hurt).collect();
+        while core.len() <= voters / 2 {
+            if witnesses.is_empty() {
+                return;
+            }
+            core.push(witnesses.remove(self.rng.turns.index(witnesses.len())));
+        }
+        for a in 0..voters {
+            for b in 0..voters {
                 if core.contains(&a) != core.contains(&b) {
                     self.cut(a, b);
                 }
@@ -438,7 +468,7 @@ impl Cluster {
         let floor = |n: &usize| self.nodes[*n].view.journal_floor.0;
         let knows = |n: &usize| self.nodes[*n].view.committed.0;
         let past_the_journal =
-            core.iter().map(floor).max() > core.iter().map(|n| knows(n) + 1).min();
+            data.iter().map(floor).max() > data.iter().map(|n| knows(n) + 1).min();
         if self.checks.chain_end() == 0 || past_the_journal {
             return;
         }
@@ -490,9 +520,15 @@ impl Cluster {
             .collect();
         assert_eq!(self.command(primary, AdminCommand::Demote), Ok(()));
         self.run_for(SECOND);
+        let mut equal = equal;
         for node in 0..self.nodes.len() {
             if self.up(node) {
-                assert_eq!(self.command(node, AdminCommand::Drain), Ok(()));
+                let drained = self.command(node, AdminCommand::Drain);
+                assert!(
+                    drained == Ok(()) || self.nodes[node].hurt,
+                    "node {node}: {drained:?}"
+                );
+                equal.retain(|&n| n != node || drained.is_ok());
             }
         }
         self.compare(&equal);
@@ -529,7 +565,9 @@ impl Cluster {
     /// P10: drained stores are equal, and hold what was committed.
     fn compare(&mut self, equal: &[usize]) {
         let end = self.checks.chain_end();
-        let primary = equal[0];
+        let Some(&primary) = equal.first() else {
+            return;
+        };
         for &node in equal {
             for volume in 0..self.options.volumes.len() {
                 let store = &self.nodes[node].disks.stores[volume];

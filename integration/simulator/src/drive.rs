@@ -371,6 +371,11 @@ impl Cluster {
                 }
             }
         }
+        if node >= self.options.nodes
+            && let Some(at) = self.witness_config(node)
+        {
+            self.checks.witness_holds(node, at.epoch.0, at.seq.0);
+        }
         self.post(node, Happening::Disk(flight.ticket, result));
     }
 
@@ -401,6 +406,10 @@ impl Cluster {
             && batch::read_header(batch.bytes()).is_ok_and(|h| h.epoch == *epoch)
         {
             self.checks.saw(node, batch.bytes(), true);
+        }
+        if let Frame::Config(told) = frame {
+            let at = told.config.at;
+            self.checks.tells_witness(node, at.epoch.0, at.seq.0);
         }
         let blocks = batch.as_ref().map_or(0, Buffer::blocks);
         self.trace(|| {

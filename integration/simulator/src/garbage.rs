@@ -114,6 +114,10 @@ fn garble(frame: &mut Frame, rng: &mut Rng) {
             seq(committed, rng);
         }
         Frame::TooFarBehind { journal_floor } => seq(journal_floor, rng),
+        Frame::Config(told) => {
+            record(&mut told.config.at, rng);
+            told.config.config.nodes.truncate(1 + rng.index(3));
+        }
         Frame::Ping => {
             *frame = match rng.below(4) {
                 0 => Frame::Ack {

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use replicator::io::*;
 use replicator::journal::scan::Scanned;
 use replicator::meta::config::Name;
-use replicator::meta::label::{FormatParams, JOURNAL_BYTES_MIN, format_node};
+use replicator::meta::label::{FormatParams, JOURNAL_BYTES_MIN, format_node, format_witness};
 use replicator::meta::superblock::VolumeRecord;
-use replicator::recover::{Recovered, recover};
+use replicator::recover::{Recovered, recover, recover_witness};
 use replicator::types::*;
 use replicator::view::{DiskState, Suspended, View};
 use replicator::{AckPolicy, OnNoQuorum, Replica, ReplicaConfig};
@@ -36,7 +36,10 @@ const TURNS_MAX: u64 = 2_000_000;
 /// What a cluster is made like.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
+    /// Data nodes.
     pub(crate) nodes: usize,
+    /// Their numbers follow those of the data nodes.
+    pub(crate) witnesses: usize,
     pub(crate) lease_ms: u32,
     pub(crate) ack: AckPolicy,
     pub(crate) on_no_quorum: OnNoQuorum,
@@ -59,6 +62,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             nodes: 3,
+            witnesses: 0,
             lease_ms: 1000,
             ack: AckPolicy::Majority,
             on_no_quorum: OnNoQuorum::SuspendIo,
@@ -109,7 +113,7 @@ pub(crate) enum Outcome {
 
 pub(crate) struct Node {
     pub(crate) config: ReplicaConfig,
-    pub(crate) replica: Option<Replica<SimMemory>>,
+    pub(crate) replica: Option<Box<Replica<SimMemory>>>,
     pub(crate) life: u64,
     pub(crate) disks: Disks,
     pub(crate) flights: BTreeMap<u64, Flight>,
@@ -187,10 +191,9 @@ fn name(text: &str) -> Name {
 impl Cluster {
     /// Freshly created nodes, running.
     pub(crate) fn new(seed: u64, options: Options) -> Self {
-        let names: Vec<Name> = ["ann", "bob", "cat", "dan", "eve"][..options.nodes]
-            .iter()
-            .map(|n| name(n))
-            .collect();
+        let data = &["ann", "bob", "cat", "dan", "eve"][..options.nodes];
+        let witnesses = &["wes", "win", "wyn"][..options.witnesses];
+        let names: Vec<Name> = data.iter().chain(witnesses).map(|n| name(n)).collect();
         let mut cluster = Self {
             rng: Streams::new(seed),
             now: SECOND,
@@ -204,8 +207,8 @@ impl Cluster {
             big_percent: 8,
             admin_results: BTreeMap::new(),
             oracle: Oracle::default(),
-            checks: Checks::new(options.nodes),
-            watch: Watch::new(options.nodes),
+            checks: Checks::new(options.nodes, options.witnesses),
+            watch: Watch::new(options.nodes + options.witnesses),
             bounds: Bounds::default(),
             served: 0,
             next_id: 0,
@@ -272,6 +275,7 @@ impl Cluster {
         ReplicaConfig {
             resource: name("r0"),
             nodes: names.to_vec(),
+            witnesses: (self.options.nodes..names.len()).map(node_id).collect(),
             me: node_id(me),
             volumes,
             lease_ms: self.options.lease_ms,
@@ -283,10 +287,20 @@ impl Cluster {
 
     /// The disks of a node that was just created.
     pub(crate) fn format(&mut self, config: &ReplicaConfig) -> Disks {
+        let node = config.nodes[usize::from(config.me.0)];
+        let incarnation = Incarnation(u128::from(self.rng.identity.next()) << 64 | 1);
+        if config.is_witness(config.me) {
+            let meta = format_witness(config.resource, node, incarnation);
+            return Disks {
+                meta: Disk::with(true, &meta),
+                journal: Disk::with(true, &[]),
+                stores: Vec::new(),
+            };
+        }
         let (meta, label) = format_node(&FormatParams {
             resource: config.resource,
-            node: config.nodes[usize::from(config.me.0)],
-            incarnation: Incarnation(u128::from(self.rng.identity.next()) << 64 | 1),
+            node,
+            incarnation,
             journal_bytes: JOURNAL_BYTES_MIN,
             volumes: config.volumes.clone(),
         });
@@ -552,11 +566,12 @@ impl Cluster {
         n.next_fate = [None; 3];
         n.wrapped = None;
         n.wanted.fill(true);
-        let recovered = recover(
-            &mut Reading(&n.disks.meta),
-            &mut Reading(&n.disks.journal),
-            &n.config,
-        );
+        let meta = &mut Reading(&n.disks.meta);
+        let recovered = if n.config.is_witness(n.config.me) {
+            recover_witness(meta, &n.config)
+        } else {
+            recover(meta, &mut Reading(&n.disks.journal), &n.config)
+        };
         let recovered = match recovered {
             Ok(recovered) => recovered,
             Err(error) => {
@@ -587,7 +602,7 @@ impl Cluster {
         });
         let replica = Replica::open(config, recovered, memory, now, seed);
         self.nodes[node].view = replica.view();
-        self.nodes[node].replica = Some(replica);
+        self.nodes[node].replica = Some(Box::new(replica));
         self.wake_by(node, self.now);
         for (conn, side) in std::mem::take(&mut self.nodes[node].orphans) {
             let wait = self.rng.net.below(50 * MS);
@@ -624,12 +639,13 @@ impl Cluster {
             })
             .collect();
         let applied = superblock.applied.id.seq.0;
-        if scanned.damaged_until == RecordId::NONE {
+        let damaged = scanned.damaged_until != RecordId::NONE;
+        if node < self.options.nodes {
             let proven = superblock.acked.seq.max(superblock.committed).0;
             let hurt = n.hurt.then_some(proven);
             self.checks
-                .recovered(node, batches, scanned.committed.0, applied, hurt);
-        } else {
+                .recovered(node, batches, scanned.committed.0, applied, hurt, damaged);
+        } else if damaged {
             self.checks.wiped(node);
         }
         let n = &self.nodes[node];

@@ -3,10 +3,6 @@
 pub(crate) struct Rng(u64);
 
 impl Rng {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
     /// The stream of a seed that has this name. Streams are independent: what one concern draws shifts no other.
     pub(crate) fn stream(seed: u64, name: &str) -> Self {
         let mut rng = Self(seed);

@@ -167,6 +167,7 @@ fn role(role: view::Role) -> Role {
         view::Role::Primary => Role::Primary,
         view::Role::Secondary => Role::Secondary,
         view::Role::Unknown => Role::Unknown,
+        view::Role::Witness => Role::Witness,
     }
 }
 
@@ -186,5 +187,6 @@ fn disk_state(state: view::DiskState) -> DiskState {
         view::DiskState::Consistent => DiskState::Consistent,
         view::DiskState::UpToDate => DiskState::UpToDate,
         view::DiskState::Failed => DiskState::Failed,
+        view::DiskState::Diskless => DiskState::Diskless,
     }
 }

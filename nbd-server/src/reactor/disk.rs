@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use replicator::recover::BlockRead;
 use replicator::types::{BLOCK_BYTES, Ticket};
 
 use super::pool::{Pool, PoolBuffer};
+use super::record::{Event, Recorder};
 use super::ring::{Completion, Ring, Segment, Segments, WriteAt};
 use super::slab::Slab;
 use super::tag::Tag;
@@ -156,6 +157,7 @@ pub struct Disks {
     /// What ended without the kernel.
     ended: VecDeque<DiskDone>,
     zeroes: PoolBuffer,
+    recorder: Recorder,
 }
 
 #[derive(Debug)]
@@ -204,7 +206,22 @@ impl Disks {
             waiting: VecDeque::with_capacity(4 * OPERATIONS_MAX),
             ended: VecDeque::with_capacity(OPERATIONS_MAX),
             zeroes,
+            recorder: Recorder::default(),
         })
+    }
+
+    /// The same, with notes taken of what happens to the files.
+    #[must_use]
+    pub fn recorded(mut self, recorder: Recorder) -> Self {
+        let number = |file: &DirectFile| file.fd.as_raw_fd();
+        let stores: Vec<_> = self.stores.iter().map(number).collect();
+        recorder.note(|| Event::Files {
+            meta: number(&self.meta),
+            journal: number(&self.journal),
+            stores: &stores,
+        });
+        self.recorder = recorder;
+        self
     }
 
     /// Begins an operation, or queues it behind others.
@@ -296,26 +313,43 @@ impl Disks {
         };
         let tag = Tag::Disk(key);
         let fd = &active.file.fd;
+        let file = fd.as_raw_fd();
         let offset = active.offset + active.done;
         let left = active.length - active.done;
+        let recorder = &self.recorder;
+        let mut write = |durable: bool, segments: &Segments| {
+            recorder.note(|| Event::Write {
+                key,
+                file,
+                offset,
+                durable,
+                segments,
+            });
+            ring.write(tag, fd, WriteAt { offset, durable }, segments);
+        };
+        let zero = |mode| Event::Zero {
+            key,
+            file,
+            mode,
+            offset,
+            length: left,
+        };
         match &active.work {
             Work::Read(buffer) => {
                 let into = (buffer.clone(), active.done as usize, left as usize);
                 ring.read(tag, fd, offset, into);
             }
             Work::Write { parts, durable } => {
-                let at = WriteAt {
-                    offset,
-                    durable: *durable,
-                };
-                ring.write(tag, fd, at, &segments_after(parts, active.done as usize));
+                write(*durable, &segments_after(parts, active.done as usize));
             }
             Work::Deallocate => {
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                recorder.note(|| zero(mode));
                 ring.fallocate(tag, fd, mode, (offset, left));
             }
             Work::ZeroRange => {
                 let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+                recorder.note(|| zero(mode));
                 ring.fallocate(tag, fd, mode, (offset, left));
             }
             Work::WriteZeroes => {
@@ -329,13 +363,12 @@ impl Disks {
                     });
                     left -= length;
                 }
-                let at = WriteAt {
-                    offset,
-                    durable: false,
-                };
-                ring.write(tag, fd, at, &segments);
+                write(false, &segments);
             }
-            Work::Flush => ring.data_sync(tag, fd),
+            Work::Flush => {
+                recorder.note(|| Event::Flush { key, file });
+                ring.data_sync(tag, fd);
+            }
         }
     }
 
@@ -347,6 +380,10 @@ impl Disks {
         completion: Completion<Tag>,
     ) -> Option<DiskDone> {
         let active = self.active.get_mut(key)?;
+        if !matches!(active.work, Work::Read(_)) {
+            let result = completion.result;
+            self.recorder.note(|| Event::Ended { key, result });
+        }
         let result = match judge(active, completion.result) {
             Next::GoOn => {
                 self.submit(ring, key);

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use replicator::Replica;
-use replicator::io::{Input, Output};
+use replicator::io::{Answer, ClientError, Input, Output};
 use replicator::memory::{Memory, Purpose};
 use replicator::replica::Capacity;
 use replicator::types::*;
 use replicator::view::View;
 
 use super::pool::{Pool, PoolBuffer};
+use super::record::{Event, Recorder};
 use super::ring::Ring;
 use super::slab::Slab;
 use super::tag::Tag;
@@ -144,12 +145,30 @@ pub struct Engine<C> {
     pub reads: ReadBudget,
     /// The time of this turn.
     pub now: Time,
+    /// What takes notes.
+    pub recorder: Recorder,
 }
 
 impl<C: Core> Engine<C> {
     /// Takes the next input to the core.
     pub fn input(&mut self, input: Input<'_, PoolBuffer>) {
+        if let Input::Client { req, op } = &input {
+            self.recorder.note(|| Event::Asked {
+                req: *req,
+                op,
+                admitted: self.core.view().admitted,
+            });
+        }
         self.core.handle(self.now, input);
+    }
+
+    /// Notes what the core answers to a request.
+    pub fn note_answer(&self, req: ReqId, result: &Result<Answer<PoolBuffer>, ClientError>) {
+        self.recorder.note(|| Event::Answered {
+            req,
+            done: result.is_ok(),
+            committed: self.core.view().committed,
+        });
     }
 
     /// A name for a request, if the core takes one now. `blocks` are those of a read's answer.

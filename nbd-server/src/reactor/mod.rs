@@ -12,6 +12,7 @@
 //! | [`pool`], [`runs`] | memory |
 //! | [`publish`], [`admin`] | the door to the control thread |
 //! | [`flusher`] | what the kernel should know |
+//! | [`record`] | what tests want to know afterwards |
 //!
 //! Everything that can fail happens in [`prepare`], on the thread that then runs what it returns; [`spawn`] does both.
 
@@ -24,6 +25,7 @@ pub mod link;
 pub mod peer;
 pub mod pool;
 pub mod publish;
+pub mod record;
 pub mod replies;
 pub mod ring;
 pub mod runs;
@@ -42,6 +44,7 @@ use replicator::types::{BLOCK_BYTES_U64, Time};
 use self::disk::{BlockingReader, DirectFile, Disks, OpenError};
 use self::engine::Core;
 use self::pool::{Pool, PoolSizes};
+use self::record::Recorder;
 use self::ring::{Ring, RingError};
 use self::server::{Parts, Server};
 use crate::handle::ControlHandle;
@@ -80,6 +83,8 @@ pub struct ReactorParams {
     pub requests_max: u32,
     /// The control thread.
     pub control: ControlHandle,
+    /// What takes notes.
+    pub recorder: Recorder,
 }
 
 /// What a core is made from.
@@ -172,7 +177,9 @@ pub fn prepare<C: Core>(
         now: engine::now(),
     })
     .map_err(ReactorError::Core)?;
-    let disks = Disks::new(journal, meta, stores, &pool).ok_or_else(used_up)?;
+    let disks = Disks::new(journal, meta, stores, &pool)
+        .ok_or_else(used_up)?
+        .recorded(params.recorder.clone());
     Ok(Server::new(Parts {
         core,
         ring,
@@ -181,6 +188,7 @@ pub fn prepare<C: Core>(
         volume_bytes: params.volume_bytes,
         requests_max: params.requests_max,
         control: params.control,
+        recorder: params.recorder,
     })?)
 }
 

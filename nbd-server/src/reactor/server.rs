@@ -19,6 +19,7 @@ use super::link::Link;
 use super::peer::{Peer, PeerError};
 use super::pool::{Pool, PoolBuffer};
 use super::publish::Publisher;
+use super::record::{Event, Recorder};
 use super::replies::Replies;
 use super::ring::{Completion, Ring, RingError};
 use super::slab::Slab;
@@ -47,6 +48,8 @@ pub struct Parts<C> {
     pub requests_max: u32,
     /// The control thread.
     pub control: ControlHandle,
+    /// What takes notes.
+    pub recorder: Recorder,
 }
 
 /// The data thread's state.
@@ -103,6 +106,7 @@ impl<C: Core> Server<C> {
             volume_bytes,
             requests_max,
             control,
+            recorder,
         } = parts;
         let bell = Rc::new(control.bell.as_fd().try_clone_to_owned()?);
         let places = CLIENTS_MAX + PEERS_MAX;
@@ -112,6 +116,7 @@ impl<C: Core> Server<C> {
             asked: Slab::new(requests_max.max(1) as usize),
             reads: ReadBudget::new(pool.total_blocks(Purpose::Client) / 2),
             now: engine::now(),
+            recorder,
         };
         Ok(Self {
             engine,
@@ -361,6 +366,7 @@ impl<C: Core> Server<C> {
         match output {
             Output::Disk { ticket, op } => self.disks.start(&mut self.engine.ring, ticket, op),
             Output::Send { conn, frame, batch } => {
+                self.engine.recorder.note(|| Event::Said(&frame));
                 let key = self.peers.find(|peer| peer.conn() == conn);
                 if let Some((key, peer)) = key.and_then(|k| Some((k, self.peers.get_mut(k)?))) {
                     peer.push(frame, batch);
@@ -386,6 +392,7 @@ impl<C: Core> Server<C> {
             }
             Output::Reach { peer, wanted } => self.tell(ToControl::Reach { peer, wanted }),
             Output::Reply { req, result } => {
+                self.engine.note_answer(req, &result);
                 let Some(asked) = self.engine.answered(req) else {
                     return;
                 };

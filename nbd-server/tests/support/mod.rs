@@ -16,6 +16,7 @@ use nbd_server::handle::{
 };
 use nbd_server::reactor::engine::Core;
 use nbd_server::reactor::pool::{Pool, PoolBuffer};
+use nbd_server::reactor::record::Recorder;
 use nbd_server::reactor::ring::RingError;
 use nbd_server::reactor::{Ground, ReactorParams, spawn};
 use nix::sys::eventfd::EventFd;
@@ -282,6 +283,7 @@ impl Node {
         let config = ReplicaConfig {
             resource: name("test"),
             nodes: (0..nodes).map(node_name).collect(),
+            witnesses: Vec::new(),
             me: NodeId(me),
             volumes,
             lease_ms: 1000,
@@ -321,6 +323,7 @@ impl Node {
                 snapshot: Arc::clone(&snapshot),
                 sender: to_control,
             },
+            recorder: Recorder::default(),
         };
         let thread = spawn(params, make_core).expect("the data thread starts");
         Self {

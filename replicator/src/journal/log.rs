@@ -507,9 +507,10 @@ impl<B: Clone> Log<B> {
         self.configs.iter().rev().find(counts)
     }
 
-    /// A config that came without its record: to a fresh node (protocol D3).
+    /// A config that came without its record: to a fresh node (protocol D3), or to a witness, in place of the one before.
     pub fn adopt_config(&mut self, config: ConfigAt) {
         self.adopted = Some(config.at);
+        self.configs.clear();
         self.configs.push(config);
     }
 

@@ -171,6 +171,29 @@ pub struct Scanned {
     pub demoted: bool,
 }
 
+impl Scanned {
+    /// What a witness has: the config that it was told and no log.
+    pub(crate) fn no_log(superblock: &Superblock) -> Self {
+        Self {
+            parts: LogParts {
+                ring_blocks: 0,
+                start: Tail::default(),
+                entries: Vec::new(),
+                applied_entries: 0,
+                applied: superblock.applied,
+                descriptors: Vec::new(),
+                epochs: superblock.epochs.clone(),
+                configs: superblock.config.iter().cloned().collect(),
+            },
+            committed: superblock.committed,
+            damaged_until: superblock.damaged_until,
+            end: decide(Seen::Blank, false, false),
+            seen: Seen::Blank,
+            demoted: false,
+        }
+    }
+}
+
 /// Blocks of the ring of a journal.
 #[must_use]
 pub fn ring_blocks(journal_bytes: u64) -> u64 {

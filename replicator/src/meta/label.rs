@@ -106,7 +106,8 @@ pub struct FormatParams {
     pub node: Name,
     /// Random.
     pub incarnation: Incarnation,
-    /// Bytes of the journal, label included; a multiple of 4 KiB, at least [`JOURNAL_BYTES_MIN`].
+    /// Bytes of the journal, label included; a multiple of 4 KiB, at least [`JOURNAL_BYTES_MIN`]. (A witness has none:
+    /// [`format_witness`].)
     pub journal_bytes: u64,
     /// The volumes, in the config's order, at most 16.
     pub volumes: Vec<VolumeRecord>,
@@ -120,6 +121,24 @@ pub struct FormatParams {
 pub fn format_node(params: &FormatParams) -> (Vec<u8>, Vec<u8>) {
     assert!(params.journal_bytes >= JOURNAL_BYTES_MIN);
     assert!(params.journal_bytes.is_multiple_of(BLOCK_BYTES_U64));
+    let mut label = vec![0; BLOCK_BYTES];
+    encode(params.incarnation, params.journal_bytes, &mut label);
+    (metadata_of(params), label)
+}
+
+/// The contents of a new witness's metadata file: all that it has.
+#[must_use]
+pub fn format_witness(resource: Name, node: Name, incarnation: Incarnation) -> Vec<u8> {
+    metadata_of(&FormatParams {
+        resource,
+        node,
+        incarnation,
+        journal_bytes: 0,
+        volumes: Vec::new(),
+    })
+}
+
+fn metadata_of(params: &FormatParams) -> Vec<u8> {
     let superblock = Superblock {
         version: 1,
         resource: params.resource,
@@ -144,9 +163,7 @@ pub fn format_node(params: &FormatParams) -> (Vec<u8>, Vec<u8>) {
         let at = usize::try_from(copy_offset(copy)).expect("below 256 KiB");
         superblock.encode(copy, &mut meta[at..at + BLOCK_BYTES]);
     }
-    let mut label = vec![0; BLOCK_BYTES];
-    encode(params.incarnation, params.journal_bytes, &mut label);
-    (meta, label)
+    meta
 }
 
 #[cfg(test)]

@@ -83,11 +83,11 @@ pub struct Superblock {
     pub acked: RecordId,
     /// If not none: this node counts for nothing until its log reaches this record.
     pub damaged_until: RecordId,
-    /// The config at the applied floor.
+    /// The config at the applied floor; of a witness the latest that it was told.
     pub config: Option<ConfigAt>,
     /// The epoch history at the applied floor.
     pub epochs: EpochHistory,
-    /// Bytes of the journal file or device in use.
+    /// Bytes of the journal file or device in use; 0 if this is a witness, which has none.
     pub journal_bytes: u64,
     /// The volumes.
     pub volumes: arrayvec::ArrayVec<VolumeRecord, VOLUMES_MAX>,

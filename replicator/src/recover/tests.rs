@@ -2,7 +2,7 @@ use super::*;
 use crate::io::DiskError;
 use crate::journal::scan::Decision;
 use crate::journal::testing::{Chain, Disk, superblock};
-use crate::meta::config::Name;
+use crate::meta::config::{ConfigAt, Name};
 use crate::replica::{AckPolicy, OnNoQuorum};
 
 /// A metadata file of which some copies can not be read.
@@ -40,6 +40,7 @@ fn config() -> ReplicaConfig {
     ReplicaConfig {
         resource: superblock().resource,
         nodes: ["a", "b", "c"].map(|n| Name::from(n).unwrap()).to_vec(),
+        witnesses: vec![NodeId(2)],
         me: NodeId(0),
         volumes: superblock().volumes.to_vec(),
         lease_ms: 1000,
@@ -126,4 +127,45 @@ fn disks_that_are_not_this_nodes_are_refused() {
     broken.unreadable.insert(0);
     let error = refusal(&mut meta(), &mut broken, &config());
     assert_eq!(error, RecoverError::Journal(DiskError::Os(5)));
+}
+
+/// The superblock of a witness that was told a config.
+fn witness() -> (Superblock, ReplicaConfig) {
+    let mut superblock = superblock();
+    superblock.journal_bytes = 0;
+    superblock.volumes.clear();
+    superblock.config = Some(ConfigAt {
+        at: RecordId {
+            epoch: Epoch(1),
+            seq: Seq(7),
+        },
+        config: crate::journal::testing::config(3),
+    });
+    let mut config = config();
+    config.witnesses = vec![config.me];
+    (superblock, config)
+}
+
+#[test]
+fn a_witness_starts_with_the_config_that_it_was_told() {
+    let (superblock, config) = witness();
+    let found = recover_witness(&mut Meta::of(&superblock), &config).unwrap();
+    assert_eq!(found.scanned.parts.configs, [superblock.config.unwrap()]);
+    assert!(found.scanned.parts.entries.is_empty());
+    assert_eq!(found.scanned.damaged_until, RecordId::NONE);
+    assert_eq!(found.scanned.committed, Seq(0));
+}
+
+#[test]
+fn data_nodes_and_witnesses_are_not_taken_for_each_other() {
+    let (superblock, as_witness) = witness();
+    let error = refusal(&mut Meta::of(&superblock), &mut journal(), &config());
+    let kind = RecoverError::Kind {
+        found: "witness",
+        expected: "data node",
+    };
+    assert_eq!(error, kind);
+    let data = &mut Meta::of(&crate::journal::testing::superblock());
+    let error = recover_witness(data, &as_witness).unwrap_err();
+    assert!(matches!(error, RecoverError::Kind { .. }), "{error:?}");
 }

@@ -29,6 +29,8 @@ pub struct ReplicaConfig {
     pub resource: Name,
     /// The names of the nodes, sorted: a [`NodeId`] is a position in here.
     pub nodes: Vec<Name>,
+    /// Which of them are witnesses: they vote and keep no data.
+    pub witnesses: Vec<NodeId>,
     /// Which of them this is.
     pub me: NodeId,
     /// The volumes, in the config's order: a [`VolumeId`] is a position in here. At most 16.
@@ -44,6 +46,12 @@ pub struct ReplicaConfig {
 }
 
 impl ReplicaConfig {
+    /// Whether a node is a witness.
+    #[must_use]
+    pub fn is_witness(&self, node: NodeId) -> bool {
+        self.witnesses.contains(&node)
+    }
+
     /// The lease, in nanoseconds.
     #[must_use]
     pub fn lease_ns(&self) -> u64 {

@@ -534,7 +534,7 @@ impl<M: Memory> Replica<M> {
                 name: self.config.nodes[usize::from(node.0)],
                 incarnation: report.incarnation,
                 voter: true,
-                member: true,
+                member: !self.config.is_witness(*node),
             });
         }
         nodes.sort_by_key(|n: &Standing| n.name);

@@ -29,7 +29,10 @@ impl<M: Memory> Replica<M> {
         let (Some(conn), Some(report)) = (peer.conn, peer.report.as_ref()) else {
             return;
         };
-        let feed = if !config.is_member(report.incarnation) {
+        let voter = config.is_voter(report.incarnation);
+        let feed = if voter && self.config.is_witness(node) {
+            Feed::Witness { told: Seq(0) }
+        } else if !config.is_member(report.incarnation) {
             Feed::NotMember
         } else {
             let common = last_common(&epochs, tail, &report.epochs, report.tail)
@@ -59,7 +62,7 @@ impl<M: Memory> Replica<M> {
                 self.send(conn, Frame::TooFarBehind { journal_floor });
             }
             Feed::NotMember => self.log_warn(format!(
-                "{name} is no member under its present incarnation (a new or wiped node): it counts for nothing"
+                "{name} has no standing under its present incarnation (a new or wiped node): it counts for nothing"
             )),
             _ => {}
         }
@@ -101,6 +104,7 @@ impl<M: Memory> Replica<M> {
         let Some(leader) = &self.leader else { return };
         let epoch = leader.epoch;
         for index in 0..self.peers.len() {
+            self.tell_witness(index);
             self.feed_peer(index, epoch);
         }
     }

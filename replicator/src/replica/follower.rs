@@ -1,6 +1,6 @@
 //! Being Secondary: taking a Primary's log, acknowledging what is durable, promising epochs.
 
-use super::{Following, Incoming, Replica};
+use super::{Incoming, Replica};
 use crate::io::*;
 use crate::journal::batch::{self, Header};
 use crate::memory::{Buffer, Memory};
@@ -11,6 +11,14 @@ use crate::wire::frame::Frame;
 
 /// Batches received and not yet in the log, at most. A Primary's window is smaller.
 const INCOMING_MAX: usize = 1100;
+
+/// Whose log this Secondary takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Following {
+    pub(super) conn: ConnId,
+    pub(super) node: NodeId,
+    pub(super) epoch: Epoch,
+}
 
 /// Whose log a batch belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +41,12 @@ pub(super) enum Owed {
         epoch: Epoch,
         number: u64,
     },
+    /// Of a witness, for a config.
+    Ack {
+        conn: ConnId,
+        epoch: Epoch,
+        seq: Seq,
+    },
 }
 
 impl<M: Memory> Replica<M> {
@@ -46,7 +60,7 @@ impl<M: Memory> Replica<M> {
     }
 
     /// Somebody speaks as the Primary of `epoch`: whether that is to be heard.
-    fn hear_primary(&mut self, conn: ConnId, epoch: Epoch) -> bool {
+    pub(super) fn hear_primary(&mut self, conn: ConnId, epoch: Epoch) -> bool {
         let Some(peer) = self.peer_of(conn) else {
             return false;
         };
@@ -162,6 +176,11 @@ impl<M: Memory> Replica<M> {
                         self.send(conn, Frame::HeartbeatAck { epoch, number });
                     }
                 }
+                Owed::Ack { conn, epoch, seq } => {
+                    if self.metadata.durable_promised == epoch {
+                        self.send(conn, Frame::Ack { epoch, seq });
+                    }
+                }
                 Owed::Grant { conn, token, epoch } => {
                     let current = self.metadata.durable_promised == epoch || early;
                     if let Some(node) = self.peer_of(conn).map(|p| p.node)
@@ -227,6 +246,11 @@ impl<M: Memory> Replica<M> {
         committed: Seq,
         buffer: M::Buffer,
     ) {
+        if self.is_witness() {
+            let reason = DropReason::Protocol("it sent a witness a log");
+            self.give_up(conn, reason, false);
+            return;
+        }
         if !self.hear_primary(conn, epoch) {
             return;
         }
@@ -444,7 +468,7 @@ impl<M: Memory> Replica<M> {
             };
             self.send(following.conn, frame);
         }
-        if self.damaged() && self.log.durable_id() >= self.metadata.wanted.damaged_until {
+        if self.damaged() && self.kept() >= self.metadata.wanted.damaged_until {
             self.log_info("this node's log is whole again".into());
             self.metadata.wanted.damaged_until = RecordId::NONE;
             self.metadata.changed();
@@ -501,13 +525,16 @@ impl<M: Memory> Replica<M> {
             return;
         };
         let (uuid, history) = (report.uuid, report.history);
+        // A witness that knew a config which may yet be lost would stand in the way of every promotion (protocol M4). The
+        // first one may not be lost anyway: without it there is no resource.
+        let safe = at.seq == Seq(1) || at.seq <= report.committed;
+        if self.is_witness() && !safe {
+            return;
+        }
         if config.standing(self.metadata.wanted.incarnation).is_none() {
             return;
         }
-        self.metadata.wanted.uuid = uuid;
-        self.metadata.wanted.history = history;
-        self.log.adopt_config(ConfigAt { at, config });
-        self.append_after = self.metadata.changed();
+        self.append_after = self.take_config(uuid, history, ConfigAt { at, config });
         self.log_info("this node has joined the resource's first config".into());
     }
 }

@@ -1,6 +1,6 @@
 //! Being Primary: the lease, what is committed, and stepping down.
 
-use super::{DemoteFor, Replica};
+use super::Replica;
 use crate::io::*;
 use crate::journal::batch::{self, Draft, Kind, Place};
 use crate::memory::{Buffer, Memory, Purpose};
@@ -35,6 +35,13 @@ pub(super) struct Leader {
     pub(super) demoting: Option<Demoting>,
     tell_commit_at: Option<Time>,
     was_running: bool,
+}
+
+/// Who asked for a demotion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum DemoteFor {
+    Operator(AdminId),
+    Drain,
 }
 
 /// A demotion in progress.
@@ -306,7 +313,8 @@ impl<M: Memory> Replica<M> {
         }
     }
 
-    /// How far a voter's or member's journal is known to equal this one: this node's own, or a peer's.
+    /// How far a voter's or member's journal is known to equal this one: this node's own, or a peer's. A witness has the
+    /// record of the latest config that it confirmed, and counts with that alone (protocol M3).
     fn acked_by(&self, incarnation: Incarnation) -> Seq {
         if incarnation == self.metadata.wanted.incarnation {
             if planted!(CountOwnBeforeDurable) {
@@ -321,7 +329,7 @@ impl<M: Memory> Replica<M> {
     }
 
     /// The newest record that `needed` of the chosen nodes have.
-    fn reached(&self, config: &ClusterConfig, voters: bool) -> Seq {
+    pub(super) fn reached(&self, config: &ClusterConfig, voters: bool) -> Seq {
         let mut acks: arrayvec::ArrayVec<Seq, NODES_MAX> = config
             .nodes
             .iter()

@@ -3,6 +3,7 @@
 use super::{Pending, Replica};
 use crate::io::{DiskError, DiskOp, Parts};
 use crate::memory::{Buffer, Memory, Purpose};
+use crate::meta::config::ConfigAt;
 use crate::meta::superblock::{COPIES, Superblock, copy_offset};
 use crate::types::*;
 
@@ -16,6 +17,7 @@ struct Writing {
     second_round: bool,
     left: u8,
     promised: Epoch,
+    config: Option<ConfigAt>,
     floor_position: u64,
 }
 
@@ -26,6 +28,8 @@ pub(super) struct Metadata<B> {
     pub(super) wanted: Superblock,
     /// What of it is durable: the promise.
     pub(super) durable_promised: Epoch,
+    /// And the config.
+    pub(super) durable_config: Option<ConfigAt>,
     durable: MetaVersion,
     dirty: bool,
     writing: Option<Writing>,
@@ -49,6 +53,7 @@ impl<B: Buffer> Metadata<B> {
             .collect();
         Self {
             durable_promised: superblock.promised,
+            durable_config: superblock.config.clone(),
             durable: MetaVersion(superblock.version),
             wanted: superblock,
             dirty: false,
@@ -102,6 +107,7 @@ impl<M: Memory> Replica<M> {
             second_round: false,
             left: 0,
             promised: wanted.promised,
+            config: wanted.config.clone(),
             floor_position: floor.position,
         });
         self.write_copies(0);
@@ -141,10 +147,13 @@ impl<M: Memory> Replica<M> {
             self.write_copies(COPIES / 2);
             return;
         }
+        let Some(writing) = self.metadata.writing.take() else {
+            return;
+        };
         self.metadata.durable = writing.version;
         self.metadata.durable_promised = writing.promised;
+        self.metadata.durable_config = writing.config;
         let floor = writing.floor_position;
-        self.metadata.writing = None;
         self.log.set_floor_position(floor);
     }
 }

@@ -8,7 +8,8 @@
 //! | `election` | becoming Primary |
 //! | `peers`, `feed` | connections and reports; giving peers the log |
 //! | `writer`, `loads`, `applier` | the journal's way out, its way back, and the way to the stores |
-//! | `metadata` | the superblock |
+//! | `pending`, `metadata` | disk operations in flight; the superblock |
+//! | `witness` | voters without a log |
 //! | `status` | the view |
 
 mod applier;
@@ -21,7 +22,9 @@ mod leader;
 mod loads;
 mod metadata;
 mod peers;
+mod pending;
 mod status;
+mod witness;
 mod writer;
 
 use std::collections::VecDeque;
@@ -31,11 +34,12 @@ pub use self::config::{AckPolicy, OnNoQuorum, ReplicaConfig};
 use self::applier::Applier;
 use self::clients::Clients;
 use self::election::Candidacy;
-use self::follower::Owed;
-use self::leader::Leader;
+use self::follower::{Following, Owed};
+use self::leader::{DemoteFor, Leader};
 use self::loads::Loads;
 use self::metadata::{MetaVersion, Metadata};
 use self::peers::Peer;
+use self::pending::{Pending, PendingTable};
 use self::writer::Writer;
 use crate::io::*;
 use crate::journal::log::Log;
@@ -58,82 +62,12 @@ pub struct Capacity {
     pub requests: u32,
 }
 
-/// What a disk operation in flight is for.
-#[derive(Clone, Copy, Debug)]
-enum Pending {
-    Journal {
-        group: u64,
-    },
-    Metadata,
-    Load {
-        slot: usize,
-    },
-    Apply,
-    Read {
-        index: u32,
-        generation: u32,
-    },
-    Edge {
-        index: u32,
-        generation: u32,
-        which: usize,
-    },
-}
-
-/// Disk operations in flight, by ticket.
-#[derive(Debug, Default)]
-struct PendingTable {
-    slots: Vec<Option<Pending>>,
-    generations: Vec<u32>,
-    free: Vec<u32>,
-}
-
-impl PendingTable {
-    fn add(&mut self, pending: Pending) -> Ticket {
-        let index = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(None);
-            self.generations.push(0);
-            u32::try_from(self.slots.len() - 1).expect("far fewer than 2^32 operations")
-        });
-        self.slots[index as usize] = Some(pending);
-        Ticket(u64::from(self.generations[index as usize]) << 32 | u64::from(index))
-    }
-
-    fn take(&mut self, ticket: Ticket) -> Pending {
-        let index = (ticket.0 & u64::from(u32::MAX)) as usize;
-        assert_eq!(
-            u64::from(self.generations[index]),
-            ticket.0 >> 32,
-            "one completion each"
-        );
-        self.generations[index] = self.generations[index].wrapping_add(1);
-        self.free
-            .push(u32::try_from(index).expect("it came from a u32"));
-        self.slots[index].take().expect("one completion each")
-    }
-}
-
 /// A batch received from a Primary.
 #[derive(Debug)]
 struct Incoming<B> {
     conn: ConnId,
     epoch: Epoch,
     buffer: B,
-}
-
-/// Whose log this Secondary takes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Following {
-    conn: ConnId,
-    node: NodeId,
-    epoch: Epoch,
-}
-
-/// Who asked for a demotion.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum DemoteFor {
-    Operator(AdminId),
-    Drain,
 }
 
 /// One node's part in one resource: a state machine without I/O, clock or randomness of its own.
@@ -203,6 +137,8 @@ pub struct Replica<M: Memory> {
     last_primary: Option<NodeId>,
     primary_epoch: Epoch,
     heartbeat_heard_at: Time,
+    /// When the peers were last asked whether they have something newer.
+    looked_at: Time,
     /// That Primary is known to serve no more.
     released: bool,
     demoted: Epoch,
@@ -242,7 +178,9 @@ impl<M: Memory> Replica<M> {
         if damage_is_new || !copies_whole {
             metadata.changed();
         }
-        let primary_epoch = scanned.parts.epochs.last().map_or(Epoch(0), |e| e.epoch);
+        let epochs = scanned.parts.epochs.last().map(|e| e.epoch);
+        let configs = scanned.parts.configs.last().map(|c| c.at.epoch);
+        let primary_epoch = epochs.max(configs).unwrap_or_default();
         if planted!(ForgottenPromise) {
             metadata.wanted.promised = primary_epoch;
         }
@@ -289,6 +227,7 @@ impl<M: Memory> Replica<M> {
             last_primary: None,
             primary_epoch,
             heartbeat_heard_at: Time(0),
+            looked_at: now,
             released: scanned.demoted,
             demoted: Epoch(0),
             highest_seen: metadata.wanted.promised.max(primary_epoch),
@@ -298,7 +237,7 @@ impl<M: Memory> Replica<M> {
             config,
         };
         let tail = replica.log.tail().id;
-        let text = format!(
+        let mut text = format!(
             "the log was recovered up to record {tail} (committed {}, applied {}); row {} of the table: {:?} at the end, {:?}",
             replica.committed,
             replica.log.applied_id().seq,
@@ -306,10 +245,13 @@ impl<M: Memory> Replica<M> {
             scanned.seen,
             scanned.end.decision,
         );
+        if replica.is_witness() {
+            text = format!("a witness, with the config of record {}", replica.kept());
+        }
         if replica.damaged() {
             replica.log_error(text);
             replica.log_error(
-                "acknowledged records of this node's journal are damaged or missing: it counts for nothing until it has caught up"
+                "what this node has acknowledged is damaged or missing: it counts for nothing until it has caught up"
                     .into(),
             );
         } else {
@@ -411,6 +353,7 @@ impl<M: Memory> Replica<M> {
             (Frame::Demoted { epoch, committed }, None) => self.got_demoted(conn, epoch, committed),
             (Frame::TooFarBehind { journal_floor: _ }, None) => self.got_too_far(conn),
             (Frame::Ping, None) => {}
+            (Frame::Config(told), None) => self.got_config(conn, *told),
             _ => {
                 let reason = DropReason::Protocol("a frame with a batch that it can not have");
                 self.give_up(conn, reason, false);
@@ -447,6 +390,7 @@ impl<M: Memory> Replica<M> {
             return;
         }
         match command {
+            AdminCommand::Promote { .. } if self.is_witness() => self.refuse_promotion(id),
             AdminCommand::Promote { deadline } => self.promote(id, deadline),
             AdminCommand::Demote => {
                 self.end_candidacy(Err(AdminError::Failed("demoted meanwhile".into())));

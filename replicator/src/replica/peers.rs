@@ -23,8 +23,13 @@ pub(super) enum Feed {
     },
     /// It needs what the journal no longer has.
     TooFar,
-    /// It is no member under its incarnation: a wiped or foreign node.
+    /// It has no standing under its incarnation: a wiped or foreign node.
     NotMember,
+    /// It is a witness: it was told the config of this record, on this connection.
+    Witness {
+        /// The record.
+        told: Seq,
+    },
 }
 
 /// A peer.
@@ -277,7 +282,7 @@ impl<M: Memory> Replica<M> {
             candidate: self.candidacy.is_some(),
             damaged: self.damaged(),
             demoted: self.demoted,
-            config: self.log.config_at(tail.seq).cloned(),
+            config: self.durable_config(),
             epochs: self.log.epochs_until(tail.seq),
         }
     }
@@ -297,7 +302,7 @@ impl<M: Memory> Replica<M> {
                 return;
             }
         }
-        let my_tail = self.log.durable_id();
+        let my_tail = self.kept();
         // A promise made after that acknowledgement was written together with what was acknowledged then, and a newer
         // Primary may have cut it since: only without one does the shorter log mean that something was lost.
         let rolled_back = !me_fresh
@@ -306,18 +311,20 @@ impl<M: Memory> Replica<M> {
             && report.you_acked > sb.damaged_until;
         if rolled_back && self.incoming.is_empty() {
             self.log_error(format!(
-                "this node has acknowledged record {} and its log ends at {my_tail}: it was rolled back; \
+                "this node has acknowledged record {} and holds nothing after {my_tail}: it was rolled back; \
                  it counts for nothing until it has caught up",
                 report.you_acked
             ));
             self.metadata.wanted.damaged_until = report.you_acked;
             self.metadata.changed();
         }
+        let Some(node) = self.peer_of(conn).map(|p| p.node) else {
+            return;
+        };
+        let tail = self.kept_by(node, &report);
         let Some(peer) = self.peer_of(conn) else {
             return;
         };
-        let node = peer.node;
-        let tail = report.tail;
         // The first report went out before this node could know which life of the peer is there.
         let reports_less =
             peer.report.is_none() && peer.known.0 == report.incarnation && tail < peer.known.1;
@@ -363,14 +370,33 @@ impl<M: Memory> Replica<M> {
                 self.send(conn, Frame::Ping);
             }
         }
+        if self.lost_sight() && self.now.since(self.looked_at) >= ping_ns {
+            self.looked_at = self.now;
+            let token = self.next_token();
+            self.send_all(&Frame::Ask { token });
+        }
+    }
+
+    /// Whether this node sees no Primary and does not know that there is none: one that it does not reach may go on with the
+    /// others. Only they can tell whether this node's data is still the newest.
+    fn lost_sight(&self) -> bool {
+        self.leader.is_none()
+            && self.following.is_none()
+            && self.candidacy.is_none()
+            && self.drain.is_none()
+            && !self.released
+            && !self.fresh()
+            && self.peers.iter().any(|p| p.conn.is_some())
     }
 
     pub(super) fn silence_timeout(&self) -> Option<Time> {
         let (ping_ns, silence_ns) = (self.config.lease_ns() / 2, self.config.silence_ns());
+        let look = self.lost_sight().then(|| self.looked_at.after(ping_ns));
         self.peers
             .iter()
             .filter(|p| p.conn.is_some())
             .map(|p| p.heard_at.after(silence_ns).min(p.sent_at.after(ping_ns)))
+            .chain(look)
             .min()
     }
 

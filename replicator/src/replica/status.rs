@@ -15,7 +15,9 @@ impl<M: Memory> Replica<M> {
         let lease = self.lease_runs();
         let quorum = self.has_quorum();
         let disk_state = self.own_disk_state(quorum);
-        let role = if serving {
+        let role = if self.is_witness() {
+            Role::Witness
+        } else if serving {
             Role::Primary
         } else {
             Role::Secondary
@@ -84,6 +86,9 @@ impl<M: Memory> Replica<M> {
         if self.failed.is_some() {
             return DiskState::Failed;
         }
+        if self.is_witness() {
+            return DiskState::Diskless;
+        }
         if self.fresh() {
             return DiskState::Inconsistent;
         }
@@ -125,6 +130,15 @@ impl<M: Memory> Replica<M> {
             connection,
             ..PeerView::default()
         };
+        if self.config.is_witness(peer.node) {
+            view.role = Role::Witness;
+            view.disk_state = DiskState::Diskless;
+            let config = self.log.config().map_or(Seq(0), |c| c.at.seq);
+            if matches!(peer.feed, Feed::Witness { .. }) && peer.acked >= config {
+                view.replication = ReplicationState::Established;
+            }
+            return view;
+        }
         let (Some(_), Some(report)) = (peer.conn, peer.report.as_ref()) else {
             return view;
         };
@@ -144,7 +158,9 @@ impl<M: Memory> Replica<M> {
                 Feed::On { .. } => (ReplicationState::Behind, DiskState::Outdated),
                 Feed::TooFar => (ReplicationState::Off, DiskState::Outdated),
                 Feed::NotMember => (ReplicationState::Off, DiskState::Inconsistent),
-                Feed::Asked | Feed::Off => (ReplicationState::Off, DiskState::DUnknown),
+                Feed::Asked | Feed::Off | Feed::Witness { .. } => {
+                    (ReplicationState::Off, DiskState::DUnknown)
+                }
             };
             if matches!(peer.feed, Feed::TooFar | Feed::NotMember) {
                 view.behind_bytes = None;
@@ -196,10 +212,17 @@ impl<M: Memory> Replica<M> {
             };
         }
         if self.damaged() {
-            return (
-                Health::Down,
-                "the journal is damaged: this node has to catch up first",
-            );
+            return if self.is_witness() {
+                (
+                    Health::Down,
+                    "this witness was rolled back: a Primary has to tell it the config first",
+                )
+            } else {
+                (
+                    Health::Down,
+                    "the journal is damaged: this node has to catch up first",
+                )
+            };
         }
         if view.serving {
             if view.suspended == Suspended::Quorum {
@@ -208,10 +231,10 @@ impl<M: Memory> Replica<M> {
                     "a majority of the nodes can not be reached: I/O waits",
                 );
             }
-            let whole = view
-                .peers
-                .iter()
-                .all(|p| p.disk_state == DiskState::UpToDate);
+            let whole = view.peers.iter().all(|p| match p.disk_state {
+                DiskState::Diskless => p.replication == ReplicationState::Established,
+                state => state == DiskState::UpToDate,
+            });
             return if whole {
                 (Health::Ok, "")
             } else {
@@ -222,8 +245,8 @@ impl<M: Memory> Replica<M> {
             };
         }
         match view.disk_state {
-            DiskState::UpToDate if view.quorum => (Health::Ok, ""),
-            DiskState::UpToDate | DiskState::Consistent => {
+            DiskState::UpToDate | DiskState::Diskless if view.quorum => (Health::Ok, ""),
+            DiskState::UpToDate | DiskState::Diskless | DiskState::Consistent => {
                 (Health::Down, "a majority of the nodes can not be reached")
             }
             _ if self.told_outdated => (

@@ -81,6 +81,17 @@ pub struct Report {
     pub epochs: EpochHistory,
 }
 
+/// A config for a witness, which has no log to find it in, from the Primary of the epoch of its record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Told {
+    /// The resource.
+    pub uuid: ResourceUuid,
+    /// The history.
+    pub history: HistoryId,
+    /// The config and its record.
+    pub config: ConfigAt,
+}
+
 /// What nodes say to each other.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Frame {
@@ -119,7 +130,7 @@ pub enum Frame {
         /// The sender's committed floor.
         committed: Seq,
     },
-    /// My log equals yours through this record, durably.
+    /// My log equals yours through this record, durably. From a witness: the config that this record brought is durable.
     Ack {
         /// The Primary's epoch.
         epoch: Epoch,
@@ -167,6 +178,8 @@ pub enum Frame {
     },
     /// I live.
     Ping,
+    /// Keep this config, witness; answered by [`Frame::Ack`].
+    Config(Box<Told>),
 }
 
 /// Why bytes are not a frame.
@@ -250,6 +263,7 @@ const KIND_REFUSED: u16 = 10;
 const KIND_DEMOTED: u16 = 11;
 const KIND_TOO_FAR_BEHIND: u16 = 12;
 const KIND_PING: u16 = 13;
+const KIND_CONFIG: u16 = 14;
 
 /// A frame's header, checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -279,7 +293,7 @@ impl FrameHeader {
         let body_bytes = usize::from(raw.body_bytes.get());
         let batch_blocks = raw.batch_blocks.get();
         let with_batch = kind == KIND_APPEND || (kind == KIND_FETCHED && batch_blocks > 0);
-        if !(KIND_REPORT..=KIND_PING).contains(&kind) {
+        if !(KIND_REPORT..=KIND_CONFIG).contains(&kind) {
             return Err(FrameError::Kind(kind));
         }
         if body_bytes > BODY_BYTES_MAX
@@ -309,6 +323,9 @@ impl FrameHeader {
         }
         if self.kind == KIND_REPORT {
             return report::decode(body).map(|r| Frame::Report(Box::new(r)));
+        }
+        if self.kind == KIND_CONFIG {
+            return told::decode(body).map(|t| Frame::Config(Box::new(t)));
         }
         let n = RawNumbers::read_from_bytes(body).map_err(|_| FrameError::Length)?;
         let (a, b, c, d) = (n.a.get(), n.b.get(), n.c.get(), n.d.get());
@@ -463,12 +480,15 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
             KIND_TOO_FAR_BEHIND
         }
         Frame::Ping => KIND_PING,
+        Frame::Config(_) => KIND_CONFIG,
     };
-    let body_bytes = if let Frame::Report(report) = frame {
-        report::encode(report, body)
-    } else {
-        body[..size_of::<RawNumbers>()].copy_from_slice(n.as_bytes());
-        size_of::<RawNumbers>()
+    let body_bytes = match frame {
+        Frame::Report(report) => report::encode(report, body),
+        Frame::Config(told) => told::encode(told, body),
+        _ => {
+            body[..size_of::<RawNumbers>()].copy_from_slice(n.as_bytes());
+            size_of::<RawNumbers>()
+        }
     };
     let mut raw = RawHeader {
         magic: U32::new(MAGIC),
@@ -487,3 +507,4 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
 mod report;
 #[cfg(test)]
 mod tests;
+mod told;

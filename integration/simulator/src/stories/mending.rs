@@ -5,6 +5,8 @@ use replicator::meta::superblock::copy_offset;
 use replicator::types::BLOCK_BYTES_U64;
 
 use super::*;
+use crate::disk::Fate;
+use crate::drive::{JOURNAL, STORE};
 
 #[test]
 fn a_copy_of_the_superblock_that_rots_is_mended_at_the_next_start() {
@@ -55,4 +57,76 @@ fn old_records_that_can_not_be_read_cost_the_peer_that_needs_them_and_nobody_els
         assert!(c.run_until(10 * SECOND, |c| c.fed(B) && !c.is_too_far(B, C)));
         c.conclude();
     }
+}
+
+/// Whether a node has found out that its disk did not keep what it acknowledged, and is whole again.
+fn found_out_and_mended(c: &mut Cluster, node: usize) -> bool {
+    c.run_until(20 * SECOND, |c| {
+        let found = ["counts for nothing", "it was rolled back"];
+        found.iter().any(|what| said(c, node, what)) && said(c, node, "is whole again")
+    })
+}
+
+#[test]
+fn a_journal_that_lies_about_what_is_durable_is_found_out() {
+    for seed in 0..20 {
+        let mut c = serving(seed, Options::default());
+        c.nodes[C].hurt = true;
+        c.nodes[C].disks.journal.lies = true;
+        for block in 0..10 {
+            c.must_write(A, 0, block, 1);
+        }
+        c.until_fed(A);
+        // The journal keeps some of it at the most; its power fails, and nothing else does.
+        c.crash(C, true);
+        let kept = c.nodes[C].disks.journal.written().count();
+        c.nodes[C].disks.journal.settle();
+        c.restart(C);
+        let lost = !said(&c, C, "up to record 1.11");
+        assert!(
+            !lost || found_out_and_mended(&mut c, C),
+            "seed {seed}: of {kept} blocks"
+        );
+        c.until_fed(A);
+        c.conclude();
+    }
+}
+
+#[test]
+fn a_write_that_the_journal_lost_or_put_elsewhere_is_found_out() {
+    for fate in [Fate::Lost, Fate::Stray(1), Fate::Stray(9), Fate::Stray(200)] {
+        let mut c = serving(3, Options::default());
+        c.nodes[C].slow[STORE] = 20_000;
+        for block in 0..5 {
+            c.must_write(A, 0, block, 1);
+        }
+        c.until_fed(A);
+        c.nodes[C].next_fate[JOURNAL] = Some(fate);
+        for block in 5..60 {
+            c.must_write(A, 0, block, 1);
+        }
+        c.until_fed(A);
+        c.nodes[C].slow[STORE] = 1;
+        c.crash(C, false);
+        c.restart(C);
+        assert!(found_out_and_mended(&mut c, C), "{fate:?}");
+        c.until_fed(A);
+        c.conclude();
+    }
+}
+
+/// What is not kept yet: stores have no checksums. The checkers must not be blind to it.
+#[test]
+#[should_panic(expected = "P3: node 0 volume 0 block 3")]
+fn rot_in_a_store_is_noticed_by_nobody_but_the_checkers_until_stores_have_checksums() {
+    let mut c = serving(1, Options::default());
+    c.must_write(A, 0, 3, 1);
+    assert_eq!(c.command(A, AdminCommand::Drain), Ok(()));
+    for node in [A, B, C] {
+        c.crash(node, false);
+        c.nodes[node].disks.stores[0].rot(3, 20_000);
+        c.restart(node);
+    }
+    c.must_promote(A);
+    c.read_all(A);
 }

@@ -9,10 +9,12 @@ mod interruptions;
 mod lifecycle;
 mod mending;
 mod outdated;
+mod page;
 mod promotion;
 mod quorum;
 mod quorum_lost;
 mod rules;
+mod witness_rules;
 mod words;
 
 use replicator::io::{AdminError, AdminResult};

@@ -60,6 +60,29 @@ fn outdate_not_all() {
 }
 
 #[test]
+fn outdate() {
+    // A Primary that C can not see writes with B. C sees B, and stops calling its own data the newest; its health says so.
+    let mut c = serving(22, Options::default());
+    c.must_write(A, 0, 3, 2);
+    c.until_fed(A);
+    c.cut_both(A, C);
+    assert!(c.run_until(5 * SECOND, |c| !c.connected(C, A)));
+    for round in 0..3 {
+        c.must_write(A, 0, 3, 9);
+        c.run_for(SECOND);
+        let view = &c.nodes[C].view;
+        assert_eq!(view.disk_state, DiskState::Outdated, "round {round}");
+        assert_ne!(view.health, Health::Ok);
+    }
+    assert!(c.promote(C, SECOND).is_err());
+    // A's last words are B's to tell; then C has the newest again, and may be promoted.
+    c.must_demote(A);
+    c.must_promote(C);
+    c.read_all(C);
+    c.conclude();
+}
+
+#[test]
 fn lost_primary_after_no_writes() {
     // A is promoted, writes nothing, and is lost to C first, then to all. Nobody is left in a state that it can not leave.
     for demotes in [false, true] {

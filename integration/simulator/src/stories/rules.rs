@@ -7,14 +7,14 @@ use replicator::{AckPolicy, OnNoQuorum};
 use crate::harness::*;
 
 /// Three nodes, the first of them Primary.
-fn serving(options: Options) -> Cluster {
+pub(crate) fn serving(options: Options) -> Cluster {
     let mut c = Cluster::new(7, options);
     c.run_for(SECOND);
     assert_eq!(c.promote(0, 5 * SECOND), Ok(()));
     c
 }
 
-fn said(c: &Cluster, node: usize, what: &str) -> bool {
+pub(crate) fn said(c: &Cluster, node: usize, what: &str) -> bool {
     c.lines.iter().any(|(n, l)| *n == node && l.contains(what))
 }
 

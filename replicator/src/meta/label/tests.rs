@@ -93,3 +93,17 @@ fn a_created_node_is_found_again() {
     assert_eq!(found.damaged_until, RecordId::NONE);
     assert_eq!(check(&found, &label), Ok(()));
 }
+
+#[test]
+fn a_created_witness_is_its_metadata() {
+    let meta = format_witness(superblock().resource, superblock().node, Incarnation(77));
+    assert_eq!(meta.len() as u64, META_BYTES);
+    let copies = std::array::from_fn(|copy| {
+        let at = usize::try_from(copy_offset(copy)).unwrap();
+        meta[at..at + BLOCK_BYTES].try_into().unwrap()
+    });
+    let found = crate::meta::superblock::choose(&copies).unwrap().superblock;
+    assert!(found.fresh());
+    assert_eq!(found.incarnation, Incarnation(77));
+    assert_eq!(found.journal_bytes, 0);
+}

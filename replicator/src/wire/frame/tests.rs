@@ -64,6 +64,17 @@ fn report() -> Report {
     }
 }
 
+fn told() -> Told {
+    Told {
+        uuid: ResourceUuid(3),
+        history: HistoryId(4),
+        config: ConfigAt {
+            at: id(5, 6),
+            config: config(7),
+        },
+    }
+}
+
 /// One of each kind, with every field different.
 fn every_kind() -> Vec<(Frame, u32)> {
     let epoch = Epoch(0x0102);
@@ -134,6 +145,7 @@ fn every_kind() -> Vec<(Frame, u32)> {
             0,
         ),
         (Frame::Ping, 0),
+        (Frame::Config(Box::new(told())), 0),
     ]
 }
 
@@ -197,7 +209,7 @@ fn what_is_no_frame_is_named() {
     assert_eq!(with(4, &[2]), Ok(()));
     assert_eq!(with(0, &[0]), Err(FrameError::Magic));
     assert_eq!(with(4, &[0]), Err(FrameError::Kind(0)));
-    assert_eq!(with(4, &[14]), Err(FrameError::Kind(14)));
+    assert_eq!(with(4, &[15]), Err(FrameError::Kind(15)));
     assert_eq!(with(4, &[0, 1]), Err(FrameError::Kind(256)));
     for (what, at, new) in [
         ("a body beyond the bound", 6, &[1u8, 16][..]),
@@ -251,6 +263,10 @@ fn fields_that_no_node_can_mean_are_refused() {
     ] {
         assert_eq!(refused(&report, at, new), Err(error), "{what}");
     }
+    let told = Frame::Config(Box::new(told()));
+    assert_eq!(refused(&told, 48, &[8]), Ok(()));
+    assert_eq!(refused(&told, 48, &[0]), Err(FrameError::Field));
+    assert_eq!(refused(&told, 39, &[0x41]), Err(FrameError::Field));
 }
 
 /// A change of these bytes is a change of the format: raise the version and tell it in `docs/format.md`.
@@ -285,6 +301,9 @@ fn the_format_is_this() {
             "08000000000000000900000000000000"
         ]
     );
+    let bytes = encoded(&Frame::Config(Box::new(told())), 0);
+    assert_eq!(bytes.len(), FRAME_HEADER_BYTES + 768);
+    assert_eq!(hex(&bytes[..96]), CONFIG);
 }
 
 const HEARTBEAT: [&str; 6] = [
@@ -310,6 +329,14 @@ const REPORT: [&str; 13] = [
     "10000000000000001100000000000000",
     "0e000000072602001200000000000000",
     "03000000000000000103000000000000",
+];
+const CONFIG: [&str; 6] = [
+    "5250464d0e000003000000000f6e3869",
+    "000000000000000000000000bf2f9812",
+    "03000000000000000000000000000000",
+    "04000000000000000000000000000000",
+    "05000000000000000600000000000000",
+    "07000000000000000300000000000000",
 ];
 
 prop_compose! {
@@ -365,6 +392,7 @@ proptest! {
             proptest::collection::vec(any::<u8>(), 0..BODY_BYTES_MAX),
             proptest::collection::vec(any::<u8>(), 56),
             (0usize..66).prop_map(|epochs| vec![0; 872 + 16 * epochs]),
+            any::<u8>().prop_map(|fill| vec![fill; 768]),
         ],
         scribbles in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..20),
     ) {

@@ -1,0 +1,58 @@
+//! Disk operations in flight: which ticket is for what.
+
+use crate::types::Ticket;
+
+/// What a disk operation in flight is for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Pending {
+    Journal {
+        group: u64,
+    },
+    Metadata,
+    Load {
+        slot: usize,
+    },
+    Apply,
+    Read {
+        index: u32,
+        generation: u32,
+    },
+    Edge {
+        index: u32,
+        generation: u32,
+        which: usize,
+    },
+}
+
+/// Disk operations in flight, by ticket.
+#[derive(Debug, Default)]
+pub(super) struct PendingTable {
+    slots: Vec<Option<Pending>>,
+    generations: Vec<u32>,
+    free: Vec<u32>,
+}
+
+impl PendingTable {
+    pub(super) fn add(&mut self, pending: Pending) -> Ticket {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.generations.push(0);
+            u32::try_from(self.slots.len() - 1).expect("far fewer than 2^32 operations")
+        });
+        self.slots[index as usize] = Some(pending);
+        Ticket(u64::from(self.generations[index as usize]) << 32 | u64::from(index))
+    }
+
+    pub(super) fn take(&mut self, ticket: Ticket) -> Pending {
+        let index = (ticket.0 & u64::from(u32::MAX)) as usize;
+        assert_eq!(
+            u64::from(self.generations[index]),
+            ticket.0 >> 32,
+            "one completion each"
+        );
+        self.generations[index] = self.generations[index].wrapping_add(1);
+        self.free
+            .push(u32::try_from(index).expect("it came from a u32"));
+        self.slots[index].take().expect("one completion each")
+    }
+}
