@@ -75,6 +75,8 @@ bugs! {
     3 {
         /// What is durable is applied, whether it is committed or not (N5).
         ApplyUncommitted,
+        /// What is committed is applied before a restart would know that it is.
+        AppliedBeforeKnown,
         /// The applied floor moves when the writes to the stores have ended, without a flush.
         FloorBeforeFlush,
         /// Ring space is free again as soon as its records are applied, before the superblock says so.

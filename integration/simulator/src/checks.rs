@@ -430,19 +430,14 @@ impl Checks {
         self.chain_end
     }
 
-    /// P3: a store is the replay up to `applied`, but for blocks that the replay of later committed records overwrites.
-    pub(crate) fn store_is_prefix(&self, node: usize, volume: usize, store: &Disk, applied: u64) {
-        self.store_is(node, volume, store, applied, false);
-    }
-
-    /// The same; `exactly`: there are no later records either.
-    pub(crate) fn store_is(
+    /// P3: a store is the replay up to `applied`, but for blocks that the replay of records up to `committed` overwrites.
+    pub(crate) fn store_is_prefix(
         &self,
         node: usize,
         volume: usize,
         store: &Disk,
         applied: u64,
-        exactly: bool,
+        committed: u64,
     ) {
         if self.beyond {
             return;
@@ -466,7 +461,8 @@ impl Checks {
                     || batch::block_crc(id, block, &[0; BLOCK_BYTES]),
                     |(_, crc)| *crc,
                 );
-            let replayed = !exactly && history.iter().any(|(seq, _)| *seq > applied);
+            let replay = applied.saturating_add(1)..=committed;
+            let replayed = history.iter().any(|(seq, _)| replay.contains(seq));
             assert!(
                 crc == expected || replayed,
                 "P3: node {node} volume {volume} block {block} is not that of record {applied}: {history:?}"

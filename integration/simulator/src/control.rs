@@ -571,7 +571,7 @@ impl Cluster {
         for &node in equal {
             for volume in 0..self.options.volumes.len() {
                 let store = &self.nodes[node].disks.stores[volume];
-                self.checks.store_is_prefix(node, volume, store, end);
+                self.checks.store_is_prefix(node, volume, store, end, end);
                 let best = &self.nodes[primary].disks.stores[volume];
                 for block in 0..self.options.volumes[volume] {
                     let zeroes = [0; BLOCK_BYTES];

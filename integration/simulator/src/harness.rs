@@ -649,8 +649,14 @@ impl Cluster {
             self.checks.wiped(node);
         }
         let n = &self.nodes[node];
+        let replayed = if n.hurt {
+            u64::MAX
+        } else {
+            scanned.committed.0
+        };
         for (volume, store) in n.disks.stores.iter().enumerate() {
-            self.checks.store_is_prefix(node, volume, store, applied);
+            self.checks
+                .store_is_prefix(node, volume, store, applied, replayed);
         }
     }
 }

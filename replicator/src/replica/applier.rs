@@ -51,6 +51,8 @@ pub(super) struct Applier {
     touched: u32,
     /// When the oldest committed record that is not applied was noticed.
     waiting_since: Option<Time>,
+    /// It is due, and waits for the superblock.
+    waits: bool,
     /// When to look again for memory to read a batch back into.
     retry_at: Option<Time>,
     /// Rises when store contents replace overlay contents: what was read from a store before may be old.
@@ -69,6 +71,7 @@ impl Applier {
             left: 0,
             touched: 0,
             waiting_since: None,
+            waits: false,
             retry_at: None,
             generation: 0,
             urgent: false,
@@ -91,6 +94,7 @@ impl Applier {
     /// When an apply is due for no other reason.
     pub(super) fn timeout(&self) -> Option<Time> {
         match self.phase {
+            Phase::Idle if self.waits => None,
             Phase::Idle => Some(self.waiting_since?.after(IDLE_NS)),
             Phase::Loading => self.retry_at,
             Phase::Writing | Phase::Flushing => None,
@@ -99,18 +103,13 @@ impl Applier {
 }
 
 impl<M: Memory> Replica<M> {
-    /// The number of the first entry that may not be applied yet.
-    pub(super) fn committed_number(&self) -> u64 {
+    /// The number of the first entry that may not be applied yet if what is committed ends with this record.
+    fn committed_number(&self, committed: Seq) -> u64 {
         if planted!(ApplyUncommitted) {
             return self.log.durable_number().max(self.log.applied_number());
         }
-        let committed = match self.log.number_of(self.committed) {
-            Some(number)
-                if self
-                    .log
-                    .entry(number)
-                    .is_some_and(|e| e.last == self.committed) =>
-            {
+        let committed = match self.log.number_of(committed) {
+            Some(number) if self.log.entry(number).is_some_and(|e| e.last == committed) => {
                 number + 1
             }
             Some(number) => number,
@@ -140,7 +139,8 @@ impl<M: Memory> Replica<M> {
 
     fn apply_start(&mut self) {
         let from = self.log.applied_number();
-        let to = self.committed_number();
+        let to = self.committed_number(self.committed);
+        self.applier.waits = false;
         if from == to {
             self.applier.waiting_since = None;
             return;
@@ -153,6 +153,21 @@ impl<M: Memory> Replica<M> {
             || self.log.unapplied().len() >= WINDOW_RECORDS_MAX
             || self.now.since(since) >= IDLE_NS;
         if !due {
+            return;
+        }
+        // A crash in the midst of it leaves stores with some of these records, so a restart has to know that they are
+        // committed: it replays them then, also if nobody is there to tell it.
+        let known = self.committed_number(self.metadata.durable_committed);
+        let to = if planted!(AppliedBeforeKnown) {
+            to
+        } else {
+            to.min(known)
+        };
+        if from == to {
+            self.applier.waits = true;
+            if self.metadata.is_settled() {
+                self.metadata.changed();
+            }
             return;
         }
         // What has to be read back must fit into the memory for it: a window that does not would wait for ever.

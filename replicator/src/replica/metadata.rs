@@ -17,6 +17,7 @@ struct Writing {
     second_round: bool,
     left: u8,
     promised: Epoch,
+    committed: Seq,
     config: Option<ConfigAt>,
     floor_position: u64,
 }
@@ -28,6 +29,8 @@ pub(super) struct Metadata<B> {
     pub(super) wanted: Superblock,
     /// What of it is durable: the promise.
     pub(super) durable_promised: Epoch,
+    /// What a restart would know to be committed.
+    pub(super) durable_committed: Seq,
     /// And the config.
     pub(super) durable_config: Option<ConfigAt>,
     durable: MetaVersion,
@@ -53,6 +56,7 @@ impl<B: Buffer> Metadata<B> {
             .collect();
         Self {
             durable_promised: superblock.promised,
+            durable_committed: superblock.committed,
             durable_config: superblock.config.clone(),
             durable: MetaVersion(superblock.version),
             wanted: superblock,
@@ -107,6 +111,7 @@ impl<M: Memory> Replica<M> {
             second_round: false,
             left: 0,
             promised: wanted.promised,
+            committed: wanted.committed,
             config: wanted.config.clone(),
             floor_position: floor.position,
         });
@@ -152,6 +157,7 @@ impl<M: Memory> Replica<M> {
         };
         self.metadata.durable = writing.version;
         self.metadata.durable_promised = writing.promised;
+        self.metadata.durable_committed = self.metadata.durable_committed.max(writing.committed);
         self.metadata.durable_config = writing.config;
         let floor = writing.floor_position;
         self.log.set_floor_position(floor);

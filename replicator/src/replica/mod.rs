@@ -174,6 +174,7 @@ impl<M: Memory> Replica<M> {
         let mut metadata = Metadata::new(superblock, copies, &mut memory);
         let damage_is_new = metadata.wanted.damaged_until != scanned.damaged_until;
         metadata.wanted.damaged_until = scanned.damaged_until;
+        metadata.durable_committed = scanned.committed;
         // A copy that rotted, or that a crash left behind, is mended before a second one can follow it.
         if damage_is_new || !copies_whole {
             metadata.changed();
