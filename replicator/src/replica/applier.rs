@@ -333,7 +333,10 @@ impl<M: Memory> Replica<M> {
         for volume in 0..u16::try_from(self.config.volumes.len()).expect("at most 16 volumes") {
             let draining = self.drain.is_some();
             let mut touched = self.applier.touched & (1 << volume) != 0;
-            if planted!(FloorBeforeFlush) || (planted!(DrainWithoutFlush) && draining) {
+            if planted!(FloorBeforeFlush) {
+                touched = false;
+            }
+            if planted!(DrainWithoutFlush) && draining {
                 touched = false;
             }
             if touched {
