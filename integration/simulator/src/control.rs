@@ -374,7 +374,7 @@ impl Cluster {
             }
             self.wake_by(node, self.now);
         }
-        self.run_for(SECOND);
+        self.run_for(600 * MS);
     }
 
     fn all(&self) -> Vec<usize> {

@@ -160,10 +160,8 @@ impl Disk {
 
     /// Reads blocks as a computer does.
     pub(crate) fn read(&self, block: u64, out: &mut [u8]) -> Result<(), DiskError> {
-        let end = block + (out.len() / BLOCK_BYTES) as u64;
-        if self.bad.range(block..end).next().is_some() {
-            return Err(DiskError::Os(EIO));
-        }
+        let blocks = (out.len() / BLOCK_BYTES) as u64;
+        self.readable(block, blocks)?;
         for (b, out) in (block..).zip(out.chunks_exact_mut(BLOCK_BYTES)) {
             match self.block(b) {
                 Some(bytes) => out.copy_from_slice(bytes),
@@ -171,6 +169,24 @@ impl Disk {
             }
         }
         Ok(())
+    }
+
+    /// The same, into new memory.
+    pub(crate) fn read_new(&self, block: u64, blocks: u64) -> Result<Vec<u8>, DiskError> {
+        self.readable(block, blocks)?;
+        let zeroes = Block::zero();
+        let mut bytes = Vec::with_capacity(usize::try_from(blocks).expect("512") * BLOCK_BYTES);
+        for b in block..block + blocks {
+            bytes.extend_from_slice(self.block(b).unwrap_or(&zeroes));
+        }
+        Ok(bytes)
+    }
+
+    fn readable(&self, block: u64, blocks: u64) -> Result<(), DiskError> {
+        match self.bad.range(block..block + blocks).next() {
+            Some(_) => Err(DiskError::Os(EIO)),
+            None => Ok(()),
+        }
     }
 
     /// The blocks that were ever written.

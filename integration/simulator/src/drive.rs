@@ -54,9 +54,7 @@ impl Which {
 }
 
 fn read(disk: &Disk, block: u64, buffer: &SimBuffer) -> Result<Vec<u8>, DiskError> {
-    let mut bytes = vec![0; buffer.blocks() as usize * BLOCK_BYTES];
-    disk.read(block, &mut bytes)?;
-    Ok(bytes)
+    disk.read_new(block, u64::from(buffer.blocks()))
 }
 
 impl Flight {

@@ -130,7 +130,7 @@ pub(crate) fn live(seed: u64, trace: bool) -> Tally {
     if rng.chance(80) {
         c.run_for(SECOND);
     }
-    let end = c.now + rng.between(2, 10) * SECOND;
+    let end = c.now + rng.between(1500, 7500) * MS;
     suffer(&mut c, seed, rng.between(10, 250) * MS, end);
     c.conclude();
     let beyond = c.tally().beyond;

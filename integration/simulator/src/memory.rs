@@ -27,7 +27,7 @@ struct Arena {
     /// Others may look at these bytes for longer than the arena lives: disks and streams.
     bytes: Rc<Vec<u8>>,
     /// What disk reads brought while there were several handles, by the byte where it begins.
-    late: RefCell<Vec<(usize, Vec<u8>)>>,
+    late: RefCell<Vec<(usize, Rc<Vec<u8>>)>>,
 }
 
 impl Drop for Arena {
@@ -86,7 +86,7 @@ impl SimBuffer {
     pub(crate) fn fill(&self, bytes: Vec<u8>) {
         assert_eq!(bytes.len(), self.blocks * BLOCK_BYTES);
         let at = self.first * BLOCK_BYTES;
-        self.arena.late.borrow_mut().push((at, bytes));
+        self.arena.late.borrow_mut().push((at, Rc::new(bytes)));
     }
 
     /// The bytes as they are now. Writing to the buffer later does not change them.
@@ -109,6 +109,11 @@ impl SimBuffer {
         let late = self.arena.late.borrow();
         let merged = self.merged.get_or_init(|| {
             let from = self.first * BLOCK_BYTES;
+            if let [(at, bytes)] = late.as_slice()
+                && (*at, bytes.len()) == (from, self.blocks * BLOCK_BYTES)
+            {
+                return (1, Rc::clone(bytes));
+            }
             let mut bytes = self.arena.bytes[from..from + self.blocks * BLOCK_BYTES].to_vec();
             merge(&late, from, &mut bytes);
             (late.len(), Rc::new(bytes))
@@ -118,7 +123,7 @@ impl SimBuffer {
     }
 }
 
-fn merge(late: &[(usize, Vec<u8>)], from: usize, out: &mut [u8]) {
+fn merge(late: &[(usize, Rc<Vec<u8>>)], from: usize, out: &mut [u8]) {
     for (at, bytes) in late {
         let begin = (*at).max(from);
         let end = (at + bytes.len()).min(from + out.len());
