@@ -48,6 +48,8 @@ struct Sent {
     /// Blocks of each batch, by its last record.
     blocks: BTreeMap<u64, u64>,
     acknowledged: bool,
+    /// The last record that was sent before anything was acknowledged: until then a number of batches is the bound.
+    early: u64,
 }
 
 #[derive(Default)]
@@ -273,7 +275,7 @@ impl Cluster {
         }
         sent.blocks.insert(last, u64::from(blocks));
         sent.last = sent.last.max(last);
-        let under_way: u64 = sent.blocks.values().sum();
+        let under_way: u64 = sent.blocks.range(sent.early + 1..).map(|(_, n)| n).sum();
         assert!(
             !sent.acknowledged || under_way <= UNACKNOWLEDGED_BLOCKS_MAX || self.checks.is_beyond(),
             "P8: node {node} sends {under_way} blocks that its peer has not acknowledged"
@@ -296,7 +298,10 @@ impl Cluster {
     /// A peer's acknowledgement is handed in.
     pub(crate) fn was_fed(&mut self, conn: usize, side: usize, seq: u64) {
         if let Some(sent) = self.bounds.sent.get_mut(&(conn, side)) {
-            sent.acknowledged = true;
+            if !sent.acknowledged {
+                sent.acknowledged = true;
+                sent.early = sent.last;
+            }
             sent.blocks = sent.blocks.split_off(&(seq + 1));
         }
     }

@@ -288,7 +288,7 @@ impl Cluster {
         for part in parts {
             let Some(first) = self.checks.saw(node, part.bytes(), false) else {
                 assert_eq!(offset, BLOCK_BYTES_U64, "journal writes begin with headers");
-                self.nodes[node].wrapped = Some(id);
+                self.nodes[node].wrapped = Some((id, part.bytes().to_vec()));
                 return batches;
             };
             batches.push(first);
@@ -296,12 +296,15 @@ impl Cluster {
                 self.journals(node, at, &header);
                 if header.blocks() == part.blocks() {
                     self.watch.batch(node, part.bytes(), "its journal");
+                } else if let Some((_, rest)) = &wrapped {
+                    let whole = [part.bytes(), rest.as_slice()].concat();
+                    self.watch.batch(node, &whole, "its journal");
                 }
             }
             at += u64::from(part.blocks());
         }
         // The split batch, if there is one, is durable with the later of its two writes.
-        if let Some(wrapped) = wrapped
+        if let Some((wrapped, _)) = wrapped
             && let Some(flight) = self.nodes[node].flights.get_mut(&wrapped)
             && let Some(last) = batches.last()
         {

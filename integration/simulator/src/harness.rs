@@ -143,7 +143,8 @@ pub(crate) struct Node {
     pub(crate) snapshot: Option<Disks>,
     /// Connections that a power cut left half open.
     pub(crate) orphans: Vec<(usize, usize)>,
-    pub(crate) wrapped: Option<u64>,
+    /// A write of the second part of a batch that lies across the end of the ring: its flight, and what it holds.
+    pub(crate) wrapped: Option<(u64, Vec<u8>)>,
 }
 
 pub(crate) struct Cluster {

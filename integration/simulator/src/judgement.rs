@@ -15,6 +15,7 @@ impl Cluster {
             for &b in nodes {
                 self.net.slow.remove(&(a, b));
                 self.net.spoil.remove(&(a, b));
+                self.net.forge.remove(&(a, b));
                 self.heal_link(a, b);
             }
         }
