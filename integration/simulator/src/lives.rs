@@ -130,7 +130,14 @@ pub(crate) fn live(seed: u64, trace: bool) -> Tally {
     if rng.chance(80) {
         c.run_for(SECOND);
     }
-    let end = c.now + rng.between(1500, 7500) * MS;
+    // Many short lives see more than few long ones, but for what takes its time.
+    let long = rng.chance(30);
+    let length = if long {
+        rng.between(3000, 8000)
+    } else {
+        rng.between(500, 3000)
+    };
+    let end = c.now + length * MS;
     suffer(&mut c, seed, rng.between(10, 250) * MS, end);
     c.conclude();
     let beyond = c.tally().beyond;
