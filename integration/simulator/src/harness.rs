@@ -3,20 +3,16 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use replicator::io::*;
-use replicator::journal::scan::Scanned;
 use replicator::meta::config::Name;
-use replicator::meta::label::{FormatParams, JOURNAL_BYTES_MIN, format_node, format_witness};
-use replicator::meta::superblock::VolumeRecord;
-use replicator::recover::{Recovered, recover, recover_witness};
 use replicator::types::*;
 use replicator::view::{DiskState, Suspended, View};
 use replicator::{AckPolicy, OnNoQuorum, Replica, ReplicaConfig};
 
 use crate::attack::ATTACKS;
 use crate::bounds::Bounds;
-use crate::checks::{Batch, Checks};
+use crate::checks::Checks;
 use crate::client::{Client, Request};
-use crate::disk::{Disk, Disks, Fate, Reading};
+use crate::disk::{Disks, Fate};
 use crate::drive::Flight;
 use crate::hash::Hash;
 use crate::lives::Tally;
@@ -184,7 +180,7 @@ pub(crate) struct Cluster {
     pub(crate) turns: u64,
 }
 
-fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     Name::from(text).expect("a short name")
 }
 
@@ -263,56 +259,6 @@ impl Cluster {
             }
         }
         cluster
-    }
-
-    fn config(&self, me: usize, names: &[Name]) -> ReplicaConfig {
-        let volumes = (0..self.options.volumes.len())
-            .map(|v| VolumeRecord {
-                name: name(&format!("v{v}")),
-                bytes: self.options.volumes[v] * BLOCK_BYTES_U64,
-            })
-            .collect();
-        ReplicaConfig {
-            resource: name("r0"),
-            nodes: names.to_vec(),
-            witnesses: (self.options.nodes..names.len()).map(node_id).collect(),
-            me: node_id(me),
-            volumes,
-            lease_ms: self.options.lease_ms,
-            on_no_quorum: self.options.on_no_quorum,
-            ack: self.options.ack,
-            requests_max: self.options.requests_max,
-        }
-    }
-
-    /// The disks of a node that was just created.
-    pub(crate) fn format(&mut self, config: &ReplicaConfig) -> Disks {
-        let node = config.nodes[usize::from(config.me.0)];
-        let incarnation = Incarnation(u128::from(self.rng.identity.next()) << 64 | 1);
-        if config.is_witness(config.me) {
-            let meta = format_witness(config.resource, node, incarnation);
-            return Disks {
-                meta: Disk::with(true, &meta),
-                journal: Disk::with(true, &[]),
-                stores: Vec::new(),
-            };
-        }
-        let (meta, label) = format_node(&FormatParams {
-            resource: config.resource,
-            node,
-            incarnation,
-            journal_bytes: JOURNAL_BYTES_MIN,
-            volumes: config.volumes.clone(),
-        });
-        Disks {
-            meta: Disk::with(true, &meta),
-            journal: Disk::with(true, &label),
-            stores: config
-                .volumes
-                .iter()
-                .map(|_| Disk::with(false, &[]))
-                .collect(),
-        }
     }
 
     pub(crate) fn new_clock(&mut self, node: usize) {
@@ -552,112 +498,6 @@ impl Cluster {
         }
         self.nodes[node].view = view;
         self.turn_ended(node);
-    }
-
-    /// Starts a node from its disks.
-    pub(crate) fn restart(&mut self, node: usize) {
-        let n = &mut self.nodes[node];
-        assert!(n.replica.is_none(), "node {node} runs");
-        n.life += 1;
-        n.wake_at = u64::MAX;
-        n.frozen_until = 0;
-        n.may_fail = n.hurt;
-        n.drained = false;
-        n.next_fate = [None; 3];
-        n.wrapped = None;
-        n.wanted.fill(true);
-        let meta = &mut Reading(&n.disks.meta);
-        let recovered = if n.config.is_witness(n.config.me) {
-            recover_witness(meta, &n.config)
-        } else {
-            recover(meta, &mut Reading(&n.disks.journal), &n.config)
-        };
-        let recovered = match recovered {
-            Ok(recovered) => recovered,
-            Err(error) => {
-                assert!(
-                    n.hurt || self.checks.is_beyond(),
-                    "node {node} can not start: {error}"
-                );
-                n.ruined = true;
-                self.trace(|| format!("{node} can not start: {error}"));
-                return;
-            }
-        };
-        self.check_recovered(node, &recovered);
-        let memory = SimMemory::new(self.options.shares);
-        let mut seed = [0; 32];
-        for word in seed.chunks_exact_mut(8) {
-            word.copy_from_slice(&self.rng.identity.next().to_le_bytes());
-        }
-        let now = self.local(node, self.now);
-        let config = self.nodes[node].config.clone();
-        self.trace(|| {
-            let s = &recovered.scanned;
-            let tail = s.parts.entries.last().map(|e| e.id());
-            format!(
-                "{node} starts: tail {tail:?} committed {} {:?}",
-                s.committed, s.seen
-            )
-        });
-        let replica = Replica::open(config, recovered, memory, now, seed);
-        self.nodes[node].view = replica.view();
-        self.nodes[node].replica = Some(Box::new(replica));
-        self.wake_by(node, self.now);
-        for (conn, side) in std::mem::take(&mut self.nodes[node].orphans) {
-            let wait = self.rng.net.below(50 * MS);
-            self.after(wait, Event::Closed(conn, side));
-        }
-    }
-
-    fn check_recovered(&mut self, node: usize, recovered: &Recovered) {
-        let Recovered {
-            superblock,
-            scanned,
-            ..
-        } = recovered;
-        let n = &mut self.nodes[node];
-        let Scanned { parts, .. } = scanned;
-        self.watch.journal_holds(node, parts);
-        assert!(
-            scanned.damaged_until == RecordId::NONE || n.hurt || self.checks.is_beyond(),
-            "node {node} takes itself for damaged: {:?} {:?} acked {} committed {} tail {:?}",
-            scanned.seen,
-            scanned.end,
-            superblock.acked,
-            superblock.committed,
-            parts.entries.last().map(|e| e.id()),
-        );
-        let batches = parts
-            .entries
-            .iter()
-            .map(|e| Batch {
-                first: e.first.0,
-                last: e.last.0,
-                epoch: e.epoch.0,
-                checksum: e.checksum,
-            })
-            .collect();
-        let applied = superblock.applied.id.seq.0;
-        let damaged = scanned.damaged_until != RecordId::NONE;
-        if node < self.options.nodes {
-            let proven = superblock.acked.seq.max(superblock.committed).0;
-            let hurt = n.hurt.then_some(proven);
-            self.checks
-                .recovered(node, batches, scanned.committed.0, applied, hurt, damaged);
-        } else if damaged {
-            self.checks.wiped(node);
-        }
-        let n = &self.nodes[node];
-        let replayed = if n.hurt {
-            u64::MAX
-        } else {
-            scanned.committed.0
-        };
-        for (volume, store) in n.disks.stores.iter().enumerate() {
-            self.checks
-                .store_is_prefix(node, volume, store, applied, replayed);
-        }
     }
 }
 

@@ -14,13 +14,17 @@ mod garbage;
 mod harness;
 mod hash;
 mod intake;
+mod judgement;
+mod links;
 mod lives;
 mod memory;
 mod net;
 mod oracle;
 #[cfg(feature = "planted")]
 mod proof;
+mod requests;
 mod rng;
+mod start;
 #[cfg(test)]
 mod stories;
 mod watch;

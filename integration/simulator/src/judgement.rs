@@ -1,0 +1,263 @@
+//! The last judgement: what must become true once everything works again, and what excuses a cluster.
+
+use replicator::io::*;
+use replicator::types::*;
+use replicator::view::DiskState;
+
+use crate::harness::*;
+use crate::oracle::stamps_of_block;
+
+impl Cluster {
+    /// These nodes work again: they run, their disks are fast, and frames pass between them.
+    pub(crate) fn mend(&mut self, nodes: &[usize]) {
+        self.net.snags.clear();
+        for &a in nodes {
+            for &b in nodes {
+                self.net.slow.remove(&(a, b));
+                self.net.spoil.remove(&(a, b));
+                self.heal_link(a, b);
+            }
+        }
+        for &node in nodes {
+            let n = &mut self.nodes[node];
+            n.slow = [1; 3];
+            n.next_fate = [None; 3];
+            n.hung_until = [0; 3];
+            n.disks.meta.settle();
+            n.disks.journal.settle();
+            let hung: Vec<u64> = n.flights.keys().copied().collect();
+            let life = n.life;
+            for flight in hung {
+                let wait = self.rng.disks.below(self.options.disk_ns);
+                self.after(wait, Event::Disk { node, life, flight });
+            }
+            let n = &mut self.nodes[node];
+            n.frozen_until = n.frozen_until.min(self.now);
+            let stopped = n.view.disk_state == DiskState::Failed || n.drained;
+            if self.up(node) && stopped {
+                self.crash(node, false);
+            }
+            if !self.up(node) && !self.nodes[node].ruined {
+                self.restart(node);
+            }
+            for &peer in nodes.iter().filter(|&&p| p != node) {
+                let peer = node_id(peer);
+                self.admin(node, AdminCommand::Connect { peer });
+            }
+            self.wake_by(node, self.now);
+        }
+        self.run_for(600 * MS);
+    }
+
+    fn all(&self) -> Vec<usize> {
+        (0..self.nodes.len()).collect()
+    }
+
+    /// The data nodes among these.
+    fn data_of(&self, nodes: &[usize]) -> Vec<usize> {
+        let data = |n: &usize| *n < self.options.nodes;
+        nodes.iter().copied().filter(data).collect()
+    }
+
+    /// Promotes one of these nodes, whichever can be; `None` if the life ends here: more was lost than anything can keep.
+    pub(crate) fn promote_any(&mut self, nodes: &[usize]) -> Option<usize> {
+        let data = self.data_of(nodes);
+        let mut said = Vec::new();
+        for attempt in 0..40 {
+            let node = data[attempt % data.len()];
+            if !self.up(node) {
+                continue;
+            }
+            match self.promote(node, 3 * SECOND) {
+                Ok(()) => return (!self.checks.is_beyond()).then_some(node),
+                Err(error) => said.push((node, error)),
+            }
+            if self.checks.is_beyond() {
+                return None;
+            }
+        }
+        // The first config is known to nodes that do not have its record, and the disk that held that is harmed. Nothing was
+        // ever committed; such nodes are created anew.
+        let hurt = self.nodes.iter().any(|n| n.hurt);
+        if self.checks.chain_end() == 0 && hurt {
+            self.checks.ends_beyond();
+            return None;
+        }
+        if self.needs_resync() {
+            return None;
+        }
+        said.truncate(8);
+        panic!("nobody can be promoted: {said:?}");
+    }
+
+    /// How many of these nodes can be fed from the journal of the one among them that has trimmed its own furthest. The others need a
+    /// resync, which does not exist yet: until then they do not count.
+    fn within_the_journal(&self, nodes: &[usize]) -> usize {
+        let there = |n: &&usize| self.up(**n) && !self.nodes[**n].wiped;
+        let floor = |n: &usize| self.nodes[*n].view.journal_floor.0;
+        let highest = nodes.iter().filter(there).map(floor).max().unwrap_or(0);
+        let near = |n: &&usize| self.nodes[**n].view.committed.0 + 1 >= highest;
+        nodes.iter().filter(there).filter(near).count()
+    }
+
+    /// Whether too few members are left that can be fed from a journal.
+    fn needs_resync(&mut self) -> bool {
+        let needs = self.within_the_journal(&self.data_of(&self.all())) <= self.options.nodes / 2;
+        self.stuck |= needs;
+        needs
+    }
+
+    /// Liveness: a majority works and sees each other, of the others nothing is heard. Somebody can be promoted and writes are
+    /// answered, whatever happened before.
+    fn a_majority_goes_on(&mut self) {
+        let (members, voters) = (self.options.nodes, self.nodes.len());
+        let mut core: Vec<usize> = (0..members).filter(|&n| !self.nodes[n].hurt).collect();
+        while core.len() > members / 2 + 1 {
+            core.remove(self.rng.turns.index(core.len()));
+        }
+        if core.len() <= members / 2 || self.options.loose_clocks {
+            return;
+        }
+        let data = core.clone();
+        let mut witnesses: Vec<usize> =
+            (members..voters).filter(|&n| !self.nodes[n].hurt).collect();
+        while core.len() <= voters / 2 {
+            if witnesses.is_empty() {
+                return;
+            }
+            core.push(witnesses.remove(self.rng.turns.index(witnesses.len())));
+        }
+        for a in 0..voters {
+            for b in 0..voters {
+                if core.contains(&a) != core.contains(&b) {
+                    self.cut(a, b);
+                }
+            }
+        }
+        self.mend(&core);
+        self.mend(&core); // What was about to fail has failed by now.
+        // The first promotion needs all; and one that is past the journal needs a resync.
+        let floor = |n: &usize| self.nodes[*n].view.journal_floor.0;
+        let knows = |n: &usize| self.nodes[*n].view.committed.0;
+        let past_the_journal =
+            data.iter().map(floor).max() > data.iter().map(|n| knows(n) + 1).min();
+        if self.checks.chain_end() == 0 || past_the_journal {
+            return;
+        }
+        let Some(primary) = self.promote_any(&core) else {
+            return;
+        };
+        self.trace(|| format!("-- {core:?} go on, with {primary} as Primary"));
+        let behind = |c: &Self| {
+            core.iter()
+                .any(|&n| n != primary && c.is_too_far(primary, n))
+        };
+        let id = self.write(primary, 0, 5, 2);
+        let done = self.run_until(20 * SECOND, |c| c.outcomes.contains_key(&id) || behind(c));
+        let outcome = self.outcomes.get(&id);
+        assert!(
+            behind(self) || self.checks.is_beyond() || done && outcome == Some(&Outcome::Done),
+            "with {core:?} healthy, a write at {primary} came to {outcome:?}"
+        );
+    }
+
+    /// The last judgement: first a majority is mended and has to go on; then everything is mended, somebody is promoted, all
+    /// requests are answered, all nodes catch up; then all stores are drained and compared. A cluster that has lost more than
+    /// anything can keep is not judged.
+    pub(crate) fn conclude(&mut self) {
+        if !self.checks.is_beyond() {
+            self.a_majority_goes_on();
+        }
+        self.mend(&self.all());
+        self.mend(&self.all());
+        if self.checks.is_beyond() {
+            return;
+        }
+        let Some(primary) = self.promote_any(&self.all()) else {
+            return;
+        };
+        if !self.everything_is_answered(primary) {
+            return;
+        }
+        self.must_write(primary, 0, 3, 2);
+        let fed = self.run_until(30 * SECOND, |c| c.fed(primary));
+        assert!(
+            fed,
+            "not all peers catch up: {:?}",
+            self.nodes[primary].view.peers
+        );
+        self.read_all(primary);
+        let equal: Vec<usize> = (0..self.nodes.len())
+            .filter(|&n| n == primary || self.is_fed(primary, n))
+            .collect();
+        assert_eq!(self.command(primary, AdminCommand::Demote), Ok(()));
+        self.run_for(SECOND);
+        let mut equal = equal;
+        for node in 0..self.nodes.len() {
+            if self.up(node) {
+                let drained = self.command(node, AdminCommand::Drain);
+                assert!(
+                    drained == Ok(()) || self.nodes[node].hurt,
+                    "node {node}: {drained:?}"
+                );
+                equal.retain(|&n| n != node || drained.is_ok());
+            }
+        }
+        self.compare(&equal);
+        self.run_for(SECOND);
+        (0..self.nodes.len()).for_each(|n| self.leaks_nothing(n));
+        if let Err(error) = self.oracle.judge() {
+            panic!("{error}");
+        }
+    }
+
+    /// Whether that comes true; else it is excused.
+    fn everything_is_answered(&mut self, primary: usize) -> bool {
+        let nothing_waits = |c: &Self| c.requests.values().all(|r| r.client.is_none());
+        let answered = self.run_until(30 * SECOND, |c| {
+            c.nodes[primary].view.serving && nothing_waits(c)
+        });
+        self.stop_clients();
+        if answered || self.run_until(20 * SECOND, nothing_waits) {
+            return true;
+        }
+        if self.needs_resync() {
+            return false;
+        }
+        let nodes: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|n| (n.replica.as_ref().map(|r| r.memory()), &n.view))
+            .collect();
+        panic!(
+            "requests are never answered at {primary}: {:?}\n{nodes:?}",
+            self.requests
+        );
+    }
+
+    /// P10: drained stores are equal, and hold what was committed.
+    fn compare(&mut self, equal: &[usize]) {
+        let end = self.checks.chain_end();
+        let Some(&primary) = equal.first() else {
+            return;
+        };
+        for &node in equal {
+            for volume in 0..self.options.volumes.len() {
+                let store = &self.nodes[node].disks.stores[volume];
+                self.checks.store_is_prefix(node, volume, store, end, end);
+                let best = &self.nodes[primary].disks.stores[volume];
+                for block in 0..self.options.volumes[volume] {
+                    let zeroes = [0; BLOCK_BYTES];
+                    let bytes = store.block(block).map_or(zeroes.as_slice(), |b| b);
+                    let other = best.block(block).map_or(zeroes.as_slice(), |b| b);
+                    assert!(
+                        bytes == other,
+                        "P10: nodes {node} and {primary} differ in volume {volume} block {block}"
+                    );
+                    stamps_of_block(bytes, block)
+                        .unwrap_or_else(|e| panic!("node {node} volume {volume}: {e}"));
+                }
+            }
+        }
+    }
+}

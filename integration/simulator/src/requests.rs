@@ -1,0 +1,243 @@
+//! Requests: clients' own, those of stories, and how they end.
+
+use replicator::io::*;
+use replicator::memory::Buffer;
+
+use crate::client::{Client, Kind, Request, draw};
+use crate::harness::*;
+use crate::memory::SimBuffer;
+use crate::oracle::UNITS_PER_BLOCK;
+
+impl Cluster {
+    pub(crate) fn reply(
+        &mut self,
+        node: usize,
+        id: u64,
+        result: Result<Answer<SimBuffer>, ClientError>,
+    ) {
+        let request = self.requests.remove(&id).expect("it waits for an answer");
+        self.operations += 1;
+        self.hash.number(self.now);
+        self.hash.number(id << 1 | u64::from(result.is_ok()));
+        assert_eq!(request.node, node);
+        let epoch = self.nodes[node].reign;
+        if let Some(client) = request.client {
+            self.clients[client].under_way -= 1;
+        }
+        let done = result.is_ok();
+        match result {
+            Ok(answer) => {
+                if !self.options.loose_clocks {
+                    self.checks.answers(node, epoch);
+                    self.answers_in_time(node);
+                }
+                match (request.kind, answer) {
+                    (Kind::Flush, Answer::Done) => {}
+                    (Kind::Write { .. } | Kind::Zero { .. }, Answer::Done) => {
+                        self.oracle.answered(request.stamp, self.now);
+                    }
+                    (
+                        Kind::Read,
+                        Answer::Data {
+                            buffer,
+                            start,
+                            length,
+                        },
+                    ) => {
+                        let first = request.units.start / UNITS_PER_BLOCK;
+                        self.was_committed(node, buffer.bytes(), first);
+                        let bytes = &buffer.bytes()[start..start + length];
+                        let units = request.units.clone();
+                        if !self.options.loose_clocks && !self.checks.is_beyond() {
+                            self.oracle
+                                .was_read(request.volume, units, bytes, request.asked, self.now)
+                                .unwrap_or_else(|e| panic!("node {node}: {e}"));
+                        }
+                    }
+                    (kind, _) => panic!("{kind:?} was answered as something else"),
+                }
+            }
+            Err(_) => {
+                self.fails_with_reason(node);
+                if matches!(request.kind, Kind::Write { .. } | Kind::Zero { .. }) {
+                    self.oracle.in_doubt(request.stamp, epoch);
+                }
+            }
+        }
+        if request.client.is_none() {
+            let outcome = if done { Outcome::Done } else { Outcome::Error };
+            self.outcomes.insert(id, outcome);
+        }
+    }
+
+    /// A request will never be answered.
+    pub(crate) fn drop_request(&mut self, id: u64) {
+        let Some(request) = self.requests.remove(&id) else {
+            return;
+        };
+        self.operations += 1;
+        if let Some(client) = request.client {
+            self.clients[client].under_way -= 1;
+        } else {
+            self.outcomes.insert(id, Outcome::Dropped);
+        }
+        if matches!(request.kind, Kind::Write { .. } | Kind::Zero { .. }) {
+            if request.handed_in {
+                let epoch = self.nodes[request.node].reign;
+                self.oracle.in_doubt(request.stamp, epoch);
+            } else {
+                self.oracle.never_happened(request.stamp);
+            }
+        }
+    }
+
+    pub(crate) fn drop_clients(&mut self, node: usize) {
+        self.nodes[node].accepting = false;
+        let ids: Vec<u64> = self
+            .requests
+            .iter()
+            .filter(|(_, r)| r.node == node)
+            .map(|(&id, _)| id)
+            .collect();
+        for id in ids {
+            self.drop_request(id);
+        }
+    }
+
+    pub(crate) fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// Sends a request to a node.
+    pub(crate) fn ask(&mut self, node: usize, mut request: Request) -> u64 {
+        let id = self.next_id();
+        request.node = node;
+        request.asked = self.now;
+        if matches!(request.kind, Kind::Write { .. } | Kind::Zero { .. }) {
+            let zero = matches!(request.kind, Kind::Zero { .. });
+            let units = request.units.clone();
+            request.stamp = self.oracle.write(request.volume, units, zero, self.now);
+        }
+        if let Some(client) = request.client {
+            self.clients[client].under_way += 1;
+        }
+        self.requests.insert(id, request);
+        self.post(node, Happening::Client(id));
+        id
+    }
+
+    pub(crate) fn tick(&mut self, client: usize) {
+        let c = self.clients[client].clone();
+        if c.stopped {
+            return;
+        }
+        let wait = self.rng.clients.between(1, 2 * c.pause);
+        self.after(wait, Event::Tick(client));
+        let open: Vec<usize> = (0..self.nodes.len())
+            .filter(|&n| self.nodes[n].replica.is_some() && self.nodes[n].accepting)
+            .collect();
+        if c.under_way >= c.depth || open.is_empty() {
+            return;
+        }
+        let node = open[self.rng.clients.index(open.len())];
+        let blocks = self.options.volumes[c.volume];
+        let (kind, units) = draw(&mut self.rng.clients, blocks, self.big_percent);
+        let request = Request {
+            client: Some(client),
+            kind,
+            volume: c.volume,
+            units,
+            stamp: 0,
+            asked: 0,
+            node,
+            handed_in: false,
+        };
+        self.ask(node, request);
+    }
+
+    /// Starts clients that work until they are stopped.
+    pub(crate) fn start_clients(&mut self, count: usize, depth: usize, pause: u64) {
+        for i in 0..count {
+            self.clients.push(Client {
+                volume: i % self.options.volumes.len(),
+                depth,
+                pause,
+                under_way: 0,
+                stopped: false,
+            });
+            let client = self.clients.len() - 1;
+            self.after(MS, Event::Tick(client));
+        }
+    }
+
+    pub(crate) fn stop_clients(&mut self) {
+        for client in &mut self.clients {
+            client.stopped = true;
+        }
+    }
+
+    pub(crate) fn request(
+        &mut self,
+        node: usize,
+        kind: Kind,
+        volume: usize,
+        units: std::ops::Range<u64>,
+    ) -> u64 {
+        let request = Request {
+            client: None,
+            kind,
+            volume,
+            units,
+            stamp: 0,
+            asked: 0,
+            node,
+            handed_in: false,
+        };
+        self.ask(node, request)
+    }
+
+    /// A scripted write of whole blocks.
+    pub(crate) fn write(&mut self, node: usize, volume: usize, block: u64, blocks: u64) -> u64 {
+        let units = block * UNITS_PER_BLOCK..(block + blocks) * UNITS_PER_BLOCK;
+        let owned = blocks >= 16;
+        self.request(node, Kind::Write { owned }, volume, units)
+    }
+
+    /// A scripted read of whole blocks.
+    pub(crate) fn read(&mut self, node: usize, volume: usize, block: u64, blocks: u64) -> u64 {
+        let units = block * UNITS_PER_BLOCK..(block + blocks) * UNITS_PER_BLOCK;
+        self.request(node, Kind::Read, volume, units)
+    }
+
+    /// How a scripted request ends, within a time; `None` if it does not.
+    pub(crate) fn outcome(&mut self, id: u64, time: u64) -> Option<Outcome> {
+        self.run_until(time, |c| c.outcomes.contains_key(&id));
+        self.outcomes.get(&id).copied()
+    }
+
+    /// Writes and waits for the answer.
+    pub(crate) fn must_write(&mut self, node: usize, volume: usize, block: u64, blocks: u64) {
+        let id = self.write(node, volume, block, blocks);
+        assert_eq!(self.outcome(id, 20 * SECOND), Some(Outcome::Done));
+    }
+
+    /// Reads everything, at a node that serves.
+    pub(crate) fn read_all(&mut self, node: usize) {
+        for volume in 0..self.options.volumes.len() {
+            let blocks = self.options.volumes[volume];
+            let mut at = 0;
+            while at < blocks {
+                let count = (blocks - at).min(64);
+                let id = self.read(node, volume, at, count);
+                let outcome = self.outcome(id, 20 * SECOND);
+                let spoilt = self.nodes[node].disks.stores[volume].is_spoilt();
+                assert!(
+                    outcome == Some(Outcome::Done) || spoilt && outcome == Some(Outcome::Error),
+                    "a read of volume {volume} from block {at} at node {node}: {outcome:?}"
+                );
+                at += count;
+            }
+        }
+    }
+}
