@@ -225,12 +225,13 @@ impl Cluster {
         if self.needs_resync() {
             return false;
         }
-        for node in &self.nodes {
-            let memory = node.replica.as_ref().map(|r| r.memory());
-            println!("{memory:?}\n{:?}\n", node.view);
-        }
+        let nodes: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|n| (n.replica.as_ref().map(|r| r.memory()), &n.view))
+            .collect();
         panic!(
-            "requests are never answered at {primary}: {:?}",
+            "requests are never answered at {primary}: {:?}\n{nodes:?}",
             self.requests
         );
     }
