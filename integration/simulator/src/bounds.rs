@@ -110,7 +110,10 @@ impl Cluster {
         for (conn, side) in self.net.of(node) {
             let c = &self.net.conns[conn];
             let peer = node_id(c.nodes[1 - side]);
-            let fed = |p: &PeerView| p.node == peer && p.replication != ReplicationState::Off;
+            // An acknowledgement of what the ring has gone past says nothing of how much is under way: the next one does.
+            let near = |p: &PeerView| p.durable.is_some_and(|d| d.next() >= n.view.journal_floor);
+            let fed =
+                |p: &PeerView| p.node == peer && p.replication != ReplicationState::Off && near(p);
             let Some(sent) = self.bounds.sent.get(&(conn, side)) else {
                 continue;
             };
