@@ -54,6 +54,8 @@ struct Sent {
 
 #[derive(Default)]
 pub(crate) struct Bounds {
+    /// Nodes that had memory enough when their last turn ended.
+    had_plenty: BTreeSet<usize>,
     /// Commands to drain that are not answered.
     pub(crate) drains: BTreeSet<u64>,
     /// Nodes that said in this turn that they are drained.
@@ -95,7 +97,15 @@ impl Cluster {
         if alone && view.serving && view.suspended == Suspended::No && self.lease_runs(node) {
             self.majority_is_enough(node, view);
             self.nothing_waits_for_nothing(node);
-            self.no_peer_waits_for_another(node);
+            // What a turn frees by what it puts out helps the next one only.
+            if self.bounds.had_plenty.contains(&node) {
+                self.no_peer_waits_for_another(node);
+            }
+        }
+        if self.has_plenty(node) {
+            self.bounds.had_plenty.insert(node);
+        } else {
+            self.bounds.had_plenty.remove(&node);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use replicator::io::*;
 use replicator::types::*;
-use replicator::view::DiskState;
+use replicator::view::{DiskState, PeerView};
 
 use crate::harness::*;
 use crate::oracle::stamps_of_block;
@@ -47,7 +47,7 @@ impl Cluster {
             }
             self.wake_by(node, self.now);
         }
-        self.run_for(600 * MS);
+        self.run_for(300 * MS);
     }
 
     fn all(&self) -> Vec<usize> {
@@ -191,9 +191,26 @@ impl Cluster {
         let equal: Vec<usize> = (0..self.nodes.len())
             .filter(|&n| n == primary || self.is_fed(primary, n))
             .collect();
+        // Nobody writes any more: what is fed comes to have all of it.
+        let all_there = self.run_until(20 * SECOND, |c| {
+            let view = &c.nodes[primary].view;
+            let has = |p: &PeerView| p.durable == Some(view.admitted);
+            let there = |n: usize| {
+                view.peers
+                    .iter()
+                    .any(|p| usize::from(p.node.0) == n && has(p))
+            };
+            equal.iter().all(|&n| n == primary || there(n))
+        });
+        assert!(
+            all_there || self.nodes.iter().any(|n| n.hurt),
+            "not all peers have everything: {:?}",
+            self.nodes[primary].view
+        );
         assert_eq!(self.command(primary, AdminCommand::Demote), Ok(()));
         self.run_for(SECOND);
         let mut equal = equal;
+        equal.retain(|&n| !self.nodes[n].hurt || all_there);
         for node in 0..self.nodes.len() {
             if self.up(node) {
                 let drained = self.command(node, AdminCommand::Drain);
