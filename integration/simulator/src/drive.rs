@@ -283,6 +283,7 @@ impl Cluster {
         parts: &Parts<SimBuffer>,
     ) -> Vec<u64> {
         let wrapped = self.nodes[node].wrapped.take();
+        let harm = self.there_is_harm();
         let mut batches = Vec::new();
         let mut at = block_at(offset);
         for part in parts {
@@ -295,10 +296,10 @@ impl Cluster {
             if let Ok(header) = batch::read_header(part.bytes()) {
                 self.journals(node, at, &header);
                 if header.blocks() == part.blocks() {
-                    self.watch.batch(node, part.bytes(), "its journal");
+                    self.watch.batch(node, part.bytes(), "its journal", harm);
                 } else if let Some((_, rest)) = &wrapped {
                     let whole = [part.bytes(), rest.as_slice()].concat();
-                    self.watch.batch(node, &whole, "its journal");
+                    self.watch.batch(node, &whole, "its journal", harm);
                 }
             }
             at += u64::from(part.blocks());
@@ -375,6 +376,11 @@ impl Cluster {
             self.checks.witness_holds(node, at.epoch.0, at.seq.0);
         }
         self.post(node, Happening::Disk(flight.ticket, result));
+    }
+
+    /// Whether something could change what disks and streams hold.
+    pub(crate) fn there_is_harm(&self) -> bool {
+        self.harm || self.nodes.iter().any(|n| n.hurt)
     }
 
     /// What was in flight when a node stopped.

@@ -173,6 +173,8 @@ pub(crate) struct Cluster {
     pub(crate) operations: u64,
     /// Too few members are left that can be fed from a journal.
     pub(crate) stuck: bool,
+    /// A frame was damaged or forged.
+    pub(crate) harm: bool,
     /// How many of a thousand frames say what they should not.
     pub(crate) garbage_permille: u64,
     pub(crate) hash: Hash,
@@ -214,6 +216,7 @@ impl Cluster {
             victims: Vec::new(),
             operations: 0,
             stuck: false,
+            harm: false,
             garbage_permille: 0,
             hash: Hash::default(),
             lines: Vec::new(),

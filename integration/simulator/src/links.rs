@@ -20,7 +20,8 @@ impl Cluster {
         let (conn, side) = Net::find(conn);
         self.says(node, conn, side, frame);
         if let Some(batch) = &batch {
-            self.watch.batch(node, batch.bytes(), "a peer");
+            let harm = self.there_is_harm();
+            self.watch.batch(node, batch.bytes(), "a peer", harm);
             if let Frame::Append { epoch, .. } = frame
                 && let Ok(header) = batch::read_header(batch.bytes())
             {
@@ -66,6 +67,7 @@ impl Cluster {
         let forgery = self.net.forge.get(&link);
         if let Some((forged, batch)) = forgery.and_then(|f| f.of(frame, shared.as_ref())) {
             self.net.forge.remove(&link);
+            self.harm = true;
             self.net.conns[conn].spoilt = true;
             bytes.resize(FRAME_BYTES_MAX, 0);
             let length = encode(&forged, blocks, &mut bytes);
@@ -76,6 +78,7 @@ impl Cluster {
             && (shared.is_some() || !spoil.batch)
         {
             self.net.spoil.remove(&link);
+            self.harm = true;
             self.net.conns[conn].spoilt = true;
             match &mut shared {
                 Some(shared) if spoil.batch => shared.flip(spoil.bit),

@@ -120,7 +120,7 @@ pub(crate) fn live(seed: u64, trace: bool) -> Tally {
     };
     let clients = 1 + rng.index(3);
     let depth = 1 + rng.index(6);
-    let pause = rng.between(1, 10) * MS;
+    let pause = rng.between(2, 12) * MS;
     c.choose_victims(&mut rng);
     c.start_clients(clients, depth, pause);
     c.run_for(200 * MS);

@@ -109,8 +109,15 @@ impl Watch {
         self.stamps.get(&stamp).copied()
     }
 
-    /// A whole batch goes to a journal or to a peer: it must be sound (P6); the writes in it are remembered.
-    pub(crate) fn batch(&mut self, node: usize, bytes: &[u8], to: &str) {
+    /// A whole batch goes to a journal or to a peer: it must be sound (P6), which is looked at whenever there is something that
+    /// could harm it; the writes in it are remembered.
+    pub(crate) fn batch(&mut self, node: usize, bytes: &[u8], to: &str, harm: bool) {
+        if let Ok(header) = batch::read_header(bytes)
+            && self.learned.contains(&(header.epoch.0, header.first.0))
+            && !harm
+        {
+            return; // Nothing can have changed it since.
+        }
         let header = batch::verify(bytes)
             .unwrap_or_else(|e| panic!("P6: node {node} gives a damaged batch to {to}: {e}"));
         if !self.learned.insert((header.epoch.0, header.first.0)) {
