@@ -108,7 +108,10 @@ impl Cluster {
         for (conn, side) in self.net.of(node) {
             let c = &self.net.conns[conn];
             let peer = node_id(c.nodes[1 - side]);
+            // Once the ring has gone past what a peer acknowledged, its window is counted more narrowly.
+            let reached = |p: &PeerView| p.durable.is_some_and(|d| d >= n.view.journal_floor);
             let fed = |p: &PeerView| p.node == peer && p.replication != ReplicationState::Off;
+            let in_reach = |p: &PeerView| fed(p) && reached(p);
             let Some(sent) = self.bounds.sent.get(&(conn, side)) else {
                 continue;
             };
@@ -119,7 +122,7 @@ impl Cluster {
             let room = under_way + BATCH_BLOCKS <= WINDOW_BLOCKS;
             let queued = self.bounds.queued.get(&(conn, side)).copied();
             let room = room && queued.unwrap_or(0) == 0;
-            let current = c.closed == [false; 2] && n.view.peers.iter().any(fed);
+            let current = c.closed == [false; 2] && n.view.peers.iter().any(in_reach);
             if sent.acknowledged && room && current {
                 assert!(
                     sent.last >= n.view.admitted.0,

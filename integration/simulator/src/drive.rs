@@ -294,8 +294,15 @@ impl Cluster {
             batches.push(first);
             if let Ok(header) = batch::read_header(part.bytes()) {
                 self.journals(node, at, &header);
-                if header.blocks() == part.blocks() {
-                    self.watch.batch(node, part.bytes(), "its journal");
+                // The rest of one across the ring's end is on its way already.
+                let rest = wrapped.and_then(|id| self.nodes[node].flights.get(&id));
+                match rest.map(|f| &f.what) {
+                    Some(What::Write { data, .. }) if header.blocks() > part.blocks() => {
+                        let mut whole = part.bytes().to_vec();
+                        data.iter().for_each(|block| whole.extend_from_slice(block));
+                        self.watch.batch(node, &whole, "its journal");
+                    }
+                    _ => self.watch.batch(node, part.bytes(), "its journal"),
                 }
             }
             at += u64::from(part.blocks());
