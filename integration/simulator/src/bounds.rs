@@ -48,8 +48,6 @@ struct Sent {
     /// Blocks of each batch, by its last record.
     blocks: BTreeMap<u64, u64>,
     acknowledged: bool,
-    /// The last record that was sent before anything was acknowledged: until then a number of batches is the bound.
-    early: u64,
 }
 
 #[derive(Default)]
@@ -120,10 +118,10 @@ impl Cluster {
         for (conn, side) in self.net.of(node) {
             let c = &self.net.conns[conn];
             let peer = node_id(c.nodes[1 - side]);
-            // An acknowledgement of what the ring has gone past says nothing of how much is under way: the next one does.
-            let near = |p: &PeerView| p.durable.is_some_and(|d| d.next() >= n.view.journal_floor);
-            let fed =
-                |p: &PeerView| p.node == peer && p.replication != ReplicationState::Off && near(p);
+            // Once the ring has gone past what a peer acknowledged, its window is counted more narrowly.
+            let reached = |p: &PeerView| p.durable.is_some_and(|d| d >= n.view.journal_floor);
+            let fed = |p: &PeerView| p.node == peer && p.replication != ReplicationState::Off;
+            let in_reach = |p: &PeerView| fed(p) && reached(p);
             let Some(sent) = self.bounds.sent.get(&(conn, side)) else {
                 continue;
             };
@@ -134,7 +132,7 @@ impl Cluster {
             let room = under_way + BATCH_BLOCKS <= WINDOW_BLOCKS;
             let queued = self.bounds.queued.get(&(conn, side)).copied();
             let room = room && queued.unwrap_or(0) == 0;
-            let current = c.closed == [false; 2] && n.view.peers.iter().any(fed);
+            let current = c.closed == [false; 2] && n.view.peers.iter().any(in_reach);
             if sent.acknowledged && room && current {
                 assert!(
                     sent.last >= n.view.admitted.0,
@@ -288,9 +286,9 @@ impl Cluster {
         }
         sent.blocks.insert(last, u64::from(blocks));
         sent.last = sent.last.max(last);
-        let under_way: u64 = sent.blocks.range(sent.early + 1..).map(|(_, n)| n).sum();
+        let under_way: u64 = sent.blocks.values().sum();
         assert!(
-            !sent.acknowledged || under_way <= UNACKNOWLEDGED_BLOCKS_MAX || self.checks.is_beyond(),
+            under_way <= UNACKNOWLEDGED_BLOCKS_MAX || self.checks.is_beyond(),
             "P8: node {node} sends {under_way} blocks that its peer has not acknowledged"
         );
         let queued = self.bounds.queued.entry((conn, side)).or_default();
@@ -311,10 +309,7 @@ impl Cluster {
     /// A peer's acknowledgement is handed in.
     pub(crate) fn was_fed(&mut self, conn: usize, side: usize, seq: u64) {
         if let Some(sent) = self.bounds.sent.get_mut(&(conn, side)) {
-            if !sent.acknowledged {
-                sent.acknowledged = true;
-                sent.early = sent.last;
-            }
+            sent.acknowledged = true;
             sent.blocks = sent.blocks.split_off(&(seq + 1));
         }
     }

@@ -66,7 +66,14 @@ impl<M: Memory> Replica<M> {
             )),
             _ => {}
         }
+        let from = match feed {
+            Feed::On { next, .. } => self.log.tail_before(next).position,
+            _ => 0,
+        };
         if let Some(peer) = self.peer_mut(node) {
+            if peer.acked == Seq(0) {
+                peer.acked_position = from;
+            }
             peer.feed = feed;
             peer.catch_up_to = tail.seq;
             peer.caught_up = false;
@@ -135,21 +142,18 @@ impl<M: Memory> Replica<M> {
                 acked_to = acked_to.max(self.log.start().position);
             }
             if planted!(FeedsInStep) {
-                let connected = self.peers.iter().filter(|p| p.conn.is_some());
-                acked_to = connected.map(|p| p.acked_position).fold(acked_to, u64::min);
+                let fed = self
+                    .peers
+                    .iter()
+                    .filter(|p| matches!(p.feed, Feed::On { .. }));
+                acked_to = fed.map(|p| p.acked_position).fold(acked_to, u64::min);
             }
             let entry = self
                 .log
                 .entry(next)
                 .expect("it is between the first and the next number");
-            let sent_from = if peer.acked == Seq(0) {
-                entry.position
-            } else {
-                acked_to
-            };
-            let first_of_feed = peer.acked == Seq(0) && peer.queued == 0;
-            let ignored = first_of_feed || planted!(WindowIgnored);
-            if !ignored && entry.end().saturating_sub(sent_from) > WINDOW_BLOCKS {
+            let unacked = entry.end().saturating_sub(acked_to);
+            if unacked > WINDOW_BLOCKS && !planted!(WindowIgnored) {
                 return;
             }
             // Until the first acknowledgement a few batches are all that goes unanswered.

@@ -45,7 +45,7 @@ pub(super) struct Peer {
     pub(super) feed: Feed,
     /// Acknowledged on this connection in this Primary's epoch.
     pub(super) acked: Seq,
-    /// The place in the ring after that, which counts on when the ring has gone past it.
+    /// The place in the ring after that, also once the ring has gone past it; at first the place where its feed begins.
     pub(super) acked_position: u64,
     /// Batches handed to the driver and not yet sent.
     pub(super) queued: u32,
