@@ -229,6 +229,7 @@ impl Cluster {
                 || self.is_too_far(primary, node)
                 || self.nodes[node].ruined
                 || self.nodes[node].wiped
+                || self.nodes[node].hurt && self.nodes[node].view.disk_state == DiskState::Failed
         })
     }
 
