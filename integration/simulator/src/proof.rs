@@ -28,7 +28,6 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::UncommittedRead
         | Bug::CommitWaitsForAll
         | Bug::ReadsWaitForAll
-        | Bug::FeedsInStep
         | Bug::UnboundedApply
         | Bug::TrimIsAHint => 20,
         Bug::OverlayBackwards
@@ -41,6 +40,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::ScanTrustsPayload
         | Bug::BodyUnchecked
         | Bug::DrainBeforeApplied
+        | Bug::FeedsInStep
         | Bug::DrainWithoutFlush => SAMPLE_SEEDS_MAX,
         Bug::TwoGrants
         | Bug::LargeWriteOvertakes
@@ -48,22 +48,21 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::UnverifiedFloor
         | Bug::LeakedRead
         | Bug::WindowIgnored
-        | Bug::RecordsUnchecked
         | Bug::LaterEpochTaken
-        | Bug::AckUnchecked
         | Bug::NumbersUnchecked => 200,
         // These need a rare fault, or two at a time.
         Bug::CutAcknowledged
         | Bug::AppliedBeforeKnown
         | Bug::RecycledTooEarly
-        | Bug::ForgottenPromise
         | Bug::BlankGrantCounts
         | Bug::LeaseFromReceipt
         | Bug::LoneSuperblock
         | Bug::PeerBatchTrusted
         | Bug::LoadTrusted
         | Bug::CapacityForgetsMemory
+        | Bug::AckUnchecked
         | Bug::WindowFromJournal => 400,
+        Bug::RecordsUnchecked | Bug::ForgottenPromise => 1200,
     }
 }
 
