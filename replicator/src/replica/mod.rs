@@ -200,7 +200,7 @@ impl<M: Memory> Replica<M> {
             rng,
             token: mix(rng) >> 1,
             out: VecDeque::with_capacity(1024),
-            pending: PendingTable::default(),
+            pending: PendingTable::new(),
             failed: None,
             overlay: ExtentMap::with_capacity(2 * UNAPPLIED_MAX + 4096),
             applier: Applier::new(),

@@ -24,8 +24,11 @@ pub(super) enum Pending {
     },
 }
 
+/// Room for so many operations is made at the start: more than are in flight in practice, so that the table does not grow under load.
+const ROOM: usize = 1024;
+
 /// Disk operations in flight, by ticket.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct PendingTable {
     slots: Vec<Option<Pending>>,
     generations: Vec<u32>,
@@ -33,6 +36,14 @@ pub(super) struct PendingTable {
 }
 
 impl PendingTable {
+    pub(super) fn new() -> Self {
+        Self {
+            slots: Vec::with_capacity(ROOM),
+            generations: Vec::with_capacity(ROOM),
+            free: Vec::with_capacity(ROOM),
+        }
+    }
+
     pub(super) fn add(&mut self, pending: Pending) -> Ticket {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
