@@ -204,7 +204,8 @@ impl Cluster {
         let memory = replica.memory();
         let room = view.journal_bytes - view.journal_used_bytes >= 4 << 20;
         let plenty = self.has_plenty(node);
-        if plenty && room {
+        // What a turn frees by what it puts out helps the next one only.
+        if plenty && room && self.bounds.had_plenty.contains(&node) {
             let waits = self
                 .requests
                 .iter()
@@ -353,8 +354,9 @@ impl Cluster {
         };
         let memory = replica.memory();
         let view = &self.nodes[node].view;
-        if view.admitted != view.applied {
-            return; // What it has of a log that nobody committed stays in memory while there is room.
+        // What it has of a log that nobody committed stays in memory while there is room; and a slow stream keeps what it carries.
+        if view.admitted != view.applied || self.streams_hold(node) {
+            return;
         }
         for (purpose, kept) in [
             (Purpose::Client, 0),
