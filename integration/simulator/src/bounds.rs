@@ -62,6 +62,8 @@ pub(crate) struct Bounds {
     sent: BTreeMap<(usize, usize), Sent>,
     /// Batches given to a connection's side of which it was not told that they have left.
     queued: BTreeMap<(usize, usize), usize>,
+    /// A request that waited at a node's last turn though there was nothing to wait for.
+    waiting: BTreeMap<usize, u64>,
     /// For how many turns a node's memory was short and nothing was going on.
     short: BTreeMap<usize, u32>,
 }
@@ -199,21 +201,24 @@ impl Cluster {
             || n.inbox.iter().any(|h| matches!(h, Happening::Disk(..)));
         let Some(replica) = n.replica.as_ref().filter(|_| !busy) else {
             self.bounds.short.remove(&node);
+            self.bounds.waiting.remove(&node);
             return;
         };
         let memory = replica.memory();
         let room = view.journal_bytes - view.journal_used_bytes >= 4 << 20;
         let plenty = self.has_plenty(node);
-        // What a turn frees by what it puts out helps the next one only.
-        if plenty && room && self.bounds.had_plenty.contains(&node) {
-            let waits = self
-                .requests
-                .iter()
-                .find(|(_, r)| r.node == node && r.handed_in);
-            assert!(
-                waits.is_none(),
-                "P7: node {node} has nothing to wait for, and lets {waits:?} wait"
-            );
+        if plenty && room {
+            // What a turn frees by what it puts out is given out in the next one.
+            let mut requests = self.requests.iter();
+            let waits = requests.find(|(_, r)| r.node == node && r.handed_in);
+            let before = self.bounds.waiting.remove(&node);
+            if let Some((&id, request)) = waits {
+                assert!(
+                    before != Some(id),
+                    "P7: node {node} has nothing to wait for, and lets {request:?} wait"
+                );
+                self.bounds.waiting.insert(node, id);
+            }
         }
         if plenty || self.streams_hold(node) {
             self.bounds.short.remove(&node);
