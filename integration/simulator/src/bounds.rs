@@ -169,7 +169,7 @@ impl Cluster {
             .chain([view.durable])
             .collect();
         durable.sort_unstable_by(|a, b| b.cmp(a));
-        let floor = durable.get(self.options.nodes / 2).copied();
+        let floor = durable.get(self.members() / 2).copied();
         let floor = floor.unwrap_or(Seq(0));
         assert!(
             view.committed >= floor,

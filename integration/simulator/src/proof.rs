@@ -62,7 +62,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::CapacityForgetsMemory
         | Bug::AckUnchecked
         | Bug::WindowFromJournal => 400,
-        Bug::RecordsUnchecked | Bug::ForgottenPromise => 1200,
+        Bug::RecordsUnchecked | Bug::ForgottenPromise | Bug::ForkToldEarly => 1200,
     }
 }
 

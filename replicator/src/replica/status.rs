@@ -54,6 +54,10 @@ impl<M: Memory> Replica<M> {
             peers: self.peers.iter().map(|p| self.peer_view(p)).collect(),
         };
         (view.health, view.health_reason) = self.health(&view);
+        if view.health != Health::Down && self.peers.iter().any(|p| p.foreign) {
+            view.health = Health::Degraded;
+            view.health_reason = "a peer has another history, by a forced promotion: one side's data has to be given up";
+        }
         view
     }
 
