@@ -14,7 +14,6 @@ use serde_json::Value;
 const NOT_THERE_YET: &[&str] = &[
     "program repl-fence",
     "replctl check",
-    "replctl promote --force",
     "replctl suspend-io",
     "replctl resume-io",
     "replctl verify --repair",

@@ -41,6 +41,11 @@ pub enum DataCommand {
         /// When to give up, in milliseconds from now.
         timeout_ms: u64,
     },
+    /// Become Primary alone, with what is here, in a history of its own.
+    Force {
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+    },
     /// Stop being Primary; refused as in use (12) while a client is attached, unless `force`.
     Demote {
         /// Drop the clients.

@@ -118,7 +118,7 @@ impl Cluster {
     /// answered, whatever happened before.
     fn a_majority_goes_on(&mut self) {
         let (members, voters) = (self.options.nodes, self.nodes.len());
-        let whole = |n: &usize| !self.nodes[*n].hurt && !self.is_exile(*n);
+        let whole = |n: &usize| !self.nodes[*n].hurt && !self.nodes[*n].forced;
         let mut core: Vec<usize> = (0..members).filter(whole).collect();
         while core.len() > members / 2 + 1 {
             core.remove(self.rng.turns.index(core.len()));

@@ -220,14 +220,6 @@ fn commands_are_forwarded_and_their_refusals_come_back() {
         (ExitCode::OtherPrimary, "node b is Primary")
     );
 
-    let (code, text) = daemon.error(&Request::Promote {
-        timeout_ms: 1,
-        force: true,
-    });
-    assert!(
-        code == ExitCode::Failed && text.contains("not supported"),
-        "{text}"
-    );
     let (code, text) = daemon.error(&Request::Connect {
         peer: "x".to_owned(),
     });

@@ -556,6 +556,9 @@ impl<C: Core> Server<C> {
             DataCommand::Promote { timeout_ms } => AdminCommand::Promote {
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },
+            DataCommand::Force { timeout_ms } => AdminCommand::Force {
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
             DataCommand::Demote { force } => {
                 let clients: u32 = self.nbd_clients.iter().sum();
                 if clients > 0 && !force {
