@@ -152,6 +152,14 @@ pub enum AdminCommand {
         /// Which peer.
         peer: NodeId,
     },
+    /// Admit no more writes; commit and apply what was admitted, here and on the peers that keep up. Answered when this
+    /// node's stores are the images and stay so until [`AdminCommand::ResumeIo`]. Reads go on.
+    SuspendIo {
+        /// When to stop waiting: for peers, then it is done without them; for this node, then writes go on.
+        deadline: Time,
+    },
+    /// Admit writes again. Refused if the hold ended by itself meanwhile: the stores may have changed since.
+    ResumeIo,
     /// Demote if Primary, apply what is committed, make the floors durable. Answered when a stop loses nothing and
     /// the stores are the images. Clients are dropped.
     Drain,

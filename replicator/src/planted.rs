@@ -165,6 +165,10 @@ bugs! {
         DrainBeforeApplied,
         /// What is written to the stores in a drain needs no flush: nothing comes after it.
         DrainWithoutFlush,
+        /// Writes are held for an operator: what was admitted before gets to the stores by itself.
+        HoldBeforeApplied,
+        /// What is written large or not in whole blocks is admitted in spite of a hold: only small writes are held.
+        HoldForgetsParked,
         /// A trim is a hint, so that no store needs to hear of it.
         TrimIsAHint,
     }

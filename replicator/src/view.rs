@@ -72,6 +72,8 @@ pub enum Suspended {
     No,
     /// The lease is over or a majority can not be reached.
     Quorum,
+    /// An operator holds writes. Reads go on while there is a quorum.
+    User,
 }
 
 /// One verdict over everything.
@@ -101,6 +103,8 @@ pub struct PeerView {
     pub disk_state: DiskState,
     /// How far its journal is known to be durable.
     pub durable: Option<Seq>,
+    /// How far its stores are known to have all, in this reign.
+    pub applied: Option<Seq>,
     /// Journal bytes that it lacks.
     pub behind_bytes: Option<u64>,
 }

@@ -85,6 +85,8 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("force", 14, 20, force),
     attack("disconnect", 30, 25, disconnect),
     attack("connect", 100, 14, connect),
+    attack("suspend-io", 30, 20, suspend),
+    attack("resume-io", 100, 8, resume),
     attack("drain", 20, 50, |c, rng| {
         command(c, rng, AdminCommand::Drain)
     }),
@@ -434,6 +436,24 @@ fn command(c: &mut Cluster, rng: &mut Rng, command: AdminCommand) -> bool {
     c.nodes[node].drained |= command == AdminCommand::Drain;
     c.admin(node, command);
     true
+}
+
+fn suspend(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let time = rng.between(1, 20) * lease(c) / 10;
+    let somebody = running(c, rng);
+    let Some(node) = c.primary().filter(|_| rng.chance(90)).or(somebody) else {
+        return false;
+    };
+    let deadline = c.deadline(node, time);
+    c.admin(node, AdminCommand::SuspendIo { deadline });
+    true
+}
+
+fn resume(c: &mut Cluster, _rng: &mut Rng) -> bool {
+    if let Some(node) = c.primary() {
+        c.admin(node, AdminCommand::ResumeIo);
+    }
+    false
 }
 
 fn promote(c: &mut Cluster, rng: &mut Rng) -> bool {

@@ -16,6 +16,9 @@ impl Cluster {
         if command == AdminCommand::Drain {
             self.bounds.drains.insert(id);
         }
+        if matches!(command, AdminCommand::SuspendIo { .. }) {
+            self.bounds.suspends.insert(id);
+        }
         self.post(node, Happening::Admin(AdminId(id), command));
         id
     }

@@ -164,6 +164,9 @@ impl Cluster {
     }
 
     fn start_flight(&mut self, node: usize, ticket: Ticket, op: DiskOp<SimBuffer>) {
+        if matches!(op, DiskOp::StoreWrite { .. } | DiskOp::StoreZero { .. }) {
+            self.store_may_change(node);
+        }
         let id = self.next_id();
         let mut batches = Vec::new();
         let (which, what) = match op {

@@ -101,9 +101,14 @@ fn garble(frame: &mut Frame, rng: &mut Rng) {
             seq(tail, rng);
             *lease_ms = u32::try_from(skew(u64::from(*lease_ms), rng) & 0xffff_ffff).unwrap_or(0);
         }
-        Frame::HeartbeatAck { epoch: e, number } => {
+        Frame::HeartbeatAck {
+            epoch: e,
+            number,
+            applied,
+        } => {
             epoch(e, rng);
             *number = skew(*number, rng);
+            seq(applied, rng);
         }
         Frame::Refused { promised, .. } => epoch(promised, rng),
         Frame::Demoted {

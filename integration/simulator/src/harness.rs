@@ -488,7 +488,8 @@ impl Cluster {
     fn turn_over(&mut self, node: usize, view: View, outputs: Vec<Output<SimBuffer>>) {
         let epoch = view.epoch.0;
         self.watch.committed = view.committed.0;
-        self.watch.suspended = view.suspended == Suspended::Quorum;
+        self.holds_writes(node, view.suspended == Suspended::User);
+        self.watch.suspended = view.suspended != Suspended::No && !view.quorum;
         if view.serving {
             self.nodes[node].reign = epoch;
             let newest = self.checks.newest_epoch();

@@ -41,6 +41,7 @@ impl Cluster {
             if !self.up(node) && !self.nodes[node].ruined {
                 self.restart(node);
             }
+            self.admin(node, AdminCommand::ResumeIo);
             for &peer in nodes.iter().filter(|&&p| p != node) {
                 let peer = node_id(peer);
                 self.admin(node, AdminCommand::Connect { peer });

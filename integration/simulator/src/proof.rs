@@ -40,9 +40,11 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::ScanTrustsPayload
         | Bug::BodyUnchecked
         | Bug::DrainBeforeApplied
+        | Bug::HoldBeforeApplied
         | Bug::FeedsInStep
         | Bug::DrainWithoutFlush => SAMPLE_SEEDS_MAX,
         Bug::TwoGrants
+        | Bug::HoldForgetsParked
         | Bug::LargeWriteOvertakes
         | Bug::SameNumberSameRecord
         | Bug::UnverifiedFloor

@@ -238,7 +238,7 @@ impl Cluster {
                 );
                 self.checks.acknowledges(node, seq.0);
             }
-            Frame::HeartbeatAck { epoch, number } => {
+            Frame::HeartbeatAck { epoch, number, .. } => {
                 assert!(
                     epoch.0 >= newest,
                     "N2: node {node} supports epoch {epoch} and has promised epoch {newest}"
@@ -347,7 +347,7 @@ impl Cluster {
                 watched.heard.insert(conn, heard);
             }
             Frame::Ack { seq, .. } => self.was_fed(conn, side, seq.0),
-            Frame::HeartbeatAck { epoch, number } => {
+            Frame::HeartbeatAck { epoch, number, .. } => {
                 let reign = &mut watched.reign;
                 if (reign.epoch, reign.life) == (epoch.0, life)
                     && let Some(&sent) = reign.sent.get(&number)

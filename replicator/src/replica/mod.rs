@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `clients` | requests of clients: admission, widening, reads, answers |
 //! | `leader` | being Primary: lease, commit, demotion |
+//! | `hold` | writes held for an operator, with stores that are the images |
 //! | `follower` | being Secondary: the Primary's log, promises |
 //! | `election` | becoming Primary |
 //! | `peers`, `feed` | connections and reports; giving peers the log |
@@ -18,6 +19,7 @@ mod config;
 mod election;
 mod feed;
 mod follower;
+mod hold;
 mod leader;
 mod loads;
 mod metadata;
@@ -35,6 +37,7 @@ use self::applier::Applier;
 use self::clients::Clients;
 use self::election::Candidacy;
 use self::follower::{Following, Owed};
+use self::hold::Hold;
 use self::leader::{DemoteFor, Leader};
 use self::loads::Loads;
 use self::metadata::{MetaVersion, Metadata};
@@ -116,6 +119,10 @@ pub struct Replica<M: Memory> {
     leader: Option<Leader>,
     candidacy: Option<Candidacy>,
     drain: Option<AdminId>,
+    /// An operator holds writes.
+    hold: Option<Hold>,
+    /// A hold ended otherwise than by its operator's word, who has not heard of it yet.
+    hold_was_lost: bool,
 
     following: Option<Following>,
     /// The last record verified to equal the present Primary's log.
@@ -215,6 +222,8 @@ impl<M: Memory> Replica<M> {
             leader: None,
             candidacy: None,
             drain: None,
+            hold: None,
+            hold_was_lost: false,
             following: None,
             matched: Seq(0),
             acked_to_primary: Seq(0),
@@ -344,9 +353,14 @@ impl<M: Memory> Replica<M> {
             ) => {
                 self.got_heartbeat(conn, epoch, number, committed, tail, lease_ms);
             }
-            (Frame::HeartbeatAck { epoch, number }, None) => {
-                self.got_heartbeat_ack(conn, epoch, number);
-            }
+            (
+                Frame::HeartbeatAck {
+                    epoch,
+                    number,
+                    applied,
+                },
+                None,
+            ) => self.got_heartbeat_ack(conn, epoch, number, applied),
             (
                 Frame::Refused {
                     promised,
@@ -411,6 +425,11 @@ impl<M: Memory> Replica<M> {
                 let result = self.disconnect(peer);
                 self.out.push_back(Output::AdminReply { id, result });
             }
+            AdminCommand::SuspendIo { deadline } => self.suspend_io(id, deadline),
+            AdminCommand::ResumeIo => {
+                let result = self.resume_io();
+                self.out.push_back(Output::AdminReply { id, result });
+            }
             AdminCommand::Drain => {
                 self.end_candidacy(Err(AdminError::Failed("this node is stopping".into())));
                 self.demote(DemoteFor::Drain);
@@ -434,6 +453,7 @@ impl<M: Memory> Replica<M> {
         self.pump_candidacy();
         self.pump_commit();
         self.pump_leader();
+        self.pump_hold();
         self.pump_widening();
         self.pump_parked();
         self.end_batch();
@@ -452,10 +472,8 @@ impl<M: Memory> Replica<M> {
         let Some(id) = self.drain else { return };
         let failed = self.failed.is_some();
         let done = self.leader.is_none()
-            && self.applier.is_idle()
-            && (self.all_applied() || planted!(DrainBeforeApplied))
-            && self.metadata.is_settled()
-            && self.log.floor_position() == self.log.applied_floor().position;
+            && self.applies_nothing()
+            && (self.all_applied() || planted!(DrainBeforeApplied));
         if done || failed {
             self.drain = None;
             let result = match self.failed {
@@ -482,6 +500,7 @@ impl<M: Memory> Replica<M> {
             self.silence_timeout(),
             self.applier.timeout(),
             self.candidacy_timeout(),
+            self.hold_timeout(),
         ]
         .into_iter()
         .flatten()

@@ -47,6 +47,8 @@ pub(super) struct Peer {
     pub(super) acked: Seq,
     /// The place in the ring after that, also once the ring has gone past it; at first the place where its feed begins.
     pub(super) acked_position: u64,
+    /// How far its stores have all, as it said on this connection in this reign.
+    pub(super) applied: Seq,
     /// Batches handed to the driver and not yet sent.
     pub(super) queued: u32,
     /// When the newest heartbeat that it answered was queued.
@@ -78,6 +80,7 @@ impl Peer {
             feed: Feed::Off,
             acked: Seq(0),
             acked_position: 0,
+            applied: Seq(0),
             queued: 0,
             supported_at: None,
             refused: None,
@@ -97,6 +100,7 @@ impl Peer {
     pub(super) fn new_reign(&mut self) {
         self.acked = Seq(0);
         self.acked_position = 0;
+        self.applied = Seq(0);
         self.supported_at = None;
         self.refused = None;
         self.caught_up = false;

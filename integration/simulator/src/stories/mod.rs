@@ -6,6 +6,7 @@ mod catch_up;
 mod directions;
 mod disk_faults;
 mod force;
+mod holding;
 mod interruptions;
 mod lifecycle;
 mod mending;
