@@ -144,6 +144,10 @@ pub struct View {
     pub journal_bytes: u64,
     /// Bytes of it that hold records not yet applied durably.
     pub journal_used_bytes: u64,
+    /// Batches of the Primary that are not in the log yet; at most [`INCOMING_MAX`](crate::replica::INCOMING_MAX).
+    pub incoming: u32,
+    /// Until when a Primary may answer; the beginning of time on others, the end of time where nobody is to be asked.
+    pub lease_until: Time,
     /// Client requests being worked on, and their bound.
     pub requests: u32,
     /// The bound of `requests`.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use nbd_server::handle::{
     ControlHandle, DataCommand, DataError, DataHandle, Snapshot, Stream, ToControl, ToData,
 };
+use nbd_server::meters::Meters;
 use nbd_server::reactor::record::Recorder;
 use nbd_server::reactor::ring::RingError;
 use nbd_server::reactor::{ReactorParams, spawn};
@@ -118,6 +119,7 @@ impl Node {
         let bell = Arc::new(EventFd::new().expect("an eventfd"));
         let snapshot = Arc::new(Mutex::new(Snapshot::default()));
         let config = config(me);
+        let meters = Arc::new(Meters::default());
         let params = ReactorParams {
             journal: path("journal"),
             meta: path("meta"),
@@ -130,6 +132,7 @@ impl Node {
                 bell: Arc::clone(&bell),
                 snapshot: Arc::clone(&snapshot),
                 sender: to_control,
+                meters: Arc::clone(&meters),
             },
             recorder: Recorder::create(&tape(dir, me)).expect("a new file"),
         };
@@ -150,6 +153,7 @@ impl Node {
                 sender,
                 bell,
                 snapshot,
+                meters,
             },
             _events: events,
             thread: thread.expect("the data thread starts"),

@@ -1,5 +1,7 @@
 //! The control thread against a data thread that the test plays.
 
+mod metrics;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
@@ -21,6 +23,7 @@ use crate::admin::client::{Client, status};
 use crate::admin::{Connection, ExitCode, LINE_BYTES_MAX, Request, Response};
 use crate::config::Config;
 use crate::handle::{DataCommand, DataError, DataHandle, Snapshot, Stream, ToControl, ToData};
+use crate::meters::Meters;
 
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -30,6 +33,7 @@ struct Daemon {
     from_control: Receiver<ToData>,
     to_control: mpsc::UnboundedSender<ToControl>,
     snapshot: Arc<Mutex<Snapshot>>,
+    meters: Arc<Meters>,
     thread: Option<JoinHandle<Result<(), ControlError>>>,
 }
 
@@ -43,7 +47,9 @@ impl Daemon {
             sender,
             bell: Arc::new(EventFd::new().unwrap()),
             snapshot: Arc::clone(&snapshot),
+            meters: Arc::default(),
         };
+        let meters = Arc::clone(&data.meters);
         let (ready_sender, ready) = channel();
         let shared = Arc::clone(config);
         let thread = std::thread::spawn(move || {
@@ -58,6 +64,7 @@ impl Daemon {
             from_control,
             to_control,
             snapshot,
+            meters,
             thread: Some(thread),
         }
     }

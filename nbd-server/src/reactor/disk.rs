@@ -10,19 +10,22 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
 use replicator::io::{DiskError, DiskOp, PARTS_MAX, Parts};
 use replicator::memory::Buffer;
 use replicator::recover::BlockRead;
-use replicator::types::{BLOCK_BYTES, Ticket};
+use replicator::types::{BLOCK_BYTES, Ticket, Time, VolumeId};
 
 use super::pool::{Pool, PoolBuffer};
 use super::record::{Event, Recorder};
 use super::ring::{Completion, Ring, Segment, Segments, WriteAt};
 use super::slab::Slab;
 use super::tag::Tag;
+use crate::handle::Usage;
+use crate::meters::{DiskFile, DiskKind, Meters};
 
 /// The most disk operations that the kernel is given at a time.
 pub const OPERATIONS_MAX: usize = 256;
@@ -158,6 +161,9 @@ pub struct Disks {
     ended: VecDeque<DiskDone>,
     zeroes: PoolBuffer,
     recorder: Recorder,
+    meters: Arc<Meters>,
+    /// The time of this turn.
+    now: Time,
 }
 
 #[derive(Debug)]
@@ -170,6 +176,15 @@ struct Active {
     done: u64,
     retries: u32,
     work: Work,
+    counted: Counted,
+}
+
+/// What an operation is counted as, and since when.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    file: DiskFile,
+    kind: DiskKind,
+    since: Time,
 }
 
 // A write's parts are in place, so that an operation costs no allocation.
@@ -207,7 +222,34 @@ impl Disks {
             ended: VecDeque::with_capacity(OPERATIONS_MAX),
             zeroes,
             recorder: Recorder::default(),
+            meters: Arc::default(),
+            now: Time(0),
         })
+    }
+
+    /// The same, counted.
+    #[must_use]
+    pub fn metered(mut self, meters: Arc<Meters>) -> Self {
+        self.meters = meters;
+        self
+    }
+
+    /// A turn begins.
+    pub fn begin_turn(&mut self, now: Time) {
+        self.now = now;
+    }
+
+    /// How many operations the kernel has.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            used: u32::try_from(self.active.taken_places()).unwrap_or(u32::MAX),
+            limit: OPERATIONS_MAX as u32,
+        }
+    }
+
+    /// How many operations wait for others to end.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     /// The same, with notes taken of what happens to the files.
@@ -232,7 +274,16 @@ impl Disks {
                 .map(|part| u64::from(part.blocks()) * BLOCK_BYTES as u64);
             bytes.sum::<u64>()
         };
-        let store = |volume: replicator::types::VolumeId| self.stores.get(usize::from(volume.0));
+        let counted = match &op {
+            DiskOp::JournalWrite { .. } => (DiskFile::Journal, DiskKind::Write),
+            DiskOp::JournalRead { .. } => (DiskFile::Journal, DiskKind::Read),
+            DiskOp::MetaWrite { .. } => (DiskFile::Meta, DiskKind::Write),
+            DiskOp::StoreRead { volume, .. } => (store_of(*volume), DiskKind::Read),
+            DiskOp::StoreWrite { volume, .. } => (store_of(*volume), DiskKind::Write),
+            DiskOp::StoreZero { volume, .. } => (store_of(*volume), DiskKind::Zero),
+            DiskOp::StoreFlush { volume } => (store_of(*volume), DiskKind::Flush),
+        };
+        let store = |volume: VolumeId| self.stores.get(usize::from(volume.0));
         let (file, offset, length, work) = match op {
             DiskOp::JournalWrite { offset, parts } => {
                 let (length, durable) = (total(&parts), true);
@@ -291,6 +342,11 @@ impl Disks {
             done: 0,
             retries: 0,
             work,
+            counted: Counted {
+                file: counted.0,
+                kind: counted.1,
+                since: self.now,
+            },
         };
         if !self.waiting.is_empty() || self.active.is_full() {
             self.waiting.push_back(active);
@@ -392,7 +448,18 @@ impl Disks {
             Next::Ended(result) => result,
         };
         // With this the handles go, before the core hears of the end.
-        let ticket = self.active.remove(key)?.ticket;
+        let Active {
+            ticket,
+            length,
+            counted,
+            ..
+        } = self.active.remove(key)?;
+        let work = self.meters.disk(counted.file, counted.kind);
+        work.duration.observe(self.now.since(counted.since));
+        match result {
+            Ok(()) => work.bytes.add(length),
+            Err(_) => work.failed.add(1),
+        }
         if let Some(next) = self.waiting.pop_front() {
             self.begin(ring, next);
         }
@@ -408,6 +475,10 @@ impl Disks {
     pub fn has_ended(&self) -> bool {
         !self.ended.is_empty()
     }
+}
+
+fn store_of(volume: VolumeId) -> DiskFile {
+    DiskFile::Store(usize::from(volume.0))
 }
 
 enum Next {

@@ -11,11 +11,13 @@
 //! | [`ring`], [`tag`], [`slab`] | operations in flight |
 //! | [`pool`], [`runs`] | memory |
 //! | [`publish`], [`admin`] | the door to the control thread |
+//! | [`acks`] | how long peers take |
 //! | [`flusher`] | what the kernel should know |
 //! | [`record`] | what tests want to know afterwards |
 //!
 //! Everything that can fail happens in [`prepare`], on the thread that then runs what it returns; [`spawn`] does both.
 
+pub mod acks;
 pub mod admin;
 pub mod client;
 pub mod disk;
@@ -36,7 +38,7 @@ pub mod tag;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use replicator::types::{BLOCK_BYTES_U64, Time};
@@ -179,7 +181,8 @@ pub fn prepare<C: Core>(
     .map_err(ReactorError::Core)?;
     let disks = Disks::new(journal, meta, stores, &pool)
         .ok_or_else(used_up)?
-        .recorded(params.recorder.clone());
+        .recorded(params.recorder.clone())
+        .metered(Arc::clone(&params.control.meters));
     Ok(Server::new(Parts {
         core,
         ring,

@@ -6,17 +6,19 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use replicator::io::{AdminCommand, Input, LogLevel, LogLine, Output};
 use replicator::types::*;
 
+use super::acks::Acknowledgements;
 use super::admin::{Commands, refusal};
 use super::client::{Client, CloseReason};
 use super::disk::Disks;
 use super::engine::{self, Asked, Core, Engine, Progress, ReadBudget};
 use super::link::Link;
-use super::peer::{Peer, PeerError};
+use super::peer::{Peer, PeerError, QUEUE_MAX};
 use super::pool::{Pool, PoolBuffer};
 use super::publish::Publisher;
 use super::record::{Event, Recorder};
@@ -25,7 +27,7 @@ use super::ring::{Completion, Ring, RingError};
 use super::slab::Slab;
 use super::tag::Tag;
 use super::{CLIENTS_MAX, PEERS_MAX};
-use crate::handle::{ControlHandle, DataCommand, Stream, ToControl, ToData};
+use crate::handle::{ControlHandle, DataCommand, Queues, Stream, ToControl, ToData, Usage};
 use crate::nbd::{ExportIndex, Limits, Session};
 
 /// How long a stop waits for the core to apply what is committed. The journal has it all in any case.
@@ -74,6 +76,9 @@ pub struct Server<C> {
     bell: Rc<OwnedFd>,
     commands: Commands,
     publisher: Publisher,
+    acks: Acknowledgements,
+    /// Since when there has been nothing to do.
+    idle_since: Option<Time>,
     completions: Vec<Completion<Tag>>,
     stop: Option<Stop>,
 }
@@ -117,6 +122,7 @@ impl<C: Core> Server<C> {
             reads: ReadBudget::new(pool.total_blocks(Purpose::Client) / 2),
             now: engine::now(),
             recorder,
+            meters: Arc::clone(&control.meters),
         };
         Ok(Self {
             engine,
@@ -136,6 +142,8 @@ impl<C: Core> Server<C> {
             control,
             bell,
             commands: Commands::default(),
+            acks: Acknowledgements::default(),
+            idle_since: None,
             completions: Vec::with_capacity(super::OPERATIONS_MAX as usize),
             stop: None,
         })
@@ -189,7 +197,9 @@ impl<C: Core> Server<C> {
         if let Some(stop) = &self.stop {
             until = until.min(stop.deadline);
         }
-        Duration::from_nanos(until.since(engine::now()))
+        let now = engine::now();
+        self.idle_since = Some(now);
+        Duration::from_nanos(until.since(now))
     }
 
     fn has_work(&mut self) -> bool {
@@ -203,6 +213,7 @@ impl<C: Core> Server<C> {
         let mut completions = std::mem::take(&mut self.completions);
         self.engine.ring.reap(&mut completions);
         self.engine.now = engine::now();
+        self.begin_turn();
         for completion in completions.drain(..) {
             self.dispatch(completion);
         }
@@ -220,6 +231,15 @@ impl<C: Core> Server<C> {
         self.flush_connections();
         self.publish();
         self.commands.deliver();
+    }
+
+    fn begin_turn(&mut self) {
+        let (now, meters) = (self.engine.now, &self.engine.meters);
+        meters.turns.add(1);
+        if let Some(since) = self.idle_since.take() {
+            meters.idle_nanos.add(now.since(since));
+        }
+        self.disks.begin_turn(now);
     }
 
     fn dispatch(&mut self, completion: Completion<Tag>) {
@@ -252,12 +272,16 @@ impl<C: Core> Server<C> {
             }
             Tag::PeerReceive(key) => {
                 if let Some(peer) = self.peers.get_mut(key) {
+                    let meters = self.engine.meters.peer(usize::from(peer.node().0));
+                    meters.received_bytes.add(u64::from(result.unwrap_or(0)));
                     peer.received(result);
                 }
                 self.wake_peer(key);
             }
             Tag::PeerSend(key) => {
                 if let Some(peer) = self.peers.get_mut(key) {
+                    let meters = self.engine.meters.peer(usize::from(peer.node().0));
+                    meters.sent_bytes.add(u64::from(result.unwrap_or(0)));
                     peer.sent(&mut self.engine, key, result);
                 }
             }
@@ -393,10 +417,12 @@ impl<C: Core> Server<C> {
             Output::Reach { peer, wanted } => self.tell(ToControl::Reach { peer, wanted }),
             Output::Reply { req, result } => {
                 self.engine.note_answer(req, &result);
-                let Some(asked) = self.engine.answered(req) else {
-                    return;
-                };
-                self.reply(asked, result);
+                if let Some(work) = self.engine.answered(req) {
+                    if let Some(client) = self.clients.get(work.asked.client) {
+                        self.engine.count(client.volume(), &work, result.is_ok());
+                    }
+                    self.reply(work.asked, result);
+                }
             }
             Output::DropClients => {
                 self.drop_clients();
@@ -462,8 +488,30 @@ impl<C: Core> Server<C> {
         let about_to_wait = !self.has_work();
         let view = self.engine.core.view();
         let now = self.engine.now;
-        self.publisher
-            .publish(now, view, self.nbd_clients, (&self.control, about_to_wait));
+        self.acks.turn_ended(now, &view, &self.engine.meters);
+        let queues = || Queues {
+            memory: self.pool.shares(),
+            read_answers: self.engine.reads.usage(),
+            operations: Usage {
+                used: count(self.engine.ring.in_flight()),
+                limit: super::OPERATIONS_MAX,
+            },
+            disk_operations: self.disks.usage(),
+            disk_waiting: count(self.disks.waiting()),
+            nbd_connections: places(&self.clients, CLIENTS_MAX),
+            peer_connections: places(&self.peers, PEERS_MAX),
+            starved: count(self.parked.len()),
+            peer_frames: frames_waiting(&self.peers),
+            peer_frames_max: count(QUEUE_MAX),
+            unacknowledged_since: self.acks.waits_since(),
+        };
+        self.publisher.publish(
+            now,
+            view,
+            self.nbd_clients,
+            queues,
+            (&self.control, about_to_wait),
+        );
     }
 
     fn take_messages(&mut self) {
@@ -541,6 +589,11 @@ impl<C: Core> Server<C> {
             return;
         };
         self.next_conn += 1;
+        self.engine
+            .meters
+            .peer(usize::from(node.0))
+            .connections
+            .add(1);
         self.engine.input(Input::PeerUp { conn, peer: node });
         self.wake_peer(key);
     }
@@ -583,6 +636,25 @@ impl<C: Core> Server<C> {
         }
         self.engine.input(Input::Admin { id, command });
     }
+}
+
+fn count(things: usize) -> u32 {
+    u32::try_from(things).unwrap_or(u32::MAX)
+}
+
+fn places<T>(slab: &Slab<T>, limit: usize) -> Usage {
+    Usage {
+        used: count(slab.taken_places()),
+        limit: count(limit),
+    }
+}
+
+fn frames_waiting(peers: &Slab<Peer>) -> [u32; NODES_MAX] {
+    let mut waiting = [0; NODES_MAX];
+    for (_, peer) in peers.iter().filter(|(_, peer)| peer.over().is_none()) {
+        waiting[usize::from(peer.node().0)] += count(peer.frames_waiting());
+    }
+    waiting
 }
 
 fn is_unreported(peer: &Peer) -> bool {

@@ -14,6 +14,7 @@ use std::time::Duration;
 use nbd_server::handle::{
     ControlHandle, DataCommand, DataError, DataHandle, Snapshot, Stream, ToControl, ToData,
 };
+use nbd_server::meters::Meters;
 use nbd_server::reactor::engine::Core;
 use nbd_server::reactor::pool::{Pool, PoolBuffer};
 use nbd_server::reactor::record::Recorder;
@@ -310,6 +311,7 @@ impl Node {
         let (to_control, events) = mpsc::unbounded_channel();
         let bell = Arc::new(EventFd::new().expect("an eventfd"));
         let snapshot = Arc::new(Mutex::new(Snapshot::default()));
+        let meters = Arc::new(Meters::default());
         let params = ReactorParams {
             journal: dir.path().join("journal"),
             meta: dir.path().join("meta"),
@@ -322,6 +324,7 @@ impl Node {
                 bell: Arc::clone(&bell),
                 snapshot: Arc::clone(&snapshot),
                 sender: to_control,
+                meters: Arc::clone(&meters),
             },
             recorder: Recorder::default(),
         };
@@ -331,6 +334,7 @@ impl Node {
                 sender,
                 bell,
                 snapshot,
+                meters,
             },
             events,
             thread: Some(thread),

@@ -32,6 +32,7 @@ mod writer;
 use std::collections::VecDeque;
 
 pub use self::config::{AckPolicy, OnNoQuorum, ReplicaConfig};
+pub use self::follower::INCOMING_MAX;
 
 use self::applier::Applier;
 use self::clients::Clients;
@@ -53,7 +54,7 @@ use crate::types::*;
 use crate::wire::frame::Frame;
 
 /// Records that the stores may lack, at most.
-const UNAPPLIED_MAX: usize = 1 << 16;
+pub const UNAPPLIED_MAX: usize = 1 << 16;
 
 /// Client memory below which no further requests are taken, in blocks.
 const CLIENT_BLOCKS_MIN: u32 = 128;
