@@ -5,6 +5,7 @@ mod bounds;
 mod catch_up;
 mod directions;
 mod disk_faults;
+mod holes;
 mod interruptions;
 mod lifecycle;
 mod mending;
