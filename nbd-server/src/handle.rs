@@ -15,6 +15,8 @@ use replicator::types::{AdminId, NodeId, Time, VOLUMES_MAX, VolumeId};
 use replicator::view::View;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::nbd::Terms;
+
 /// A connected stream socket, with no operation in flight on it.
 #[derive(Debug)]
 pub enum Stream {
@@ -78,6 +80,8 @@ pub enum ToData {
         stream: Stream,
         /// The export it chose.
         volume: VolumeId,
+        /// What else was agreed on.
+        terms: Terms,
         /// Bytes that were read past the negotiation.
         leftover: Vec<u8>,
     },
