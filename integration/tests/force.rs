@@ -63,7 +63,7 @@ fn the_last_node_goes_on_alone_when_it_is_told_to_and_never_meets_the_others_aga
             .wait_status(node, "they stay apart", BOUND, |status| {
                 status
                     .peer(&name)
-                    .is_some_and(|p| p.connection == "StandAlone")
+                    .is_some_and(|p| p.connection.as_deref() == Some("StandAlone"))
                     && status.health == "degraded"
                     && status.health_reason.contains("another history")
             });

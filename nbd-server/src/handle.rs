@@ -16,6 +16,7 @@ use replicator::view::View;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::meters::Meters;
+use crate::nbd::Terms;
 
 /// A connected stream socket, with no operation in flight on it.
 #[derive(Debug)]
@@ -85,6 +86,8 @@ pub enum ToData {
         stream: Stream,
         /// The export it chose.
         volume: VolumeId,
+        /// What else was agreed on.
+        terms: Terms,
         /// Bytes that were read past the negotiation.
         leftover: Vec<u8>,
     },

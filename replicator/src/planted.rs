@@ -115,6 +115,8 @@ bugs! {
         AnswerPastLease,
         /// A read gets the newest data, whether it is committed or not (N5).
         UncommittedRead,
+        /// A map of holes asks the store alone.
+        MapForgetsUnapplied,
         /// The lease is counted from when a heartbeat's answer came, not from when it was sent (L1).
         LeaseFromReceipt,
     }

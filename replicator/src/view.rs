@@ -155,3 +155,26 @@ pub struct View {
     /// The peers, by node.
     pub peers: ArrayVec<PeerView, NODES_MAX>,
 }
+
+/// A range of blocks for which a store does not have the last word: records that it lacks say otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unapplied {
+    /// The first block.
+    pub start: u64,
+    /// How many blocks; never 0.
+    pub blocks: u64,
+    /// What the range is known to hold.
+    pub holds: Holds,
+}
+
+/// What is known of a range without a look at its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Holds {
+    /// Nothing is known: any bytes.
+    Anything,
+    /// It reads as zeroes, and no failover can change that.
+    Zeroes {
+        /// Whether the stores may deallocate it.
+        may_deallocate: bool,
+    },
+}

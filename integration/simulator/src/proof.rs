@@ -28,6 +28,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::UncommittedRead
         | Bug::CommitWaitsForAll
         | Bug::ReadsWaitForAll
+        | Bug::MapForgetsUnapplied
         | Bug::UnboundedApply
         | Bug::TrimIsAHint => 20,
         Bug::OverlayBackwards

@@ -11,6 +11,7 @@ use replicator::replica::Capacity;
 use replicator::types::*;
 use replicator::view::View;
 
+use super::holes::{Cover, Mapper};
 use super::pool::{Pool, PoolBuffer};
 use super::record::{Event, Recorder};
 use super::ring::Ring;
@@ -35,6 +36,9 @@ pub trait Core {
     fn memory_mut(&mut self) -> &mut Pool;
     /// A snapshot.
     fn view(&self) -> View;
+    /// For which parts of a range, of so many bytes from an offset on, a store does not have the last word: the first of them
+    /// in order, as many as fit.
+    fn unapplied(&self, volume: VolumeId, range: (u64, u32), into: &mut Cover);
 }
 
 impl Core for Replica<Pool> {
@@ -58,6 +62,11 @@ impl Core for Replica<Pool> {
     }
     fn view(&self) -> View {
         Self::view(self)
+    }
+    fn unapplied(&self, volume: VolumeId, (offset, len): (u64, u32), into: &mut Cover) {
+        let end = (offset + u64::from(len)).div_ceil(BLOCK_BYTES_U64);
+        let parts = Self::unapplied(self, volume, offset / BLOCK_BYTES_U64..end);
+        into.extend(parts.take(into.remaining_capacity()));
     }
 }
 
@@ -164,6 +173,8 @@ pub struct Engine<C> {
     pub asked: Slab<InWork>,
     /// What answers to reads may take.
     pub reads: ReadBudget,
+    /// Who asks the stores for holes.
+    pub mapper: Mapper,
     /// The time of this turn.
     pub now: Time,
     /// What takes notes.

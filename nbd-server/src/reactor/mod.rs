@@ -7,6 +7,7 @@
 //! | [`peer`] | a connection to a peer |
 //! | [`link`], [`stage`] | a socket, and the place for encryption |
 //! | [`disk`] | journal, metadata and stores |
+//! | [`holes`] | which parts of the stores are holes |
 //! | [`engine`] | what all of them work with |
 //! | [`ring`], [`tag`], [`slab`] | operations in flight |
 //! | [`pool`], [`runs`] | memory |
@@ -23,6 +24,7 @@ pub mod client;
 pub mod disk;
 pub mod engine;
 pub mod flusher;
+pub mod holes;
 pub mod link;
 pub mod peer;
 pub mod pool;
@@ -45,6 +47,7 @@ use replicator::types::{BLOCK_BYTES_U64, Time};
 
 use self::disk::{BlockingReader, DirectFile, Disks, OpenError};
 use self::engine::Core;
+use self::holes::Mapper;
 use self::pool::{Pool, PoolSizes};
 use self::record::Recorder;
 use self::ring::{Ring, RingError};
@@ -183,11 +186,13 @@ pub fn prepare<C: Core>(
         .ok_or_else(used_up)?
         .recorded(params.recorder.clone())
         .metered(Arc::clone(&params.control.meters));
+    let mapper = Mapper::start(&params.stores, params.control.bell.clone())?;
     Ok(Server::new(Parts {
         core,
         ring,
         disks,
         pool,
+        mapper,
         volume_bytes: params.volume_bytes,
         requests_max: params.requests_max,
         control: params.control,

@@ -17,6 +17,7 @@ use super::admin::{Commands, refusal};
 use super::client::{Client, CloseReason};
 use super::disk::Disks;
 use super::engine::{self, Asked, Core, Engine, Progress, ReadBudget};
+use super::holes::{Mapped, Mapper};
 use super::link::Link;
 use super::peer::{Peer, PeerError, QUEUE_MAX};
 use super::pool::{Pool, PoolBuffer};
@@ -28,7 +29,7 @@ use super::slab::Slab;
 use super::tag::Tag;
 use super::{CLIENTS_MAX, PEERS_MAX};
 use crate::handle::{ControlHandle, DataCommand, Queues, Stream, ToControl, ToData, Usage};
-use crate::nbd::{ExportIndex, Limits, Session};
+use crate::nbd::{ExportIndex, Limits, Session, Terms};
 
 /// How long a stop waits for the core to apply what is committed. The journal has it all in any case.
 const STOP_NANOS_MAX: u64 = 20_000_000_000;
@@ -44,6 +45,8 @@ pub struct Parts<C> {
     pub disks: Disks,
     /// The memory.
     pub pool: Pool,
+    /// Who asks the stores for holes, and rings the bell.
+    pub mapper: Mapper,
     /// The sizes of the volumes.
     pub volume_bytes: Vec<u64>,
     /// The bound of requests that the core works on.
@@ -108,6 +111,7 @@ impl<C: Core> Server<C> {
             ring,
             disks,
             pool,
+            mapper,
             volume_bytes,
             requests_max,
             control,
@@ -120,6 +124,7 @@ impl<C: Core> Server<C> {
             ring,
             asked: Slab::new(requests_max.max(1) as usize),
             reads: ReadBudget::new(pool.total_blocks(Purpose::Client) / 2),
+            mapper,
             now: engine::now(),
             recorder,
             meters: Arc::clone(&control.meters),
@@ -249,6 +254,12 @@ impl<C: Core> Server<C> {
                 // Read first: a message that comes later rings again.
                 let _ = self.control.bell.read();
                 self.take_messages();
+                while let Some(Mapped { client, extents }) = self.engine.mapper.answered() {
+                    if let Some(client) = self.clients.get_mut(client) {
+                        client.mapped(extents);
+                    }
+                    self.wake_client(client);
+                }
                 self.engine.ring.poll_readable(Tag::Bell, &self.bell);
             }
             Tag::Disk(key) => {
@@ -521,8 +532,9 @@ impl<C: Core> Server<C> {
                 Ok(ToData::Client {
                     stream,
                     volume,
+                    terms,
                     leftover,
-                }) => self.add_client(stream, volume, &leftover),
+                }) => self.add_client(stream, (volume, terms), &leftover),
                 Ok(ToData::Peer {
                     stream,
                     peer,
@@ -541,7 +553,8 @@ impl<C: Core> Server<C> {
         }
     }
 
-    fn add_client(&mut self, stream: Stream, volume: VolumeId, leftover: &[u8]) {
+    fn add_client(&mut self, stream: Stream, chosen: (VolumeId, Terms), leftover: &[u8]) {
+        let (volume, terms) = chosen;
         let serving = self.engine.core.view().serving && self.stop.is_none();
         let bytes = self.volume_bytes.get(usize::from(volume.0)).copied();
         let (Some(bytes), true) = (bytes, serving) else {
@@ -559,12 +572,12 @@ impl<C: Core> Server<C> {
                 return;
             }
         };
-        let Some(replies) = Replies::new(&self.pool) else {
+        let Some(replies) = Replies::new(&self.pool, terms.structured) else {
             tracing::warn!("NBD client turned away: no memory for its connection");
             return;
         };
         let export = ExportIndex(usize::from(volume.0));
-        let session = Session::transmitting(export, bytes, Limits::default());
+        let session = Session::transmitting_on(export, bytes, terms, Limits::default());
         let client = Client::new(link, volume, session, replies);
         if let Some(key) = self.clients.insert(client) {
             tracing::info!(volume = volume.0, "NBD client attached");

@@ -7,6 +7,7 @@ mod directions;
 mod disk_faults;
 mod force;
 mod holding;
+mod holes;
 mod interruptions;
 mod lifecycle;
 mod mending;
