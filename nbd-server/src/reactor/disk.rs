@@ -16,13 +16,14 @@ use nix::libc;
 use replicator::io::{DiskError, DiskOp, PARTS_MAX, Parts};
 use replicator::memory::Buffer;
 use replicator::recover::BlockRead;
-use replicator::types::{BLOCK_BYTES, Ticket};
+use replicator::types::{BLOCK_BYTES, Ticket, Time};
 
 use super::pool::{Pool, PoolBuffer};
 use super::record::{Event, Recorder};
 use super::ring::{Completion, Ring, Segment, Segments, WriteAt};
 use super::slab::Slab;
 use super::tag::Tag;
+use super::trouble::{Doing, Operation, Watch};
 
 /// The most disk operations that the kernel is given at a time.
 pub const OPERATIONS_MAX: usize = 256;
@@ -63,6 +64,7 @@ pub enum OpenError {
 pub struct DirectFile {
     fd: Rc<OwnedFd>,
     bytes: u64,
+    path: Rc<Path>,
 }
 
 impl DirectFile {
@@ -90,6 +92,7 @@ impl DirectFile {
         Ok(Self {
             fd: Rc::new(file.into()),
             bytes,
+            path: path.into(),
         })
     }
 
@@ -158,11 +161,13 @@ pub struct Disks {
     ended: VecDeque<DiskDone>,
     zeroes: PoolBuffer,
     recorder: Recorder,
+    watch: Watch,
 }
 
 #[derive(Debug)]
 struct Active {
     ticket: Ticket,
+    began: Time,
     file: DirectFile,
     offset: u64,
     length: u64,
@@ -207,6 +212,7 @@ impl Disks {
             ended: VecDeque::with_capacity(OPERATIONS_MAX),
             zeroes,
             recorder: Recorder::default(),
+            watch: Watch::default(),
         })
     }
 
@@ -225,7 +231,13 @@ impl Disks {
     }
 
     /// Begins an operation, or queues it behind others.
-    pub fn start(&mut self, ring: &mut Ring<Tag>, ticket: Ticket, op: DiskOp<PoolBuffer>) {
+    pub fn start(
+        &mut self,
+        ring: &mut Ring<Tag>,
+        now: Time,
+        ticket: Ticket,
+        op: DiskOp<PoolBuffer>,
+    ) {
         let total = |parts: &Parts<PoolBuffer>| {
             let bytes = parts
                 .iter()
@@ -285,6 +297,7 @@ impl Disks {
         };
         let active = Active {
             ticket,
+            began: now,
             file: file.clone(),
             offset,
             length,
@@ -376,6 +389,7 @@ impl Disks {
     pub fn completed(
         &mut self,
         ring: &mut Ring<Tag>,
+        now: Time,
         key: u32,
         completion: Completion<Tag>,
     ) -> Option<DiskDone> {
@@ -391,12 +405,29 @@ impl Disks {
             }
             Next::Ended(result) => result,
         };
+        if let Err(error) = result {
+            self.watch.failed(now, &active.operation(), error);
+        }
         // With this the handles go, before the core hears of the end.
         let ticket = self.active.remove(key)?.ticket;
         if let Some(next) = self.waiting.pop_front() {
             self.begin(ring, next);
         }
         Some((ticket, result))
+    }
+
+    /// Looks after operations that are not answered, every now and then.
+    pub fn look(&mut self, now: Time) {
+        if self.watch.is_due(now) {
+            let oldest = self.active.iter().map(|(_, active)| active);
+            let oldest = oldest.min_by_key(|active| active.began);
+            self.watch.look(now, oldest.map(Active::operation));
+        }
+    }
+
+    /// What is known to be wrong with the files.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// What ended without the kernel, because it was impossible.
@@ -407,6 +438,23 @@ impl Disks {
     /// Whether [`Disks::pop_ended`] has something.
     pub fn has_ended(&self) -> bool {
         !self.ended.is_empty()
+    }
+}
+
+impl Active {
+    fn operation(&self) -> Operation<'_> {
+        Operation {
+            path: &self.file.path,
+            doing: match self.work {
+                Work::Read(_) => Doing::Reading,
+                Work::Write { .. } => Doing::Writing,
+                Work::Deallocate | Work::ZeroRange | Work::WriteZeroes => Doing::Zeroing,
+                Work::Flush => Doing::Flushing,
+            },
+            offset: self.offset,
+            length: self.length,
+            began: self.began,
+        }
     }
 }
 

@@ -71,6 +71,8 @@ pub struct Asked {
     pub blocks: u32,
     /// Bytes of the answer.
     pub bytes: u32,
+    /// Since when.
+    pub since: Time,
 }
 
 /// Blocks that answers to reads may take until they have been sent.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use replicator::io::{AdminCommand, Input, LogLevel, LogLine, Output};
 use replicator::types::*;
+use replicator::view::{ConnectionState, DiskState, PeerView, Suspended};
 
 use super::admin::{Commands, refusal};
 use super::client::{Client, CloseReason};
@@ -46,6 +47,8 @@ pub struct Parts<C> {
     pub volume_bytes: Vec<u64>,
     /// The bound of requests that the core works on.
     pub requests_max: u32,
+    /// How long clients wait for this node's disks while another node could serve them, in milliseconds.
+    pub disk_timeout_ms: u32,
     /// The control thread.
     pub control: ControlHandle,
     /// What takes notes.
@@ -76,6 +79,7 @@ pub struct Server<C> {
     publisher: Publisher,
     completions: Vec<Completion<Tag>>,
     stop: Option<Stop>,
+    disk_timeout_nanos: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +109,7 @@ impl<C: Core> Server<C> {
             pool,
             volume_bytes,
             requests_max,
+            disk_timeout_ms,
             control,
             recorder,
         } = parts;
@@ -138,6 +143,7 @@ impl<C: Core> Server<C> {
             commands: Commands::default(),
             completions: Vec::with_capacity(super::OPERATIONS_MAX as usize),
             stop: None,
+            disk_timeout_nanos: u64::from(disk_timeout_ms) * 1_000_000,
         })
     }
 
@@ -212,6 +218,7 @@ impl<C: Core> Server<C> {
         }
         self.run_connections();
         self.sweep_peers();
+        self.watch_disks();
         let now = self.engine.now;
         self.engine.core.end_turn(now);
         while let Some(output) = self.engine.core.poll() {
@@ -232,8 +239,8 @@ impl<C: Core> Server<C> {
                 self.engine.ring.poll_readable(Tag::Bell, &self.bell);
             }
             Tag::Disk(key) => {
-                let ring = &mut self.engine.ring;
-                if let Some((ticket, result)) = self.disks.completed(ring, key, completion) {
+                let (ring, now) = (&mut self.engine.ring, self.engine.now);
+                if let Some((ticket, result)) = self.disks.completed(ring, now, key, completion) {
                     self.engine.input(Input::DiskDone { ticket, result });
                 }
             }
@@ -364,7 +371,10 @@ impl<C: Core> Server<C> {
 
     fn perform(&mut self, output: Output<PoolBuffer>) {
         match output {
-            Output::Disk { ticket, op } => self.disks.start(&mut self.engine.ring, ticket, op),
+            Output::Disk { ticket, op } => {
+                let now = self.engine.now;
+                self.disks.start(&mut self.engine.ring, now, ticket, op);
+            }
             Output::Send { conn, frame, batch } => {
                 self.engine.recorder.note(|| Event::Said(&frame));
                 let key = self.peers.find(|peer| peer.conn() == conn);
@@ -462,8 +472,41 @@ impl<C: Core> Server<C> {
         let about_to_wait = !self.has_work();
         let view = self.engine.core.view();
         let now = self.engine.now;
-        self.publisher
-            .publish(now, view, self.nbd_clients, (&self.control, about_to_wait));
+        self.publisher.publish(
+            now,
+            view,
+            self.nbd_clients,
+            self.disks.watch().trouble(),
+            (&self.control, about_to_wait),
+        );
+    }
+
+    /// Leaves the service to another node if clients have waited for this one's disks for too long. Nothing is lost by it:
+    /// the core demotes without the local disks, and takes up the log again when they answer.
+    fn watch_disks(&mut self) {
+        let now = self.engine.now;
+        self.disks.look(now);
+        let (watch, limit) = (self.disks.watch(), self.disk_timeout_nanos);
+        let is_late = |asked: &Asked| watch.age(now, asked.since) >= limit;
+        if watch.silent_for_nanos() < limit || self.engine.asked.find(is_late).is_none() {
+            return;
+        }
+        let view = self.engine.core.view();
+        let could_serve = |peer: &&PeerView| {
+            peer.connection == ConnectionState::Connected && peer.disk_state == DiskState::UpToDate
+        };
+        let other = view.peers.iter().find(could_serve);
+        let (true, Suspended::No, Some(_)) = (view.serving, view.suspended, other) else {
+            return;
+        };
+        tracing::error!(
+            "clients have waited for this node's disks for {} ms, and another node could serve them: demoting; promote it",
+            self.disk_timeout_nanos / 1_000_000
+        );
+        let (answer, _nobody) = tokio::sync::oneshot::channel();
+        let id = self.commands.open(answer);
+        let command = AdminCommand::Demote;
+        self.engine.input(Input::Admin { id, command });
     }
 
     fn take_messages(&mut self) {
@@ -552,6 +595,14 @@ impl<C: Core> Server<C> {
             return;
         }
         let now = self.engine.now;
+        let serving = self.engine.core.view().serving;
+        if let (DataCommand::Promote { .. }, false, Some(silence)) =
+            (command, serving, &self.disks.watch().trouble().silence)
+        {
+            let message = format!("{silence}; promote another node, or look at that device");
+            self.commands.answer(answer, Err(refusal(17, &message)));
+            return;
+        }
         let command = match command {
             DataCommand::Promote { timeout_ms } => AdminCommand::Promote {
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),

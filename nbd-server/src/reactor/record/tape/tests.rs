@@ -65,7 +65,10 @@ impl Bench {
                 let Tag::Disk(key) = completion.tag else {
                     panic!("only disk operations were begun");
                 };
-                if let Some((_, result)) = self.disks.completed(&mut self.ring, key, completion) {
+                if let Some((_, result)) =
+                    self.disks
+                        .completed(&mut self.ring, Time(0), key, completion)
+                {
                     return result.unwrap();
                 }
             }
