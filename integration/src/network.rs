@@ -39,7 +39,7 @@ impl Network {
             }
         }
         let script = "ip link add br0 type bridge && nft add table bridge probe";
-        let works = quietly(unshare().args(["sh", "-c", script]));
+        let works = quietly(unshare(true).args(["sh", "-c", script]));
         (!works).then(|| "needs network namespaces with bridges and nftables".to_owned())
     }
 
@@ -51,7 +51,7 @@ impl Network {
         }
         let script = "mount -t tmpfs none /mnt && \
                       dd if=/dev/zero of=/mnt/probe bs=4096 count=1 oflag=direct";
-        let works = quietly(unshare().args(["sh", "-c", script]));
+        let works = quietly(unshare(false).args(["sh", "-c", script]));
         (!works).then(|| "needs mount namespaces, and O_DIRECT on tmpfs (Linux 6.6)".to_owned())
     }
 
@@ -61,15 +61,16 @@ impl Network {
         std::env::var_os(OWN).is_some()
     }
 
-    /// Runs one test of this very program in a network of its own; whether it passed.
+    /// Runs one test of this very program with mounts of its own, and with a network of its own if that is wanted; whether
+    /// it passed.
     ///
     /// # Panics
     /// If it can not be started.
     #[must_use]
-    pub fn rerun_in_own(test: &str) -> bool {
+    pub fn rerun_in_own(network: bool, test: &str) -> bool {
         let programs = programs().repld.parent().expect("in a directory");
         let this = std::env::current_exe().expect("a test knows its program");
-        let status = unshare()
+        let status = unshare(network)
             .arg(this)
             .args(["--exact", test])
             .env(OWN, "1")
@@ -204,12 +205,15 @@ fn enter(pid: &str) -> Vec<String> {
 }
 
 /// The beginning of a command that runs something in namespaces of its own.
-fn unshare() -> Command {
+fn unshare(network: bool) -> Command {
     let mut command = Command::new("unshare");
     if !nix::unistd::geteuid().is_root() {
         command.args(["--user", "--map-root-user"]);
     }
-    command.args(["--net", "--mount", "--"]);
+    if network {
+        command.arg("--net");
+    }
+    command.args(["--mount", "--"]);
     command
 }
 

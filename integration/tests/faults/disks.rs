@@ -87,7 +87,7 @@ fn restart(scene: &mut Scene, node: usize, disk: &Disk) {
 
 fn fail_on_the_primary(file: File) {
     let (mut scene, disk) = with_disk(0, file);
-    let load = scene.work(0, scene.busy_streams());
+    let load = scene.work(0, scene.calm_streams());
     scene.await_writes(&load, 200);
     disk.fail(FailAt::Writing);
     let streams = dropped(load);
@@ -122,7 +122,7 @@ pub(crate) fn a_store_that_fails_on_the_primary_ends_its_reign() {
 
 pub(crate) fn a_journal_that_fails_on_a_secondary_lets_no_client_down() {
     let (mut scene, disk) = with_disk(1, File::Journal);
-    let load = scene.work(0, scene.busy_streams());
+    let load = scene.work(0, scene.calm_streams());
     scene.await_writes(&load, 200);
     disk.fail(FailAt::Writing);
     await_blame(
@@ -221,7 +221,7 @@ pub(crate) fn a_store_that_hangs_on_the_primary_moves_the_service() {
     };
     let (mut scene, mut disks) = serving(spec, &[(0, File::Store)], Duration::ZERO);
     let disk = disks.pop().expect("one was wanted");
-    let load = scene.work(0, scene.busy_streams());
+    let load = scene.work(0, scene.calm_streams());
     scene.await_writes(&load, 200);
     let mut reader = scene.open(0, "db");
     disk.hang();
@@ -262,7 +262,7 @@ pub(crate) fn a_store_that_hangs_on_the_primary_moves_the_service() {
 pub(crate) fn disks_that_hang_on_a_secondary_stop_nobody() {
     for file in [File::Journal, File::Store] {
         let (mut scene, disk) = with_disk(2, file);
-        let load = scene.work(0, scene.busy_streams());
+        let load = scene.work(0, scene.calm_streams());
         scene.await_writes(&load, 200);
         disk.hang();
         scene.await_writes(&load, 100);
@@ -279,23 +279,18 @@ pub(crate) fn disks_that_hang_on_a_secondary_stop_nobody() {
 
 pub(crate) fn slow_stores_and_a_full_journal_slow_clients_down() {
     let places = [(0, File::Store), (1, File::Store), (2, File::Store)];
-    let (mut scene, disks) = serving(small(), &places, Duration::from_millis(30));
+    let (mut scene, disks) = serving(small(), &places, Duration::from_millis(100));
     // Several times the journal's size, more than the stores take meanwhile.
     let write = Job::Append {
         least: 128 << 10,
         most: 256 << 10,
         flush_every: 16,
     };
-    let pages = Job::Commit { page: 4096 };
-    let db = &scene.volumes[0];
-    let streams = vec![
-        Stream::new(1, db, 0..8 * MIB, write, Pace::unbounded(4)),
-        Stream::new(2, db, 8 * MIB..16 * MIB, pages, Pace::unbounded(8)),
-    ];
-    let load = scene.work(0, streams);
+    let stream = Stream::new(1, &scene.volumes[0], 0..16 * MIB, write, Pace::unbounded(8));
+    let load = scene.work(0, vec![stream]);
     let mut fullest = 0;
     while scene.tally.write_bytes() < 40 * MIB {
-        scene.await_writes(&load, 50);
+        scene.await_writes(&load, 10);
         let status = scene.cluster.status(0).expect("answers");
         assert_eq!(
             (status.role.as_str(), status.suspended.as_str()),

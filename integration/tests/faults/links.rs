@@ -26,7 +26,7 @@ fn outlast(scene: &mut Scene, load: &Running) {
 
 pub(crate) fn a_cut_between_any_two_nodes_stops_nobody() {
     let (network, mut scene) = serving();
-    let load = scene.work(0, scene.busy_streams());
+    let load = scene.work(0, scene.calm_streams());
     for (left, right) in [(0, 1), (1, 2), (2, 0)] {
         network.cut(left, right);
         outlast(&mut scene, &load);
@@ -44,7 +44,7 @@ pub(crate) fn a_cut_between_any_two_nodes_stops_nobody() {
 
 pub(crate) fn a_primary_cut_off_answers_nothing_once_another_one_serves() {
     let (network, mut scene) = serving();
-    let load = scene.work(0, scene.busy_streams());
+    let load = scene.work(0, scene.calm_streams());
     scene.await_writes(&load, 300);
     let reader = scene.open(0, "db");
     let over = AtomicBool::new(false);
@@ -93,7 +93,7 @@ pub(crate) fn a_primary_cut_off_answers_nothing_once_another_one_serves() {
 
 pub(crate) fn a_secondary_cut_off_is_promoted_in_vain_and_disturbs_nobody() {
     let (network, mut scene) = serving();
-    let load = scene.work(0, scene.busy_streams());
+    let load = scene.work(0, scene.calm_streams());
     scene.await_writes(&load, 200);
     network.isolate(2);
     outlast(&mut scene, &load);
@@ -122,7 +122,7 @@ pub(crate) fn a_secondary_cut_off_is_promoted_in_vain_and_disturbs_nobody() {
 
 pub(crate) fn a_link_that_loses_one_direction_harms_nothing() {
     let (network, mut scene) = serving();
-    let load = scene.work(0, scene.busy_streams());
+    let load = scene.work(0, scene.calm_streams());
     for (from, to) in [(0, 1), (1, 0), (1, 2), (2, 1)] {
         network.cut_one_way(from, to);
         outlast(&mut scene, &load);
