@@ -133,6 +133,17 @@ pub enum ToControl {
     },
 }
 
+/// What is wrong with the disks of this node.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Trouble {
+    /// What failed, of which file or device, and why; the worst since the start.
+    pub failure: Option<Arc<str>>,
+    /// What to do about that.
+    pub advice: &'static str,
+    /// Which operation is not answered.
+    pub silence: Option<Arc<str>>,
+}
+
 /// What the data thread publishes each turn.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -152,6 +163,8 @@ pub struct Snapshot {
     pub memory_used_bytes: u64,
     /// How full the data thread's queues are.
     pub queues: Queues,
+    /// What is wrong with the disks.
+    pub trouble: Trouble,
 }
 
 /// How much of something bounded is used.

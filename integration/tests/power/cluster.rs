@@ -128,6 +128,7 @@ impl Node {
             volume_bytes: VOLUMES.to_vec(),
             memory_bytes: 64 << 20,
             requests_max: config.requests_max,
+            disk_timeout_ms: 3_600_000,
             control: ControlHandle {
                 receiver,
                 bell: Arc::clone(&bell),

@@ -83,6 +83,8 @@ pub struct Asked {
     pub blocks: u32,
     /// Bytes of the answer.
     pub bytes: u32,
+    /// Since when.
+    pub since: Time,
 }
 
 /// The same, with what is counted of it.
@@ -92,7 +94,6 @@ pub struct InWork {
     pub asked: Asked,
     kind: RequestKind,
     bytes: u64,
-    since: Time,
 }
 
 /// Blocks that answers to reads may take until they have been sent.
@@ -227,7 +228,6 @@ impl<C: Core> Engine<C> {
             asked,
             kind: RequestKind::Flush,
             bytes: 0,
-            since: self.now,
         })?;
         Some(ReqId(u64::from(key)))
     }
@@ -240,7 +240,7 @@ impl<C: Core> Engine<C> {
     /// Counts a request to `volume` that is answered.
     pub fn count(&self, volume: VolumeId, work: &InWork, done: bool) {
         let counted = self.meters.requests(usize::from(volume.0), work.kind);
-        counted.duration.observe(self.now.since(work.since));
+        counted.duration.observe(self.now.since(work.asked.since));
         if done {
             counted.bytes.add(work.bytes);
         } else {

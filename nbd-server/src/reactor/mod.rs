@@ -37,6 +37,7 @@ pub mod server;
 pub mod slab;
 pub mod stage;
 pub mod tag;
+pub mod trouble;
 
 use std::io;
 use std::path::PathBuf;
@@ -86,6 +87,8 @@ pub struct ReactorParams {
     pub memory_bytes: u64,
     /// The bound of requests that the core works on.
     pub requests_max: u32,
+    /// How long clients wait for this node's disks while another node could serve them, in milliseconds.
+    pub disk_timeout_ms: u32,
     /// The control thread.
     pub control: ControlHandle,
     /// What takes notes.
@@ -195,6 +198,7 @@ pub fn prepare<C: Core>(
         mapper,
         volume_bytes: params.volume_bytes,
         requests_max: params.requests_max,
+        disk_timeout_ms: params.disk_timeout_ms,
         control: params.control,
         recorder: params.recorder,
     })?)

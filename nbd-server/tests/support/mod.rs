@@ -339,6 +339,7 @@ impl Node {
             volume_bytes: vec![VOLUME_BYTES],
             memory_bytes: 64 << 20,
             requests_max,
+            disk_timeout_ms: 60_000,
             control: ControlHandle {
                 receiver,
                 bell: Arc::clone(&bell),
