@@ -75,11 +75,14 @@ fn perf_arguments(file: &Path, pid: u32) -> Vec<String> {
         .to_vec()
 }
 
-/// The number in the first line that has one.
+/// The count in perf's line. A process that did not run at all was "not counted", which is none.
 fn read_perf(file: &Path) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find(|line| line.contains("raw_syscalls"))?;
-    line.split(',').next()?.parse().ok()
+    match line.split(',').next()? {
+        "<not counted>" => Some(0),
+        count => count.parse().ok(),
+    }
 }
 
 /// Runs a job once more and looks what it costs.
@@ -251,6 +254,10 @@ mod tests {
         let file = dir.path().join("table");
         std::fs::write(&file, "# started\n\n4711,,raw_syscalls:sys_enter,99,100.00,,\n").unwrap();
         assert_eq!(read_perf(&file), Some(4711));
+        std::fs::write(&file, "<not counted>,,raw_syscalls:sys_enter,0,100.00,,\n").unwrap();
+        assert_eq!(read_perf(&file), Some(0));
+        std::fs::write(&file, "<not supported>,,raw_syscalls:sys_enter,0,100.00,,\n").unwrap();
+        assert_eq!(read_perf(&file), None);
         let table = "% time seconds usecs/call calls errors syscall\n------\n 90.00 0.1 1 70 2 read\n 10.00 0.1 1 30 write\n\
                      ------\n100.00 0.2 1 100 2 total\n";
         std::fs::write(&file, table).unwrap();

@@ -56,7 +56,7 @@ struct Options {
 impl Options {
     fn plan(&self) -> Plan {
         let (rounds, run_ms, ramp_ms, cost_ms) = if self.quick {
-            (1, 700, 200, 200)
+            (1, 500, 100, 200)
         } else {
             (3, 2000, 300, 1000)
         };
