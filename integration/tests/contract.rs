@@ -24,7 +24,6 @@ const NOT_THERE_YET: &[&str] = &[
     "repl-fence unfence NODE",
     "repl-fence status",
     "repl-fence failover",
-    "cargo side-by-side",
 ];
 
 fn workspace() -> &'static Path {
