@@ -16,6 +16,7 @@ use replicator::view::View;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::meters::Meters;
+use crate::nbd::Terms;
 
 /// A connected stream socket, with no operation in flight on it.
 #[derive(Debug)]
@@ -40,6 +41,11 @@ impl From<Stream> for OwnedFd {
 pub enum DataCommand {
     /// Become Primary, trying for `timeout_ms`.
     Promote {
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+    },
+    /// Become Primary alone, with what is here, in a history of its own.
+    Force {
         /// When to give up, in milliseconds from now.
         timeout_ms: u64,
     },
@@ -80,6 +86,8 @@ pub enum ToData {
         stream: Stream,
         /// The export it chose.
         volume: VolumeId,
+        /// What else was agreed on.
+        terms: Terms,
         /// Bytes that were read past the negotiation.
         leftover: Vec<u8>,
     },
@@ -125,6 +133,17 @@ pub enum ToControl {
     },
 }
 
+/// What is wrong with the disks of this node.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Trouble {
+    /// What failed, of which file or device, and why; the worst since the start.
+    pub failure: Option<Arc<str>>,
+    /// What to do about that.
+    pub advice: &'static str,
+    /// Which operation is not answered.
+    pub silence: Option<Arc<str>>,
+}
+
 /// What the data thread publishes each turn.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -144,6 +163,8 @@ pub struct Snapshot {
     pub memory_used_bytes: u64,
     /// How full the data thread's queues are.
     pub queues: Queues,
+    /// What is wrong with the disks.
+    pub trouble: Trouble,
 }
 
 /// How much of something bounded is used.

@@ -133,6 +133,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         volume_bytes: config.volumes.iter().map(|v| v.size_bytes).collect(),
         memory_bytes: config.policy.memory_bytes,
         requests_max: REQUESTS_MAX,
+        disk_timeout_ms: config.policy.disk_timeout_ms,
         control,
         recorder: Recorder::from_environment().map_err(Failure::failed)?,
     };

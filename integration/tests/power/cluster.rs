@@ -16,6 +16,7 @@ use nbd_server::handle::{
     ControlHandle, DataCommand, DataError, DataHandle, Snapshot, Stream, ToControl, ToData,
 };
 use nbd_server::meters::Meters;
+use nbd_server::nbd::Terms;
 use nbd_server::reactor::record::Recorder;
 use nbd_server::reactor::ring::RingError;
 use nbd_server::reactor::{ReactorParams, spawn};
@@ -127,6 +128,7 @@ impl Node {
             volume_bytes: VOLUMES.to_vec(),
             memory_bytes: 64 << 20,
             requests_max: config.requests_max,
+            disk_timeout_ms: 3_600_000,
             control: ControlHandle {
                 receiver,
                 bell: Arc::clone(&bell),
@@ -250,6 +252,7 @@ impl Cluster {
         assert!(self.nodes[node].handle.send(ToData::Client {
             stream: Stream::Unix(theirs),
             volume,
+            terms: Terms::default(),
             leftover: Vec::new(),
         }));
         ours

@@ -4,8 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use super::{
-    DATA_NODES_MAX, JOURNAL_BYTES_MIN, LEASE_MS_RANGE, MEMORY_BYTES_MIN, NAME_BYTES_MAX,
-    SOCKET_PATH_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX, WITNESSES_MAX, size,
+    DATA_NODES_MAX, DISK_TIMEOUT_MS_RANGE, JOURNAL_BYTES_MIN, LEASE_MS_RANGE, MEMORY_BYTES_MIN,
+    NAME_BYTES_MAX, SOCKET_PATH_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX, WITNESSES_MAX, size,
 };
 
 /// Why a config file could not be used. Its text is one line.
@@ -193,6 +193,15 @@ pub enum Refusal {
         LEASE_MS_RANGE.start(), LEASE_MS_RANGE.end()
     )]
     LeaseOutOfRange {
+        /// The value.
+        found: i128,
+    },
+    /// A number outside its range.
+    #[error(
+        "disk_timeout_ms = {found} is out of range; write a number of milliseconds from {} to {}",
+        DISK_TIMEOUT_MS_RANGE.start(), DISK_TIMEOUT_MS_RANGE.end()
+    )]
+    DiskTimeoutOutOfRange {
         /// The value.
         found: i128,
     },

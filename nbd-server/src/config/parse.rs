@@ -10,9 +10,10 @@ use toml::de::DeTable;
 
 use super::table::{Located, Refused, Result, Table, line_of};
 use super::{
-    Ack, Config, DATA_NODES_MAX, JOURNAL_BYTES_MIN, Journal, LEASE_MS_DEFAULT, LEASE_MS_RANGE,
-    MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MetricsListen, Node, NodeRole, OnNoQuorum, Policy,
-    Refusal, SOCKET_PATH_BYTES_MAX, StorePath, Tls, VOLUMES_MAX, Volume, WITNESSES_MAX,
+    Ack, Config, DATA_NODES_MAX, DISK_TIMEOUT_MS_DEFAULT, DISK_TIMEOUT_MS_RANGE, JOURNAL_BYTES_MIN,
+    Journal, LEASE_MS_DEFAULT, LEASE_MS_RANGE, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN,
+    MetricsListen, Node, NodeRole, OnNoQuorum, Policy, Refusal, SOCKET_PATH_BYTES_MAX, StorePath,
+    Tls, VOLUMES_MAX, Volume, WITNESSES_MAX,
 };
 
 pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
@@ -155,6 +156,7 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         on_no_quorum: OnNoQuorum::SuspendIo,
         ack: Ack::Majority,
         lease_ms: LEASE_MS_DEFAULT,
+        disk_timeout_ms: DISK_TIMEOUT_MS_DEFAULT,
         memory_bytes: MEMORY_BYTES_DEFAULT,
     };
     let Some(table) = root.opt_table("policy", "a table [policy]")? else {
@@ -164,7 +166,13 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         place: "[policy]",
         ..table
     };
-    table.only(&["on_no_quorum", "ack", "lease_ms", "memory"])?;
+    table.only(&[
+        "on_no_quorum",
+        "ack",
+        "lease_ms",
+        "disk_timeout_ms",
+        "memory",
+    ])?;
 
     let known = "\"suspend-io\" or \"io-error\"";
     if let Some(word) = table.opt_text("on_no_quorum", known)? {
@@ -201,6 +209,13 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         match u32::try_from(lease.value) {
             Ok(lease_ms) if LEASE_MS_RANGE.contains(&lease_ms) => policy.lease_ms = lease_ms,
             _ => return table.refuse(&lease.span, Refusal::LeaseOutOfRange { found: lease.value }),
+        }
+    }
+    if let Some(timeout) = table.opt_integer("disk_timeout_ms", "disk_timeout_ms = 5000")? {
+        let found = timeout.value;
+        match u32::try_from(found) {
+            Ok(ms) if DISK_TIMEOUT_MS_RANGE.contains(&ms) => policy.disk_timeout_ms = ms,
+            _ => return table.refuse(&timeout.span, Refusal::DiskTimeoutOutOfRange { found }),
         }
     }
     if let Some(memory) = table.opt_size("memory", "memory = \"256MiB\"")? {

@@ -24,6 +24,7 @@ use crate::admin::{Connection, ExitCode, LINE_BYTES_MAX, Request, Response};
 use crate::config::Config;
 use crate::handle::{DataCommand, DataError, DataHandle, Snapshot, Stream, ToControl, ToData};
 use crate::meters::Meters;
+use crate::nbd::Terms;
 
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -227,14 +228,6 @@ fn commands_are_forwarded_and_their_refusals_come_back() {
         (ExitCode::OtherPrimary, "node b is Primary")
     );
 
-    let (code, text) = daemon.error(&Request::Promote {
-        timeout_ms: 1,
-        force: true,
-    });
-    assert!(
-        code == ExitCode::Failed && text.contains("not supported"),
-        "{text}"
-    );
     let (code, text) = daemon.error(&Request::Connect {
         peer: "x".to_owned(),
     });
@@ -377,12 +370,14 @@ fn clients_are_refused_or_handed_over_with_what_they_sent_early() {
         let ToData::Client {
             stream,
             volume,
+            terms,
             leftover,
         } = message
         else {
             panic!("{message:?}")
         };
         assert_eq!(volume.0, 0);
+        assert_eq!(terms, Terms::default());
         assert_eq!(leftover, b"\x25\x60\x95\x13early");
         // Nothing reads on it any more but the data thread.
         match (stream, is_tcp) {

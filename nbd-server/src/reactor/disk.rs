@@ -24,6 +24,7 @@ use super::record::{Event, Recorder};
 use super::ring::{Completion, Ring, Segment, Segments, WriteAt};
 use super::slab::Slab;
 use super::tag::Tag;
+use super::trouble::{Doing, Operation, Watch};
 use crate::handle::Usage;
 use crate::meters::{DiskFile, DiskKind, Meters};
 
@@ -66,6 +67,7 @@ pub enum OpenError {
 pub struct DirectFile {
     fd: Rc<OwnedFd>,
     bytes: u64,
+    path: Rc<Path>,
 }
 
 impl DirectFile {
@@ -93,6 +95,7 @@ impl DirectFile {
         Ok(Self {
             fd: Rc::new(file.into()),
             bytes,
+            path: path.into(),
         })
     }
 
@@ -162,13 +165,13 @@ pub struct Disks {
     zeroes: PoolBuffer,
     recorder: Recorder,
     meters: Arc<Meters>,
-    /// The time of this turn.
-    now: Time,
+    watch: Watch,
 }
 
 #[derive(Debug)]
 struct Active {
     ticket: Ticket,
+    began: Time,
     file: DirectFile,
     offset: u64,
     length: u64,
@@ -179,12 +182,11 @@ struct Active {
     counted: Counted,
 }
 
-/// What an operation is counted as, and since when.
+/// What an operation is counted as.
 #[derive(Clone, Copy, Debug)]
 struct Counted {
     file: DiskFile,
     kind: DiskKind,
-    since: Time,
 }
 
 // A write's parts are in place, so that an operation costs no allocation.
@@ -223,7 +225,7 @@ impl Disks {
             zeroes,
             recorder: Recorder::default(),
             meters: Arc::default(),
-            now: Time(0),
+            watch: Watch::default(),
         })
     }
 
@@ -232,11 +234,6 @@ impl Disks {
     pub fn metered(mut self, meters: Arc<Meters>) -> Self {
         self.meters = meters;
         self
-    }
-
-    /// A turn begins.
-    pub fn begin_turn(&mut self, now: Time) {
-        self.now = now;
     }
 
     /// How many operations the kernel has.
@@ -267,7 +264,13 @@ impl Disks {
     }
 
     /// Begins an operation, or queues it behind others.
-    pub fn start(&mut self, ring: &mut Ring<Tag>, ticket: Ticket, op: DiskOp<PoolBuffer>) {
+    pub fn start(
+        &mut self,
+        ring: &mut Ring<Tag>,
+        now: Time,
+        ticket: Ticket,
+        op: DiskOp<PoolBuffer>,
+    ) {
         let total = |parts: &Parts<PoolBuffer>| {
             let bytes = parts
                 .iter()
@@ -336,6 +339,7 @@ impl Disks {
         };
         let active = Active {
             ticket,
+            began: now,
             file: file.clone(),
             offset,
             length,
@@ -345,7 +349,6 @@ impl Disks {
             counted: Counted {
                 file: counted.0,
                 kind: counted.1,
-                since: self.now,
             },
         };
         if !self.waiting.is_empty() || self.active.is_full() {
@@ -432,6 +435,7 @@ impl Disks {
     pub fn completed(
         &mut self,
         ring: &mut Ring<Tag>,
+        now: Time,
         key: u32,
         completion: Completion<Tag>,
     ) -> Option<DiskDone> {
@@ -447,15 +451,19 @@ impl Disks {
             }
             Next::Ended(result) => result,
         };
+        if let Err(error) = result {
+            self.watch.failed(now, &active.operation(), error);
+        }
         // With this the handles go, before the core hears of the end.
         let Active {
             ticket,
             length,
             counted,
+            began,
             ..
         } = self.active.remove(key)?;
         let work = self.meters.disk(counted.file, counted.kind);
-        work.duration.observe(self.now.since(counted.since));
+        work.duration.observe(now.since(began));
         match result {
             Ok(()) => work.bytes.add(length),
             Err(_) => work.failed.add(1),
@@ -464,6 +472,20 @@ impl Disks {
             self.begin(ring, next);
         }
         Some((ticket, result))
+    }
+
+    /// Looks after operations that are not answered, every now and then.
+    pub fn look(&mut self, now: Time) {
+        if self.watch.is_due(now) {
+            let oldest = self.active.iter().map(|(_, active)| active);
+            let oldest = oldest.min_by_key(|active| active.began);
+            self.watch.look(now, oldest.map(Active::operation));
+        }
+    }
+
+    /// What is known to be wrong with the files.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// What ended without the kernel, because it was impossible.
@@ -479,6 +501,23 @@ impl Disks {
 
 fn store_of(volume: VolumeId) -> DiskFile {
     DiskFile::Store(usize::from(volume.0))
+}
+
+impl Active {
+    fn operation(&self) -> Operation<'_> {
+        Operation {
+            path: &self.file.path,
+            doing: match self.work {
+                Work::Read(_) => Doing::Reading,
+                Work::Write { .. } => Doing::Writing,
+                Work::Deallocate | Work::ZeroRange | Work::WriteZeroes => Doing::Zeroing,
+                Work::Flush => Doing::Flushing,
+            },
+            offset: self.offset,
+            length: self.length,
+            began: self.began,
+        }
+    }
 }
 
 enum Next {

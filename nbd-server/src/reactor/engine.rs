@@ -11,6 +11,7 @@ use replicator::replica::Capacity;
 use replicator::types::*;
 use replicator::view::View;
 
+use super::holes::{Cover, Mapper};
 use super::pool::{Pool, PoolBuffer};
 use super::record::{Event, Recorder};
 use super::ring::Ring;
@@ -35,6 +36,9 @@ pub trait Core {
     fn memory_mut(&mut self) -> &mut Pool;
     /// A snapshot.
     fn view(&self) -> View;
+    /// For which parts of a range, of so many bytes from an offset on, a store does not have the last word: the first of them
+    /// in order, as many as fit.
+    fn unapplied(&self, volume: VolumeId, range: (u64, u32), into: &mut Cover);
 }
 
 impl Core for Replica<Pool> {
@@ -59,6 +63,11 @@ impl Core for Replica<Pool> {
     fn view(&self) -> View {
         Self::view(self)
     }
+    fn unapplied(&self, volume: VolumeId, (offset, len): (u64, u32), into: &mut Cover) {
+        let end = (offset + u64::from(len)).div_ceil(BLOCK_BYTES_U64);
+        let parts = Self::unapplied(self, volume, offset / BLOCK_BYTES_U64..end);
+        into.extend(parts.take(into.remaining_capacity()));
+    }
 }
 
 /// A request that the core works on.
@@ -74,6 +83,8 @@ pub struct Asked {
     pub blocks: u32,
     /// Bytes of the answer.
     pub bytes: u32,
+    /// Since when.
+    pub since: Time,
 }
 
 /// The same, with what is counted of it.
@@ -83,7 +94,6 @@ pub struct InWork {
     pub asked: Asked,
     kind: RequestKind,
     bytes: u64,
-    since: Time,
 }
 
 /// Blocks that answers to reads may take until they have been sent.
@@ -164,6 +174,8 @@ pub struct Engine<C> {
     pub asked: Slab<InWork>,
     /// What answers to reads may take.
     pub reads: ReadBudget,
+    /// Who asks the stores for holes.
+    pub mapper: Mapper,
     /// The time of this turn.
     pub now: Time,
     /// What takes notes.
@@ -216,7 +228,6 @@ impl<C: Core> Engine<C> {
             asked,
             kind: RequestKind::Flush,
             bytes: 0,
-            since: self.now,
         })?;
         Some(ReqId(u64::from(key)))
     }
@@ -229,7 +240,7 @@ impl<C: Core> Engine<C> {
     /// Counts a request to `volume` that is answered.
     pub fn count(&self, volume: VolumeId, work: &InWork, done: bool) {
         let counted = self.meters.requests(usize::from(volume.0), work.kind);
-        counted.duration.observe(self.now.since(work.since));
+        counted.duration.observe(self.now.since(work.asked.since));
         if done {
             counted.bytes.add(work.bytes);
         } else {

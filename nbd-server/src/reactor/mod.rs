@@ -7,6 +7,7 @@
 //! | [`peer`] | a connection to a peer |
 //! | [`link`], [`stage`] | a socket, and the place for encryption |
 //! | [`disk`] | journal, metadata and stores |
+//! | [`holes`] | which parts of the stores are holes |
 //! | [`engine`] | what all of them work with |
 //! | [`ring`], [`tag`], [`slab`] | operations in flight |
 //! | [`pool`], [`runs`] | memory |
@@ -23,6 +24,7 @@ pub mod client;
 pub mod disk;
 pub mod engine;
 pub mod flusher;
+pub mod holes;
 pub mod link;
 pub mod peer;
 pub mod pool;
@@ -35,6 +37,7 @@ pub mod server;
 pub mod slab;
 pub mod stage;
 pub mod tag;
+pub mod trouble;
 
 use std::io;
 use std::path::PathBuf;
@@ -45,6 +48,7 @@ use replicator::types::{BLOCK_BYTES_U64, Time};
 
 use self::disk::{BlockingReader, DirectFile, Disks, OpenError};
 use self::engine::Core;
+use self::holes::Mapper;
 use self::pool::{Pool, PoolSizes};
 use self::record::Recorder;
 use self::ring::{Ring, RingError};
@@ -83,6 +87,8 @@ pub struct ReactorParams {
     pub memory_bytes: u64,
     /// The bound of requests that the core works on.
     pub requests_max: u32,
+    /// How long clients wait for this node's disks while another node could serve them, in milliseconds.
+    pub disk_timeout_ms: u32,
     /// The control thread.
     pub control: ControlHandle,
     /// What takes notes.
@@ -190,13 +196,16 @@ pub fn prepare<C: Core>(
         .ok_or_else(used_up)?
         .recorded(params.recorder.clone())
         .metered(Arc::clone(&params.control.meters));
+    let mapper = Mapper::start(&params.stores, params.control.bell.clone())?;
     Ok(Server::new(Parts {
         core,
         ring,
         disks,
         pool,
+        mapper,
         volume_bytes: params.volume_bytes,
         requests_max: params.requests_max,
+        disk_timeout_ms: params.disk_timeout_ms,
         control: params.control,
         recorder: params.recorder,
     })?)

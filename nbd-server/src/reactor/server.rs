@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use replicator::io::{AdminCommand, Input, LogLevel, LogLine, Output};
 use replicator::types::*;
+use replicator::view::{ConnectionState, DiskState, PeerView, Suspended};
 
 use super::acks::Acknowledgements;
 use super::admin::{Commands, refusal};
 use super::client::{Client, CloseReason};
 use super::disk::Disks;
-use super::engine::{self, Asked, Core, Engine, Progress, ReadBudget};
+use super::engine::{self, Asked, Core, Engine, InWork, Progress, ReadBudget};
+use super::holes::{Mapped, Mapper};
 use super::link::Link;
 use super::peer::{Peer, PeerError, QUEUE_MAX};
 use super::pool::{Pool, PoolBuffer};
@@ -28,7 +30,7 @@ use super::slab::Slab;
 use super::tag::Tag;
 use super::{CLIENTS_MAX, PEERS_MAX};
 use crate::handle::{ControlHandle, DataCommand, Queues, Stream, ToControl, ToData, Usage};
-use crate::nbd::{ExportIndex, Limits, Session};
+use crate::nbd::{ExportIndex, Limits, Session, Terms};
 
 /// How long a stop waits for the core to apply what is committed. The journal has it all in any case.
 const STOP_NANOS_MAX: u64 = 20_000_000_000;
@@ -44,10 +46,14 @@ pub struct Parts<C> {
     pub disks: Disks,
     /// The memory.
     pub pool: Pool,
+    /// Who asks the stores for holes, and rings the bell.
+    pub mapper: Mapper,
     /// The sizes of the volumes.
     pub volume_bytes: Vec<u64>,
     /// The bound of requests that the core works on.
     pub requests_max: u32,
+    /// How long clients wait for this node's disks while another node could serve them, in milliseconds.
+    pub disk_timeout_ms: u32,
     /// The control thread.
     pub control: ControlHandle,
     /// What takes notes.
@@ -81,6 +87,7 @@ pub struct Server<C> {
     idle_since: Option<Time>,
     completions: Vec<Completion<Tag>>,
     stop: Option<Stop>,
+    disk_timeout_nanos: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -108,8 +115,10 @@ impl<C: Core> Server<C> {
             ring,
             disks,
             pool,
+            mapper,
             volume_bytes,
             requests_max,
+            disk_timeout_ms,
             control,
             recorder,
         } = parts;
@@ -120,6 +129,7 @@ impl<C: Core> Server<C> {
             ring,
             asked: Slab::new(requests_max.max(1) as usize),
             reads: ReadBudget::new(pool.total_blocks(Purpose::Client) / 2),
+            mapper,
             now: engine::now(),
             recorder,
             meters: Arc::clone(&control.meters),
@@ -146,6 +156,7 @@ impl<C: Core> Server<C> {
             idle_since: None,
             completions: Vec::with_capacity(super::OPERATIONS_MAX as usize),
             stop: None,
+            disk_timeout_nanos: u64::from(disk_timeout_ms) * 1_000_000,
         })
     }
 
@@ -223,6 +234,7 @@ impl<C: Core> Server<C> {
         }
         self.run_connections();
         self.sweep_peers();
+        self.watch_disks();
         let now = self.engine.now;
         self.engine.core.end_turn(now);
         while let Some(output) = self.engine.core.poll() {
@@ -239,7 +251,6 @@ impl<C: Core> Server<C> {
         if let Some(since) = self.idle_since.take() {
             meters.idle_nanos.add(now.since(since));
         }
-        self.disks.begin_turn(now);
     }
 
     fn dispatch(&mut self, completion: Completion<Tag>) {
@@ -249,11 +260,17 @@ impl<C: Core> Server<C> {
                 // Read first: a message that comes later rings again.
                 let _ = self.control.bell.read();
                 self.take_messages();
+                while let Some(Mapped { client, extents }) = self.engine.mapper.answered() {
+                    if let Some(client) = self.clients.get_mut(client) {
+                        client.mapped(extents);
+                    }
+                    self.wake_client(client);
+                }
                 self.engine.ring.poll_readable(Tag::Bell, &self.bell);
             }
             Tag::Disk(key) => {
-                let ring = &mut self.engine.ring;
-                if let Some((ticket, result)) = self.disks.completed(ring, key, completion) {
+                let (ring, now) = (&mut self.engine.ring, self.engine.now);
+                if let Some((ticket, result)) = self.disks.completed(ring, now, key, completion) {
                     self.engine.input(Input::DiskDone { ticket, result });
                 }
             }
@@ -388,7 +405,10 @@ impl<C: Core> Server<C> {
 
     fn perform(&mut self, output: Output<PoolBuffer>) {
         match output {
-            Output::Disk { ticket, op } => self.disks.start(&mut self.engine.ring, ticket, op),
+            Output::Disk { ticket, op } => {
+                let now = self.engine.now;
+                self.disks.start(&mut self.engine.ring, now, ticket, op);
+            }
             Output::Send { conn, frame, batch } => {
                 self.engine.recorder.note(|| Event::Said(&frame));
                 let key = self.peers.find(|peer| peer.conn() == conn);
@@ -510,8 +530,37 @@ impl<C: Core> Server<C> {
             view,
             self.nbd_clients,
             queues,
+            self.disks.watch().trouble(),
             (&self.control, about_to_wait),
         );
+    }
+
+    /// Leaves the service to another node if clients have waited for this one's disks for too long. Nothing is lost by it:
+    /// the core demotes without the local disks, and takes up the log again when they answer.
+    fn watch_disks(&mut self) {
+        let now = self.engine.now;
+        self.disks.look(now);
+        let (watch, limit) = (self.disks.watch(), self.disk_timeout_nanos);
+        let is_late = |work: &InWork| watch.age(now, work.asked.since) >= limit;
+        if watch.silent_for_nanos() < limit || self.engine.asked.find(is_late).is_none() {
+            return;
+        }
+        let view = self.engine.core.view();
+        let could_serve = |peer: &&PeerView| {
+            peer.connection == ConnectionState::Connected && peer.disk_state == DiskState::UpToDate
+        };
+        let other = view.peers.iter().find(could_serve);
+        let (true, Suspended::No, Some(_)) = (view.serving, view.suspended, other) else {
+            return;
+        };
+        tracing::error!(
+            "clients have waited for this node's disks for {} ms, and another node could serve them: demoting; promote it",
+            self.disk_timeout_nanos / 1_000_000
+        );
+        let (answer, _nobody) = tokio::sync::oneshot::channel();
+        let id = self.commands.open(answer);
+        let command = AdminCommand::Demote;
+        self.engine.input(Input::Admin { id, command });
     }
 
     fn take_messages(&mut self) {
@@ -521,8 +570,9 @@ impl<C: Core> Server<C> {
                 Ok(ToData::Client {
                     stream,
                     volume,
+                    terms,
                     leftover,
-                }) => self.add_client(stream, volume, &leftover),
+                }) => self.add_client(stream, (volume, terms), &leftover),
                 Ok(ToData::Peer {
                     stream,
                     peer,
@@ -541,7 +591,8 @@ impl<C: Core> Server<C> {
         }
     }
 
-    fn add_client(&mut self, stream: Stream, volume: VolumeId, leftover: &[u8]) {
+    fn add_client(&mut self, stream: Stream, chosen: (VolumeId, Terms), leftover: &[u8]) {
+        let (volume, terms) = chosen;
         let serving = self.engine.core.view().serving && self.stop.is_none();
         let bytes = self.volume_bytes.get(usize::from(volume.0)).copied();
         let (Some(bytes), true) = (bytes, serving) else {
@@ -559,12 +610,12 @@ impl<C: Core> Server<C> {
                 return;
             }
         };
-        let Some(replies) = Replies::new(&self.pool) else {
+        let Some(replies) = Replies::new(&self.pool, terms.structured) else {
             tracing::warn!("NBD client turned away: no memory for its connection");
             return;
         };
         let export = ExportIndex(usize::from(volume.0));
-        let session = Session::transmitting(export, bytes, Limits::default());
+        let session = Session::transmitting_on(export, bytes, terms, Limits::default());
         let client = Client::new(link, volume, session, replies);
         if let Some(key) = self.clients.insert(client) {
             tracing::info!(volume = volume.0, "NBD client attached");
@@ -605,8 +656,19 @@ impl<C: Core> Server<C> {
             return;
         }
         let now = self.engine.now;
+        let serving = self.engine.core.view().serving;
+        if let (DataCommand::Promote { .. }, false, Some(silence)) =
+            (command, serving, &self.disks.watch().trouble().silence)
+        {
+            let message = format!("{silence}; promote another node, or look at that device");
+            self.commands.answer(answer, Err(refusal(17, &message)));
+            return;
+        }
         let command = match command {
             DataCommand::Promote { timeout_ms } => AdminCommand::Promote {
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
+            DataCommand::Force { timeout_ms } => AdminCommand::Force {
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },
             DataCommand::Demote { force } => {

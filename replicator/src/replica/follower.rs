@@ -173,7 +173,13 @@ impl<M: Memory> Replica<M> {
                 } => {
                     let current = self.metadata.durable_promised == epoch;
                     if current || planted!(StaleEpochHeard) {
-                        self.send(conn, Frame::HeartbeatAck { epoch, number });
+                        let applied = self.log.applied_id().seq;
+                        let frame = Frame::HeartbeatAck {
+                            epoch,
+                            number,
+                            applied,
+                        };
+                        self.send(conn, frame);
                     }
                 }
                 Owed::Ack { conn, epoch, seq } => {

@@ -13,7 +13,6 @@ fn counted() -> Counted {
     Counted {
         file: DiskFile::Store(0),
         kind: DiskKind::Write,
-        since: Time(0),
     }
 }
 
@@ -59,7 +58,8 @@ impl Bench {
     }
 
     fn start(&mut self, ticket: u64, op: DiskOp<PoolBuffer>) {
-        self.disks.start(&mut self.ring, Ticket(ticket), op);
+        self.disks
+            .start(&mut self.ring, Time(0), Ticket(ticket), op);
     }
 
     /// Waits until `count` operations have ended.
@@ -78,7 +78,9 @@ impl Bench {
                 let Tag::Disk(key) = completion.tag else {
                     panic!("only disk operations were begun");
                 };
-                let ended = self.disks.completed(&mut self.ring, key, completion);
+                let ended = self
+                    .disks
+                    .completed(&mut self.ring, Time(0), key, completion);
                 self.ended.extend(ended);
             }
         }
@@ -154,6 +156,7 @@ fn zeroes_are_made_in_every_way() {
             // What a filesystem without the others gets.
             let active = Active {
                 ticket: Ticket(1),
+                began: Time(0),
                 file: bench.disks.stores[0].clone(),
                 offset,
                 length,
@@ -181,6 +184,7 @@ fn a_way_that_the_filesystem_lacks_is_followed_by_the_next() {
     let bench = Bench::new();
     let mut active = Active {
         ticket: Ticket(1),
+        began: Time(0),
         file: bench.disks.stores[0].clone(),
         offset: 0,
         length: 4096,
@@ -210,6 +214,7 @@ fn short_results_are_continued_and_nothing_is_an_error() {
     let mut bench = Bench::new();
     let mut active = Active {
         ticket: Ticket(1),
+        began: Time(0),
         file: bench.disks.stores[0].clone(),
         offset: 0,
         length: 12288,
