@@ -1,12 +1,12 @@
 #!/bin/bash
 # Everything that is checked before a change goes in: format, lints, all tests, the demo, and PostgreSQL, fio,
-# nbdcopy and the kernel's NBD client on a real cluster.
+# nbdcopy and the kernel's NBD client on a real cluster, also on the oldest kernel that is supported.
 #
 #   integration/test.sh              everything but hosts
 #   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
-#                                    demo copy fio postgres kernel hosts
+#                                    demo copy fio postgres metrics kernel oldest hosts
 #   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
-#                                    hand, since it shuts a whole guest down
+#                                    hand, since it takes two minutes
 #   NO_INSTALL=1                     install nothing
 #
 # As root it installs the Debian packages that are missing, without starting or enabling a service. Else
@@ -21,11 +21,13 @@ logs=$(realpath -m "${CARGO_TARGET_DIR:-target}")/test-logs
 mkdir -p "$logs"
 passed=0 failed=0 skipped=0
 
-# Program, and the package that has it.
+# Program or file, and the package that has it.
 packages=(
     nbdcopy:libnbd-bin nbdfuse:libnbd-bin fusermount3:fuse3 nbd-client:nbd-client fio:fio
     qemu-img:qemu-utils mkfs.ext4:e2fsprogs losetup:mount ip:iproute2 pgrep:procps insmod:kmod
-    linux.uml:user-mode-linux /usr/bin/python3:python3 /usr/lib/postgresql/15/bin/postgres:postgresql-15
+    linux.uml:user-mode-linux debugfs:e2fsprogs /usr/bin/python3:python3
+    /usr/lib/python3/dist-packages/prometheus_client:python3-prometheus-client
+    /usr/lib/postgresql/15/bin/postgres:postgresql-15
 )
 
 say() { echo "== $*"; }
@@ -40,7 +42,7 @@ fail() {
 missing_packages() {
     local pair
     for pair in "${packages[@]}"; do
-        command -v "${pair%%:*}" > /dev/null || echo "${pair#*:}"
+        [ -e "${pair%%:*}" ] || command -v "${pair%%:*}" > /dev/null || echo "${pair#*:}"
     done | sort -u
 }
 
@@ -146,7 +148,7 @@ prove_checkers() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy fio postgres kernel hosts; do
+for name in tests demo copy fio postgres metrics kernel oldest hosts; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
@@ -175,7 +177,9 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     part copy integration/real/copy.sh
     part fio integration/real/fio.sh
     part postgres integration/real/postgres.sh
+    part metrics integration/real/metrics.sh
     part kernel integration/real/kernel.sh
+    part oldest integration/real/oldest.sh
     # Only when it is asked for.
     [ ${#only[@]} = 0 ] || part hosts integration/real/hosts.sh
 fi
