@@ -142,6 +142,7 @@ while b := s.recv(65536): print(b.decode(), end="")' > /run/metrics
 grep -q '^repld_health{.*health="degraded"} 1' /run/metrics || fail "the metrics do not say that a peer is away"
 
 must nbd-client -d /dev/nbd2
+must nbdcopy "nbd+unix:///db?socket=/run/pbx-c/nbd.sock" $disk/copy.img
 start pbx-b
 within 30 settled pbx-c
 must ctl pbx-c demote

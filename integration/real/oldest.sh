@@ -4,7 +4,7 @@
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/guest.sh"
 need_root
-need nbd-client mkfs.ext4 debugfs sha256sum cmp
+need nbd-client nbdcopy mkfs.ext4 debugfs sha256sum cmp
 need_guest
 scratch
 
@@ -20,6 +20,8 @@ for n in "${names[@]}"; do
     debugfs -R "dump $n/data/db.img $T/$n.img" "$T/disk" 2> /dev/null
     cmp "$T/pbx-a.img" "$T/$n.img" || die "the stores of pbx-a and $n differ"
 done
+debugfs -R "dump copy.img $T/copy.img" "$T/disk" 2> /dev/null
+cmp "$T/pbx-a.img" "$T/copy.img" || die "what nbdcopy copied is not the store"
 e2fsck -fn "$T/pbx-a.img" > "$T/fsck" 2>&1 || die "the store is no clean ext4: $(cat "$T/fsck")"
 while read -r sum file; do
     debugfs -R "dump $file $T/file" "$T/pbx-a.img" 2> /dev/null

@@ -117,3 +117,28 @@ fn who_asks_for_metrics_in_a_wrong_way_is_told_so_and_bounded() {
     assert!(page.starts_with("HTTP/1.1 200 "), "{page}");
     assert!(page.ends_with("\r\n\r\n"), "{page}");
 }
+
+#[test]
+fn metrics_come_over_loopback_too() {
+    let dir = TempDir::new().unwrap();
+    let mut config = Config::clone(&config(&dir, 1));
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    config.nodes[0].metrics_listen = Some(MetricsListen::Tcp(address));
+    let _daemon = Daemon::start(&Arc::new(config.clone()), 0);
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(WAIT)).unwrap();
+    // In pieces, as a slow network brings it.
+    for piece in ["GET /met", "rics HTTP/1.1\r\nHo", "st: x\r\n\r", "\n"] {
+        stream.write_all(piece.as_bytes()).unwrap();
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+
+    config.nodes[0].address = "127.0.0.1:0".parse().unwrap();
+    config.nodes[0].nbd_listen = None;
+    let error = Listeners::bind(&config.nodes[0]).unwrap_err().to_string();
+    assert!(error.contains("another program does"), "{error}");
+}
