@@ -16,7 +16,7 @@ impl<M: Memory> Replica<M> {
             .candidacy
             .as_ref()
             .is_some_and(|c| matches!(c.phase, Phase::Forking));
-        (waits || !self.metadata.is_durable(self.silent_until)) && !planted!(ForkToldEarly)
+        waits || !self.metadata.is_durable(self.silent_until)
     }
 
     /// An operator says that the others are stopped, and that this node is to go on alone.
