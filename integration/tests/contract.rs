@@ -15,8 +15,6 @@ const NOT_THERE_YET: &[&str] = &[
     "program repl-fence",
     "replctl check",
     "replctl promote --force",
-    "replctl suspend-io",
-    "replctl resume-io",
     "replctl verify --repair",
     "replctl attach VOLUME DEVICE",
     "replctl detach DEVICE",

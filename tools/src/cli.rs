@@ -66,6 +66,20 @@ enum Verb {
         #[arg(long)]
         force: bool,
     },
+    /// Holds writes and brings the stores up to date, so that they can be copied; reads go on
+    ///
+    /// Answers when this node's stores, and those of every peer that keeps up, are the raw images of what was acknowledged;
+    /// they stay so until resume-io. Only the Primary can. Where writes stand still for a snapshot, keep it short.
+    SuspendIo {
+        /// How long to try; then writes go on
+        #[arg(long, value_name = "SECS", default_value_t = 10,
+              value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        timeout: u64,
+    },
+    /// Lets writes go on after suspend-io
+    ///
+    /// Fails if they were not held all the time, since this node ceased to be Primary: what was copied is no snapshot then.
+    ResumeIo,
     /// Restores replication with a peer
     Connect {
         /// The peer's name
@@ -170,6 +184,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
             );
         }
         Verb::Demote { force } => return send(node, &Request::Demote { force }),
+        Verb::SuspendIo { timeout } => {
+            let timeout_ms = timeout * 1000;
+            return send(node, &Request::SuspendIo { timeout_ms });
+        }
+        Verb::ResumeIo => return send(node, &Request::ResumeIo),
         Verb::Connect { peer } => {
             let peer = known_peer(&config, node, peer)?;
             return send(node, &Request::Connect { peer });
