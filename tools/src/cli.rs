@@ -11,7 +11,7 @@ use nbd_server::config::{Config, DEFAULT_FILE, Node};
 
 use crate::demo::DemoArgs;
 use crate::output::{Reader, print};
-use crate::{Failure, create, demo, status};
+use crate::{Failure, check, create, demo, dump, status};
 
 /// Operates a node of a replicated disk.
 #[derive(Debug, Parser)]
@@ -40,6 +40,11 @@ Exit codes:
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Looks at config, directories, O_DIRECT, io_uring, limits and peers: what is fine, what is not, what to do
+    ///
+    /// Before anything is formatted; later too, also while repld runs. Changes nothing. Warnings are no failure. Limits are
+    /// those of the shell that it runs in, not those of a systemd unit.
+    Check,
     /// Formats this node's journal, metadata and stores, which all read as zeroes afterwards
     ///
     /// Refuses to touch an existing one, or a device that is not blank, unless --wipe is given. Makes the directories.
@@ -93,6 +98,21 @@ enum Verb {
     /// Shows the present state, then every change, a line each
     Events {
         /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows what is on this node's disks, without repld, for the day when it does not start
+    ///
+    /// Reads only. Each batch of the journal is a line: the byte where it begins, its records as EPOCH.FIRST..LAST, and what
+    /// they do to which bytes of which volume. Damage is named with file and byte; then the exit code is 1.
+    Dump {
+        /// Only the journal
+        #[arg(long, conflicts_with = "meta")]
+        journal: bool,
+        /// Only the metadata
+        #[arg(long)]
+        meta: bool,
+        /// As JSON, an object a line
         #[arg(long)]
         json: bool,
     },
@@ -169,6 +189,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     };
     let (_, node) = config.node(&name)?;
     match cli.verb {
+        Verb::Check => return check::check(&config, node),
         Verb::Create { wipe } => create::create(&config, node, wipe)?,
         Verb::Status { json, watch } => return show_status(node, json, watch),
         Verb::Promote(PromoteArgs { force: true, .. }) => {
@@ -196,6 +217,18 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Disconnect { peer } => {
             let peer = known_peer(&config, node, peer)?;
             return send(node, &Request::Disconnect { peer });
+        }
+        Verb::Dump {
+            journal,
+            meta,
+            json,
+        } => {
+            let wanted = dump::Wanted {
+                meta: !journal,
+                journal: !meta,
+                json,
+            };
+            return dump::dump(node, wanted);
         }
         Verb::Events { json } => return show_events(node, json),
         Verb::Demo(_) => {}
