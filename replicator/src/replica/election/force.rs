@@ -44,7 +44,7 @@ impl<M: Memory> Replica<M> {
             self.step_down();
         }
         for index in 0..self.peers.len() {
-            if let Some(conn) = self.peers[index].conn.filter(|_| !planted!(ForkToldEarly)) {
+            if let Some(conn) = self.peers[index].conn {
                 self.give_up(conn, DropReason::Forked, false);
             }
         }
