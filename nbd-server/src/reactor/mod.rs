@@ -160,6 +160,13 @@ pub fn prepare<C: Core>(
     make_core: impl FnOnce(Ground<'_>) -> Result<C, String>,
 ) -> Result<Server<C>, ReactorError> {
     let ring = Ring::new(OPERATIONS_MAX)?;
+    if ring.defers_work() {
+        tracing::info!("io_uring works for one thread, when that waits");
+    } else {
+        tracing::info!(
+            "io_uring works without SINGLE_ISSUER and DEFER_TASKRUN, which this kernel lacks"
+        );
+    }
     let journal = DirectFile::open(&params.journal)?;
     let meta = DirectFile::open(&params.meta)?;
     let mut stores = Vec::with_capacity(params.stores.len());
