@@ -72,6 +72,8 @@ pub enum Suspended {
     No,
     /// The lease is over or a majority can not be reached.
     Quorum,
+    /// An operator holds writes. Reads go on while there is a quorum.
+    User,
 }
 
 /// One verdict over everything.
@@ -101,6 +103,8 @@ pub struct PeerView {
     pub disk_state: DiskState,
     /// How far its journal is known to be durable.
     pub durable: Option<Seq>,
+    /// How far its stores are known to have all, in this reign.
+    pub applied: Option<Seq>,
     /// Journal bytes that it lacks.
     pub behind_bytes: Option<u64>,
 }
@@ -140,6 +144,10 @@ pub struct View {
     pub journal_bytes: u64,
     /// Bytes of it that hold records not yet applied durably.
     pub journal_used_bytes: u64,
+    /// Batches of the Primary that are not in the log yet; at most [`INCOMING_MAX`](crate::replica::INCOMING_MAX).
+    pub incoming: u32,
+    /// Until when a Primary may answer; the beginning of time on others, the end of time where nobody is to be asked.
+    pub lease_until: Time,
     /// Client requests being worked on, and their bound.
     pub requests: u32,
     /// The bound of `requests`.

@@ -41,9 +41,11 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::ScanTrustsPayload
         | Bug::BodyUnchecked
         | Bug::DrainBeforeApplied
+        | Bug::HoldBeforeApplied
         | Bug::FeedsInStep
         | Bug::DrainWithoutFlush => SAMPLE_SEEDS_MAX,
         Bug::TwoGrants
+        | Bug::HoldForgetsParked
         | Bug::LargeWriteOvertakes
         | Bug::SameNumberSameRecord
         | Bug::UnverifiedFloor
@@ -63,7 +65,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::CapacityForgetsMemory
         | Bug::AckUnchecked
         | Bug::WindowFromJournal => 400,
-        Bug::RecordsUnchecked | Bug::ForgottenPromise => 1200,
+        Bug::RecordsUnchecked | Bug::ForgottenPromise | Bug::ForkToldEarly => 1200,
     }
 }
 

@@ -144,8 +144,8 @@ impl Cluster {
         request.asked = self.now;
         if matches!(request.kind, Kind::Write { .. } | Kind::Zero { .. }) {
             let zero = matches!(request.kind, Kind::Zero { .. });
-            let units = request.units.clone();
-            request.stamp = self.oracle.write(request.volume, units, zero, self.now);
+            let (volume, units, now) = (request.volume, request.units.clone(), self.now);
+            request.stamp = self.within(node, |c| c.oracle.write(volume, units, zero, now));
         }
         if let Some(client) = request.client {
             self.clients[client].under_way += 1;

@@ -399,6 +399,7 @@ impl Client {
             piece,
             blocks,
             bytes,
+            since: engine.now,
         };
         let req = engine.admit(asked).ok_or(Progress::Starved)?;
         if let Some(job) = self.jobs.get_mut(job) {

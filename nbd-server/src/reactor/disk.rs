@@ -10,19 +10,23 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
 use replicator::io::{DiskError, DiskOp, PARTS_MAX, Parts};
 use replicator::memory::Buffer;
 use replicator::recover::BlockRead;
-use replicator::types::{BLOCK_BYTES, Ticket};
+use replicator::types::{BLOCK_BYTES, Ticket, Time, VolumeId};
 
 use super::pool::{Pool, PoolBuffer};
 use super::record::{Event, Recorder};
 use super::ring::{Completion, Ring, Segment, Segments, WriteAt};
 use super::slab::Slab;
 use super::tag::Tag;
+use super::trouble::{Doing, Operation, Watch};
+use crate::handle::Usage;
+use crate::meters::{DiskFile, DiskKind, Meters};
 
 /// The most disk operations that the kernel is given at a time.
 pub const OPERATIONS_MAX: usize = 256;
@@ -63,6 +67,7 @@ pub enum OpenError {
 pub struct DirectFile {
     fd: Rc<OwnedFd>,
     bytes: u64,
+    path: Rc<Path>,
 }
 
 impl DirectFile {
@@ -90,6 +95,7 @@ impl DirectFile {
         Ok(Self {
             fd: Rc::new(file.into()),
             bytes,
+            path: path.into(),
         })
     }
 
@@ -158,11 +164,14 @@ pub struct Disks {
     ended: VecDeque<DiskDone>,
     zeroes: PoolBuffer,
     recorder: Recorder,
+    meters: Arc<Meters>,
+    watch: Watch,
 }
 
 #[derive(Debug)]
 struct Active {
     ticket: Ticket,
+    began: Time,
     file: DirectFile,
     offset: u64,
     length: u64,
@@ -170,6 +179,14 @@ struct Active {
     done: u64,
     retries: u32,
     work: Work,
+    counted: Counted,
+}
+
+/// What an operation is counted as.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    file: DiskFile,
+    kind: DiskKind,
 }
 
 // A write's parts are in place, so that an operation costs no allocation.
@@ -207,7 +224,29 @@ impl Disks {
             ended: VecDeque::with_capacity(OPERATIONS_MAX),
             zeroes,
             recorder: Recorder::default(),
+            meters: Arc::default(),
+            watch: Watch::default(),
         })
+    }
+
+    /// The same, counted.
+    #[must_use]
+    pub fn metered(mut self, meters: Arc<Meters>) -> Self {
+        self.meters = meters;
+        self
+    }
+
+    /// How many operations the kernel has.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            used: u32::try_from(self.active.taken_places()).unwrap_or(u32::MAX),
+            limit: OPERATIONS_MAX as u32,
+        }
+    }
+
+    /// How many operations wait for others to end.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     /// The same, with notes taken of what happens to the files.
@@ -225,14 +264,29 @@ impl Disks {
     }
 
     /// Begins an operation, or queues it behind others.
-    pub fn start(&mut self, ring: &mut Ring<Tag>, ticket: Ticket, op: DiskOp<PoolBuffer>) {
+    pub fn start(
+        &mut self,
+        ring: &mut Ring<Tag>,
+        now: Time,
+        ticket: Ticket,
+        op: DiskOp<PoolBuffer>,
+    ) {
         let total = |parts: &Parts<PoolBuffer>| {
             let bytes = parts
                 .iter()
                 .map(|part| u64::from(part.blocks()) * BLOCK_BYTES as u64);
             bytes.sum::<u64>()
         };
-        let store = |volume: replicator::types::VolumeId| self.stores.get(usize::from(volume.0));
+        let counted = match &op {
+            DiskOp::JournalWrite { .. } => (DiskFile::Journal, DiskKind::Write),
+            DiskOp::JournalRead { .. } => (DiskFile::Journal, DiskKind::Read),
+            DiskOp::MetaWrite { .. } => (DiskFile::Meta, DiskKind::Write),
+            DiskOp::StoreRead { volume, .. } => (store_of(*volume), DiskKind::Read),
+            DiskOp::StoreWrite { volume, .. } => (store_of(*volume), DiskKind::Write),
+            DiskOp::StoreZero { volume, .. } => (store_of(*volume), DiskKind::Zero),
+            DiskOp::StoreFlush { volume } => (store_of(*volume), DiskKind::Flush),
+        };
+        let store = |volume: VolumeId| self.stores.get(usize::from(volume.0));
         let (file, offset, length, work) = match op {
             DiskOp::JournalWrite { offset, parts } => {
                 let (length, durable) = (total(&parts), true);
@@ -285,12 +339,17 @@ impl Disks {
         };
         let active = Active {
             ticket,
+            began: now,
             file: file.clone(),
             offset,
             length,
             done: 0,
             retries: 0,
             work,
+            counted: Counted {
+                file: counted.0,
+                kind: counted.1,
+            },
         };
         if !self.waiting.is_empty() || self.active.is_full() {
             self.waiting.push_back(active);
@@ -376,6 +435,7 @@ impl Disks {
     pub fn completed(
         &mut self,
         ring: &mut Ring<Tag>,
+        now: Time,
         key: u32,
         completion: Completion<Tag>,
     ) -> Option<DiskDone> {
@@ -391,12 +451,41 @@ impl Disks {
             }
             Next::Ended(result) => result,
         };
+        if let Err(error) = result {
+            self.watch.failed(now, &active.operation(), error);
+        }
         // With this the handles go, before the core hears of the end.
-        let ticket = self.active.remove(key)?.ticket;
+        let Active {
+            ticket,
+            length,
+            counted,
+            began,
+            ..
+        } = self.active.remove(key)?;
+        let work = self.meters.disk(counted.file, counted.kind);
+        work.duration.observe(now.since(began));
+        match result {
+            Ok(()) => work.bytes.add(length),
+            Err(_) => work.failed.add(1),
+        }
         if let Some(next) = self.waiting.pop_front() {
             self.begin(ring, next);
         }
         Some((ticket, result))
+    }
+
+    /// Looks after operations that are not answered, every now and then.
+    pub fn look(&mut self, now: Time) {
+        if self.watch.is_due(now) {
+            let oldest = self.active.iter().map(|(_, active)| active);
+            let oldest = oldest.min_by_key(|active| active.began);
+            self.watch.look(now, oldest.map(Active::operation));
+        }
+    }
+
+    /// What is known to be wrong with the files.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// What ended without the kernel, because it was impossible.
@@ -407,6 +496,27 @@ impl Disks {
     /// Whether [`Disks::pop_ended`] has something.
     pub fn has_ended(&self) -> bool {
         !self.ended.is_empty()
+    }
+}
+
+fn store_of(volume: VolumeId) -> DiskFile {
+    DiskFile::Store(usize::from(volume.0))
+}
+
+impl Active {
+    fn operation(&self) -> Operation<'_> {
+        Operation {
+            path: &self.file.path,
+            doing: match self.work {
+                Work::Read(_) => Doing::Reading,
+                Work::Write { .. } => Doing::Writing,
+                Work::Deallocate | Work::ZeroRange | Work::WriteZeroes => Doing::Zeroing,
+                Work::Flush => Doing::Flushing,
+            },
+            offset: self.offset,
+            length: self.length,
+            began: self.began,
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! What connections work with: the core, the ring, and the books about what was asked.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use replicator::Replica;
-use replicator::io::{Answer, ClientError, Input, Output};
+use replicator::io::{Answer, ClientError, ClientOp, Input, Output};
 use replicator::memory::{Memory, Purpose};
 use replicator::replica::Capacity;
 use replicator::types::*;
@@ -16,6 +17,8 @@ use super::record::{Event, Recorder};
 use super::ring::Ring;
 use super::slab::Slab;
 use super::tag::Tag;
+use crate::handle::Usage;
+use crate::meters::{Meters, RequestKind};
 
 /// The state machine that the reactor drives. A [`Replica`], or what stands in for it in a test.
 pub trait Core {
@@ -80,6 +83,17 @@ pub struct Asked {
     pub blocks: u32,
     /// Bytes of the answer.
     pub bytes: u32,
+    /// Since when.
+    pub since: Time,
+}
+
+/// The same, with what is counted of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InWork {
+    /// What the connection knows of it.
+    pub asked: Asked,
+    kind: RequestKind,
+    bytes: u64,
 }
 
 /// Blocks that answers to reads may take until they have been sent.
@@ -101,6 +115,14 @@ impl ReadBudget {
     /// What is left of it.
     pub fn free(&self) -> u32 {
         self.free
+    }
+
+    /// How much of it is taken.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            used: self.total - self.free,
+            limit: self.total,
+        }
     }
 
     /// The most that one connection may hold of it, so that one that takes nothing does not stop the others.
@@ -149,7 +171,7 @@ pub struct Engine<C> {
     /// The ring.
     pub ring: Ring<Tag>,
     /// What the core works on.
-    pub asked: Slab<Asked>,
+    pub asked: Slab<InWork>,
     /// What answers to reads may take.
     pub reads: ReadBudget,
     /// Who asks the stores for holes.
@@ -158,6 +180,8 @@ pub struct Engine<C> {
     pub now: Time,
     /// What takes notes.
     pub recorder: Recorder,
+    /// What counts.
+    pub meters: Arc<Meters>,
 }
 
 impl<C: Core> Engine<C> {
@@ -169,6 +193,16 @@ impl<C: Core> Engine<C> {
                 op,
                 admitted: self.core.view().admitted,
             });
+            let (kind, bytes) = match op {
+                ClientOp::Read { length, .. } => (RequestKind::Read, u64::from(*length)),
+                ClientOp::Write { length, .. } => (RequestKind::Write, u64::from(*length)),
+                ClientOp::Zero { length, .. } => (RequestKind::Zero, *length),
+                ClientOp::Flush => (RequestKind::Flush, 0),
+            };
+            let work = u32::try_from(req.0).ok();
+            if let Some(work) = work.and_then(|key| self.asked.get_mut(key)) {
+                (work.kind, work.bytes) = (kind, bytes);
+            }
         }
         self.core.handle(self.now, input);
     }
@@ -190,20 +224,35 @@ impl<C: Core> Engine<C> {
         {
             return None;
         }
-        let key = self.asked.insert(asked)?;
+        let key = self.asked.insert(InWork {
+            asked,
+            kind: RequestKind::Flush,
+            bytes: 0,
+        })?;
         Some(ReqId(u64::from(key)))
     }
 
     /// What a request was, now that it is answered.
-    pub fn answered(&mut self, req: ReqId) -> Option<Asked> {
+    pub fn answered(&mut self, req: ReqId) -> Option<InWork> {
         self.asked.remove(u32::try_from(req.0).ok()?)
+    }
+
+    /// Counts a request to `volume` that is answered.
+    pub fn count(&self, volume: VolumeId, work: &InWork, done: bool) {
+        let counted = self.meters.requests(usize::from(volume.0), work.kind);
+        counted.duration.observe(self.now.since(work.asked.since));
+        if done {
+            counted.bytes.add(work.bytes);
+        } else {
+            counted.failed.add(1);
+        }
     }
 
     /// Forgets all requests: no answer comes any more.
     pub fn forget_all(&mut self) {
         while let Some(key) = self.asked.find(|_| true) {
-            if let Some(asked) = self.asked.remove(key) {
-                self.reads.give_back(asked.blocks);
+            if let Some(work) = self.asked.remove(key) {
+                self.reads.give_back(work.asked.blocks);
             }
         }
     }

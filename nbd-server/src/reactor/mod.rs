@@ -12,11 +12,13 @@
 //! | [`ring`], [`tag`], [`slab`] | operations in flight |
 //! | [`pool`], [`runs`] | memory |
 //! | [`publish`], [`admin`] | the door to the control thread |
+//! | [`acks`] | how long peers take |
 //! | [`flusher`] | what the kernel should know |
 //! | [`record`] | what tests want to know afterwards |
 //!
 //! Everything that can fail happens in [`prepare`], on the thread that then runs what it returns; [`spawn`] does both.
 
+pub mod acks;
 pub mod admin;
 pub mod client;
 pub mod disk;
@@ -35,10 +37,11 @@ pub mod server;
 pub mod slab;
 pub mod stage;
 pub mod tag;
+pub mod trouble;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use replicator::types::{BLOCK_BYTES_U64, Time};
@@ -84,6 +87,8 @@ pub struct ReactorParams {
     pub memory_bytes: u64,
     /// The bound of requests that the core works on.
     pub requests_max: u32,
+    /// How long clients wait for this node's disks while another node could serve them, in milliseconds.
+    pub disk_timeout_ms: u32,
     /// The control thread.
     pub control: ControlHandle,
     /// What takes notes.
@@ -182,7 +187,8 @@ pub fn prepare<C: Core>(
     .map_err(ReactorError::Core)?;
     let disks = Disks::new(journal, meta, stores, &pool)
         .ok_or_else(used_up)?
-        .recorded(params.recorder.clone());
+        .recorded(params.recorder.clone())
+        .metered(Arc::clone(&params.control.meters));
     let mapper = Mapper::start(&params.stores, params.control.bell.clone())?;
     Ok(Server::new(Parts {
         core,
@@ -192,6 +198,7 @@ pub fn prepare<C: Core>(
         mapper,
         volume_bytes: params.volume_bytes,
         requests_max: params.requests_max,
+        disk_timeout_ms: params.disk_timeout_ms,
         control: params.control,
         recorder: params.recorder,
     })?)

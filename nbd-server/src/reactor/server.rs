@@ -6,18 +6,21 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use replicator::io::{AdminCommand, Input, LogLevel, LogLine, Output};
 use replicator::types::*;
+use replicator::view::{ConnectionState, DiskState, PeerView, Suspended};
 
+use super::acks::Acknowledgements;
 use super::admin::{Commands, refusal};
 use super::client::{Client, CloseReason};
 use super::disk::Disks;
-use super::engine::{self, Asked, Core, Engine, Progress, ReadBudget};
+use super::engine::{self, Asked, Core, Engine, InWork, Progress, ReadBudget};
 use super::holes::{Mapped, Mapper};
 use super::link::Link;
-use super::peer::{Peer, PeerError};
+use super::peer::{Peer, PeerError, QUEUE_MAX};
 use super::pool::{Pool, PoolBuffer};
 use super::publish::Publisher;
 use super::record::{Event, Recorder};
@@ -26,7 +29,7 @@ use super::ring::{Completion, Ring, RingError};
 use super::slab::Slab;
 use super::tag::Tag;
 use super::{CLIENTS_MAX, PEERS_MAX};
-use crate::handle::{ControlHandle, DataCommand, Stream, ToControl, ToData};
+use crate::handle::{ControlHandle, DataCommand, Queues, Stream, ToControl, ToData, Usage};
 use crate::nbd::{ExportIndex, Limits, Session, Terms};
 
 /// How long a stop waits for the core to apply what is committed. The journal has it all in any case.
@@ -49,6 +52,8 @@ pub struct Parts<C> {
     pub volume_bytes: Vec<u64>,
     /// The bound of requests that the core works on.
     pub requests_max: u32,
+    /// How long clients wait for this node's disks while another node could serve them, in milliseconds.
+    pub disk_timeout_ms: u32,
     /// The control thread.
     pub control: ControlHandle,
     /// What takes notes.
@@ -77,8 +82,12 @@ pub struct Server<C> {
     bell: Rc<OwnedFd>,
     commands: Commands,
     publisher: Publisher,
+    acks: Acknowledgements,
+    /// Since when there has been nothing to do.
+    idle_since: Option<Time>,
     completions: Vec<Completion<Tag>>,
     stop: Option<Stop>,
+    disk_timeout_nanos: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +118,7 @@ impl<C: Core> Server<C> {
             mapper,
             volume_bytes,
             requests_max,
+            disk_timeout_ms,
             control,
             recorder,
         } = parts;
@@ -122,6 +132,7 @@ impl<C: Core> Server<C> {
             mapper,
             now: engine::now(),
             recorder,
+            meters: Arc::clone(&control.meters),
         };
         Ok(Self {
             engine,
@@ -141,8 +152,11 @@ impl<C: Core> Server<C> {
             control,
             bell,
             commands: Commands::default(),
+            acks: Acknowledgements::default(),
+            idle_since: None,
             completions: Vec::with_capacity(super::OPERATIONS_MAX as usize),
             stop: None,
+            disk_timeout_nanos: u64::from(disk_timeout_ms) * 1_000_000,
         })
     }
 
@@ -194,7 +208,9 @@ impl<C: Core> Server<C> {
         if let Some(stop) = &self.stop {
             until = until.min(stop.deadline);
         }
-        Duration::from_nanos(until.since(engine::now()))
+        let now = engine::now();
+        self.idle_since = Some(now);
+        Duration::from_nanos(until.since(now))
     }
 
     fn has_work(&mut self) -> bool {
@@ -208,6 +224,7 @@ impl<C: Core> Server<C> {
         let mut completions = std::mem::take(&mut self.completions);
         self.engine.ring.reap(&mut completions);
         self.engine.now = engine::now();
+        self.begin_turn();
         for completion in completions.drain(..) {
             self.dispatch(completion);
         }
@@ -217,6 +234,7 @@ impl<C: Core> Server<C> {
         }
         self.run_connections();
         self.sweep_peers();
+        self.watch_disks();
         let now = self.engine.now;
         self.engine.core.end_turn(now);
         while let Some(output) = self.engine.core.poll() {
@@ -225,6 +243,14 @@ impl<C: Core> Server<C> {
         self.flush_connections();
         self.publish();
         self.commands.deliver();
+    }
+
+    fn begin_turn(&mut self) {
+        let (now, meters) = (self.engine.now, &self.engine.meters);
+        meters.turns.add(1);
+        if let Some(since) = self.idle_since.take() {
+            meters.idle_nanos.add(now.since(since));
+        }
     }
 
     fn dispatch(&mut self, completion: Completion<Tag>) {
@@ -243,8 +269,8 @@ impl<C: Core> Server<C> {
                 self.engine.ring.poll_readable(Tag::Bell, &self.bell);
             }
             Tag::Disk(key) => {
-                let ring = &mut self.engine.ring;
-                if let Some((ticket, result)) = self.disks.completed(ring, key, completion) {
+                let (ring, now) = (&mut self.engine.ring, self.engine.now);
+                if let Some((ticket, result)) = self.disks.completed(ring, now, key, completion) {
                     self.engine.input(Input::DiskDone { ticket, result });
                 }
             }
@@ -263,12 +289,16 @@ impl<C: Core> Server<C> {
             }
             Tag::PeerReceive(key) => {
                 if let Some(peer) = self.peers.get_mut(key) {
+                    let meters = self.engine.meters.peer(usize::from(peer.node().0));
+                    meters.received_bytes.add(u64::from(result.unwrap_or(0)));
                     peer.received(result);
                 }
                 self.wake_peer(key);
             }
             Tag::PeerSend(key) => {
                 if let Some(peer) = self.peers.get_mut(key) {
+                    let meters = self.engine.meters.peer(usize::from(peer.node().0));
+                    meters.sent_bytes.add(u64::from(result.unwrap_or(0)));
                     peer.sent(&mut self.engine, key, result);
                 }
             }
@@ -375,7 +405,10 @@ impl<C: Core> Server<C> {
 
     fn perform(&mut self, output: Output<PoolBuffer>) {
         match output {
-            Output::Disk { ticket, op } => self.disks.start(&mut self.engine.ring, ticket, op),
+            Output::Disk { ticket, op } => {
+                let now = self.engine.now;
+                self.disks.start(&mut self.engine.ring, now, ticket, op);
+            }
             Output::Send { conn, frame, batch } => {
                 self.engine.recorder.note(|| Event::Said(&frame));
                 let key = self.peers.find(|peer| peer.conn() == conn);
@@ -404,10 +437,12 @@ impl<C: Core> Server<C> {
             Output::Reach { peer, wanted } => self.tell(ToControl::Reach { peer, wanted }),
             Output::Reply { req, result } => {
                 self.engine.note_answer(req, &result);
-                let Some(asked) = self.engine.answered(req) else {
-                    return;
-                };
-                self.reply(asked, result);
+                if let Some(work) = self.engine.answered(req) {
+                    if let Some(client) = self.clients.get(work.asked.client) {
+                        self.engine.count(client.volume(), &work, result.is_ok());
+                    }
+                    self.reply(work.asked, result);
+                }
             }
             Output::DropClients => {
                 self.drop_clients();
@@ -473,8 +508,59 @@ impl<C: Core> Server<C> {
         let about_to_wait = !self.has_work();
         let view = self.engine.core.view();
         let now = self.engine.now;
-        self.publisher
-            .publish(now, view, self.nbd_clients, (&self.control, about_to_wait));
+        self.acks.turn_ended(now, &view, &self.engine.meters);
+        let queues = || Queues {
+            memory: self.pool.shares(),
+            read_answers: self.engine.reads.usage(),
+            operations: Usage {
+                used: count(self.engine.ring.in_flight()),
+                limit: super::OPERATIONS_MAX,
+            },
+            disk_operations: self.disks.usage(),
+            disk_waiting: count(self.disks.waiting()),
+            nbd_connections: places(&self.clients, CLIENTS_MAX),
+            peer_connections: places(&self.peers, PEERS_MAX),
+            starved: count(self.parked.len()),
+            peer_frames: frames_waiting(&self.peers),
+            peer_frames_max: count(QUEUE_MAX),
+            unacknowledged_since: self.acks.waits_since(),
+        };
+        self.publisher.publish(
+            now,
+            view,
+            self.nbd_clients,
+            queues,
+            self.disks.watch().trouble(),
+            (&self.control, about_to_wait),
+        );
+    }
+
+    /// Leaves the service to another node if clients have waited for this one's disks for too long. Nothing is lost by it:
+    /// the core demotes without the local disks, and takes up the log again when they answer.
+    fn watch_disks(&mut self) {
+        let now = self.engine.now;
+        self.disks.look(now);
+        let (watch, limit) = (self.disks.watch(), self.disk_timeout_nanos);
+        let is_late = |work: &InWork| watch.age(now, work.asked.since) >= limit;
+        if watch.silent_for_nanos() < limit || self.engine.asked.find(is_late).is_none() {
+            return;
+        }
+        let view = self.engine.core.view();
+        let could_serve = |peer: &&PeerView| {
+            peer.connection == ConnectionState::Connected && peer.disk_state == DiskState::UpToDate
+        };
+        let other = view.peers.iter().find(could_serve);
+        let (true, Suspended::No, Some(_)) = (view.serving, view.suspended, other) else {
+            return;
+        };
+        tracing::error!(
+            "clients have waited for this node's disks for {} ms, and another node could serve them: demoting; promote it",
+            self.disk_timeout_nanos / 1_000_000
+        );
+        let (answer, _nobody) = tokio::sync::oneshot::channel();
+        let id = self.commands.open(answer);
+        let command = AdminCommand::Demote;
+        self.engine.input(Input::Admin { id, command });
     }
 
     fn take_messages(&mut self) {
@@ -554,6 +640,11 @@ impl<C: Core> Server<C> {
             return;
         };
         self.next_conn += 1;
+        self.engine
+            .meters
+            .peer(usize::from(node.0))
+            .connections
+            .add(1);
         self.engine.input(Input::PeerUp { conn, peer: node });
         self.wake_peer(key);
     }
@@ -565,8 +656,19 @@ impl<C: Core> Server<C> {
             return;
         }
         let now = self.engine.now;
+        let serving = self.engine.core.view().serving;
+        if let (DataCommand::Promote { .. }, false, Some(silence)) =
+            (command, serving, &self.disks.watch().trouble().silence)
+        {
+            let message = format!("{silence}; promote another node, or look at that device");
+            self.commands.answer(answer, Err(refusal(17, &message)));
+            return;
+        }
         let command = match command {
             DataCommand::Promote { timeout_ms } => AdminCommand::Promote {
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
+            DataCommand::Force { timeout_ms } => AdminCommand::Force {
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },
             DataCommand::Demote { force } => {
@@ -593,6 +695,25 @@ impl<C: Core> Server<C> {
         }
         self.engine.input(Input::Admin { id, command });
     }
+}
+
+fn count(things: usize) -> u32 {
+    u32::try_from(things).unwrap_or(u32::MAX)
+}
+
+fn places<T>(slab: &Slab<T>, limit: usize) -> Usage {
+    Usage {
+        used: count(slab.taken_places()),
+        limit: count(limit),
+    }
+}
+
+fn frames_waiting(peers: &Slab<Peer>) -> [u32; NODES_MAX] {
+    let mut waiting = [0; NODES_MAX];
+    for (_, peer) in peers.iter().filter(|(_, peer)| peer.over().is_none()) {
+        waiting[usize::from(peer.node().0)] += count(peer.frames_waiting());
+    }
+    waiting
 }
 
 fn is_unreported(peer: &Peer) -> bool {

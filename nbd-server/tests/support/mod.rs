@@ -14,6 +14,7 @@ use std::time::Duration;
 use nbd_server::handle::{
     ControlHandle, DataCommand, DataError, DataHandle, Snapshot, Stream, ToControl, ToData,
 };
+use nbd_server::meters::Meters;
 use nbd_server::nbd::Terms;
 use nbd_server::reactor::engine::Core;
 use nbd_server::reactor::holes::Cover;
@@ -330,6 +331,7 @@ impl Node {
         let (to_control, events) = mpsc::unbounded_channel();
         let bell = Arc::new(EventFd::new().expect("an eventfd"));
         let snapshot = Arc::new(Mutex::new(Snapshot::default()));
+        let meters = Arc::new(Meters::default());
         let params = ReactorParams {
             journal: dir.path().join("journal"),
             meta: dir.path().join("meta"),
@@ -337,11 +339,13 @@ impl Node {
             volume_bytes: vec![VOLUME_BYTES],
             memory_bytes: 64 << 20,
             requests_max,
+            disk_timeout_ms: 60_000,
             control: ControlHandle {
                 receiver,
                 bell: Arc::clone(&bell),
                 snapshot: Arc::clone(&snapshot),
                 sender: to_control,
+                meters: Arc::clone(&meters),
             },
             recorder: Recorder::default(),
         };
@@ -351,6 +355,7 @@ impl Node {
                 sender,
                 bell,
                 snapshot,
+                meters,
             },
             events,
             thread: Some(thread),

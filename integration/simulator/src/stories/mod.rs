@@ -5,6 +5,8 @@ mod bounds;
 mod catch_up;
 mod directions;
 mod disk_faults;
+mod force;
+mod holding;
 mod holes;
 mod interruptions;
 mod lifecycle;

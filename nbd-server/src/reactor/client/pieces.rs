@@ -92,6 +92,7 @@ impl Client {
             piece: 0,
             blocks: 0,
             bytes: 0,
+            since: engine.now,
         };
         let req = engine.admit(asked).ok_or(Progress::Starved)?;
         let op = ClientOp::Write {
@@ -155,6 +156,7 @@ impl Client {
             piece: 0,
             blocks: 0,
             bytes: 0,
+            since: engine.now,
         };
         let req = engine.admit(asked).ok_or(Progress::Starved)?;
         let Some(piece) = write.piece.take() else {
