@@ -4,7 +4,7 @@
 #
 #   integration/test.sh              everything but hosts
 #   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
-#                                    demo copy fio postgres kernel hosts
+#                                    demo copy fio postgres soak kernel hosts
 #   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
 #                                    hand, since it shuts a whole guest down
 #   NO_INSTALL=1                     install nothing
@@ -25,6 +25,7 @@ passed=0 failed=0 skipped=0
 packages=(
     nbdcopy:libnbd-bin nbdfuse:libnbd-bin fusermount3:fuse3 nbd-client:nbd-client fio:fio
     qemu-img:qemu-utils mkfs.ext4:e2fsprogs losetup:mount ip:iproute2 pgrep:procps insmod:kmod
+    nbdkit:nbdkit nft:nftables unshare:util-linux
     linux.uml:user-mode-linux /usr/bin/python3:python3 /usr/lib/postgresql/15/bin/postgres:postgresql-15
 )
 
@@ -146,7 +147,7 @@ prove_checkers() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy fio postgres kernel hosts; do
+for name in tests demo copy fio postgres soak kernel hosts; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
@@ -175,6 +176,7 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     part copy integration/real/copy.sh
     part fio integration/real/fio.sh
     part postgres integration/real/postgres.sh
+    part soak integration/soak.sh --seconds 30 --seed 1
     part kernel integration/real/kernel.sh
     # Only when it is asked for.
     [ ${#only[@]} = 0 ] || part hosts integration/real/hosts.sh

@@ -13,6 +13,7 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::stat::{SFlag, fstat};
 use replicator::io::{DiskError, DiskOp, PARTS_MAX, Parts};
 use replicator::memory::Buffer;
 use replicator::recover::BlockRead;
@@ -20,7 +21,7 @@ use replicator::types::{BLOCK_BYTES, Ticket, Time};
 
 use super::pool::{Pool, PoolBuffer};
 use super::record::{Event, Recorder};
-use super::ring::{Completion, Ring, Segment, Segments, WriteAt};
+use super::ring::{Completion, Ring, Segment, Segments, Target, WriteAt};
 use super::slab::Slab;
 use super::tag::Tag;
 use super::trouble::{Doing, Operation, Watch};
@@ -65,6 +66,7 @@ pub struct DirectFile {
     fd: Rc<OwnedFd>,
     bytes: u64,
     path: Rc<Path>,
+    may_block: bool,
 }
 
 impl DirectFile {
@@ -89,10 +91,12 @@ impl DirectFile {
                 _ => other(error),
             })?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(other)?;
+        let may_block = may_block(&file).map_err(|errno| other(errno.into()))?;
         Ok(Self {
             fd: Rc::new(file.into()),
             bytes,
             path: path.into(),
+            may_block,
         })
     }
 
@@ -101,11 +105,37 @@ impl DirectFile {
         self.bytes
     }
 
+    fn target(&self) -> Target<'_> {
+        Target {
+            file: &self.fd,
+            may_block: self.may_block,
+        }
+    }
+
     fn has(&self, offset: u64, length: u64) -> bool {
         offset
             .checked_add(length)
             .is_some_and(|end| end <= self.bytes)
     }
+}
+
+/// Whether to hand in an operation may take as long as the operation itself. The file systems of disks, and block devices,
+/// say so in time and the kernel goes on by itself; FUSE (seen on Linux 6.18) and others just block the thread.
+fn may_block(file: &File) -> nix::Result<bool> {
+    use nix::sys::statfs::{
+        BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs,
+    };
+    let kind = SFlag::from_bits_truncate(fstat(file)?.st_mode) & SFlag::S_IFMT;
+    if kind == SFlag::S_IFBLK {
+        return Ok(false);
+    }
+    let known = [
+        BTRFS_SUPER_MAGIC,
+        EXT4_SUPER_MAGIC,
+        TMPFS_MAGIC,
+        XFS_SUPER_MAGIC,
+    ];
+    Ok(!known.contains(&fstatfs(file)?.filesystem_type()))
 }
 
 /// Reads a file before the data path runs, by way of an aligned buffer.
@@ -325,8 +355,8 @@ impl Disks {
             return;
         };
         let tag = Tag::Disk(key);
-        let fd = &active.file.fd;
-        let file = fd.as_raw_fd();
+        let target = active.file.target();
+        let file = target.file.as_raw_fd();
         let offset = active.offset + active.done;
         let left = active.length - active.done;
         let recorder = &self.recorder;
@@ -338,7 +368,7 @@ impl Disks {
                 durable,
                 segments,
             });
-            ring.write(tag, fd, WriteAt { offset, durable }, segments);
+            ring.write(tag, target, WriteAt { offset, durable }, segments);
         };
         let zero = |mode| Event::Zero {
             key,
@@ -350,7 +380,7 @@ impl Disks {
         match &active.work {
             Work::Read(buffer) => {
                 let into = (buffer.clone(), active.done as usize, left as usize);
-                ring.read(tag, fd, offset, into);
+                ring.read(tag, target, offset, into);
             }
             Work::Write { parts, durable } => {
                 write(*durable, &segments_after(parts, active.done as usize));
@@ -358,12 +388,12 @@ impl Disks {
             Work::Deallocate => {
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
                 recorder.note(|| zero(mode));
-                ring.fallocate(tag, fd, mode, (offset, left));
+                ring.fallocate(tag, target, mode, (offset, left));
             }
             Work::ZeroRange => {
                 let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
                 recorder.note(|| zero(mode));
-                ring.fallocate(tag, fd, mode, (offset, left));
+                ring.fallocate(tag, target, mode, (offset, left));
             }
             Work::WriteZeroes => {
                 let (mut segments, mut left) = (Segments::new(), left);
@@ -380,7 +410,7 @@ impl Disks {
             }
             Work::Flush => {
                 recorder.note(|| Event::Flush { key, file });
-                ring.data_sync(tag, fd);
+                ring.data_sync(tag, target);
             }
         }
     }
