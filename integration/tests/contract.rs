@@ -14,7 +14,6 @@ use serde_json::Value;
 const NOT_THERE_YET: &[&str] = &[
     "program repl-fence",
     "replctl check",
-    "replctl promote --force",
     "replctl suspend-io",
     "replctl resume-io",
     "replctl verify --repair",
@@ -25,7 +24,6 @@ const NOT_THERE_YET: &[&str] = &[
     "repl-fence unfence NODE",
     "repl-fence status",
     "repl-fence failover",
-    "cargo side-by-side",
 ];
 
 fn workspace() -> &'static Path {

@@ -12,6 +12,7 @@ use nbd_server::config::{Ack, Config, Node, NodeRole, OnNoQuorum};
 use nbd_server::control::{self, Listeners};
 use nbd_server::handle::{ControlHandle, DataHandle, Snapshot};
 use nbd_server::lock::DataDirLock;
+use nbd_server::meters::Meters;
 use nbd_server::reactor::pool::Pool;
 use nbd_server::reactor::record::Recorder;
 use nbd_server::reactor::{self, Ground, ReactorParams, flusher};
@@ -115,6 +116,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
     let bell = Arc::new(bell.map_err(Failure::failed)?);
     let snapshot = Arc::new(Mutex::new(Snapshot::default()));
+    let meters = Arc::new(Meters::default());
     let (to_data, from_control) = std::sync::mpsc::channel();
     let (to_control, from_data) = tokio::sync::mpsc::unbounded_channel();
     let control = ControlHandle {
@@ -122,6 +124,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         bell: Arc::clone(&bell),
         snapshot: Arc::clone(&snapshot),
         sender: to_control,
+        meters: Arc::clone(&meters),
     };
     let params = ReactorParams {
         journal: node.journal_path(),
@@ -144,6 +147,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         sender: to_data,
         bell,
         snapshot,
+        meters,
     };
     let ready = || {
         tracing::info!("ready: {name} of resource {}", config.resource);

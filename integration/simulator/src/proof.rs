@@ -28,6 +28,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::UncommittedRead
         | Bug::CommitWaitsForAll
         | Bug::ReadsWaitForAll
+        | Bug::MapForgetsUnapplied
         | Bug::UnboundedApply
         | Bug::TrimIsAHint => 20,
         Bug::OverlayBackwards
@@ -40,9 +41,11 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::ScanTrustsPayload
         | Bug::BodyUnchecked
         | Bug::DrainBeforeApplied
+        | Bug::HoldBeforeApplied
         | Bug::FeedsInStep
         | Bug::DrainWithoutFlush => SAMPLE_SEEDS_MAX,
         Bug::TwoGrants
+        | Bug::HoldForgetsParked
         | Bug::LargeWriteOvertakes
         | Bug::SameNumberSameRecord
         | Bug::UnverifiedFloor
@@ -62,7 +65,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::CapacityForgetsMemory
         | Bug::AckUnchecked
         | Bug::WindowFromJournal => 400,
-        Bug::RecordsUnchecked | Bug::ForgottenPromise => 1200,
+        Bug::RecordsUnchecked | Bug::ForgottenPromise | Bug::ForkToldEarly => 1200,
     }
 }
 

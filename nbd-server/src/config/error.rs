@@ -297,6 +297,15 @@ pub enum Refusal {
          network"
     )]
     Tls(&'static str),
+    /// Metrics for everybody.
+    #[error(
+        "listen {found:?} under [metrics] is no loopback address and no absolute path: metrics are not protected, so \
+         only this host may reach them; write listen = \"127.0.0.1:9783\" or listen = \"/run/replicator/%n-metrics.sock\""
+    )]
+    MetricsListen {
+        /// The value.
+        found: String,
+    },
     /// A network address without TLS and without consent.
     #[error(
         "{key} {address} is not loopback and there is no TLS: everybody on that network could read \

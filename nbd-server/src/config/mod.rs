@@ -85,9 +85,20 @@ pub struct Node {
     pub nbd_listen: Option<SocketAddr>,
     /// What it is there for.
     pub role: NodeRole,
+    /// Where its metrics are served; nowhere unless the config says so.
+    pub metrics_listen: Option<MetricsListen>,
     pub(crate) journal_device: Option<PathBuf>,
     /// One per volume, in the order of [`Config::volumes`], with `%n` replaced.
     pub(crate) stores: Vec<StorePath>,
+}
+
+/// Where metrics are served. They are not protected, so nothing but this host reaches them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MetricsListen {
+    /// A loopback address.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
 }
 
 /// Where a volume's bytes are on one node.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Ack, Config, OnNoQuorum, size};
+use super::{Ack, Config, MetricsListen, OnNoQuorum, size};
 
 const CONTRACT: &str = r#"resource = "pbx"
 
@@ -72,6 +72,30 @@ size = "16MiB"
 
 fn parse(text: &str) -> Result<Config, String> {
     Config::parse(Path::new("pbx.toml"), text).map_err(|error| error.to_string())
+}
+
+#[test]
+fn metrics_are_served_nowhere_unless_the_config_says_where() {
+    let listen = |place: &str| {
+        let text = format!("{SMALL}[metrics]\nlisten = \"{place}\"\n");
+        let nodes = parse(&text).unwrap().nodes.into_iter();
+        nodes.map(|node| node.metrics_listen).collect::<Vec<_>>()
+    };
+    let none = parse(SMALL).unwrap();
+    assert!(none.nodes.iter().all(|node| node.metrics_listen.is_none()));
+    for place in [
+        "127.0.0.1:9783",
+        "127.8.8.8:1",
+        "[::1]:9783",
+        "[::ffff:127.0.0.1]:9783",
+    ] {
+        let address = MetricsListen::Tcp(place.parse().unwrap());
+        assert_eq!(listen(place), [Some(address.clone()), Some(address)]);
+    }
+    assert_eq!(
+        listen("/run/%n.sock"),
+        ["/run/a.sock", "/run/b.sock"].map(|path| Some(MetricsListen::Unix(path.into())))
+    );
 }
 
 #[test]
@@ -300,6 +324,60 @@ const BAD: &[(&str, &str, &[&str])] = &[
             "nbd_listen 0.0.0.0:10809 is not loopback",
             "insecure = true",
         ],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = \"0.0.0.0:9783\"\n",
+        &[
+            "pbx.toml:18: ",
+            "\"0.0.0.0:9783\"",
+            "only this host may reach them",
+            "write listen = \"127.0.0.1:9783\" or",
+        ],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = \"10.0.0.1:9783\"\n",
+        &["pbx.toml:18: ", "no loopback address and no absolute path"],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = \"metrics.sock\"\n",
+        &["pbx.toml:18: ", "no loopback address and no absolute path"],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = \"127.0.0.1:0\"\n",
+        &["pbx.toml:18: ", "port 0"],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = \"127.0.0.1:7002\"\n",
+        &["pbx.toml:18: ", "already used by node \"b\""],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = \"/r/%n/admin.sock\"\n",
+        &[
+            "pbx.toml:18: ",
+            "the socket for metrics",
+            "the admin socket does",
+        ],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = 9783\n",
+        &["pbx.toml:18: ", "listen is a number", "\"127.0.0.1:9783\""],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\n",
+        &["pbx.toml:17: ", "[metrics] has no \"listen\""],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlistn = \"127.0.0.1:9783\"\n",
+        &["pbx.toml:18: ", "did you mean \"listen\"?"],
     ),
     (
         "run_dir = \"/r/%n\"\n[[vol",

@@ -66,6 +66,7 @@ impl StatusBuilder {
             suspended: match view.suspended {
                 view::Suspended::No => Suspended::No,
                 view::Suspended::Quorum => Suspended::Quorum,
+                view::Suspended::User => Suspended::User,
             },
             health,
             health_reason,

@@ -1,5 +1,7 @@
 //! The control thread against a data thread that the test plays.
 
+mod metrics;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
@@ -21,6 +23,8 @@ use crate::admin::client::{Client, status};
 use crate::admin::{Connection, ExitCode, LINE_BYTES_MAX, Request, Response};
 use crate::config::Config;
 use crate::handle::{DataCommand, DataError, DataHandle, Snapshot, Stream, ToControl, ToData};
+use crate::meters::Meters;
+use crate::nbd::Terms;
 
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -30,6 +34,7 @@ struct Daemon {
     from_control: Receiver<ToData>,
     to_control: mpsc::UnboundedSender<ToControl>,
     snapshot: Arc<Mutex<Snapshot>>,
+    meters: Arc<Meters>,
     thread: Option<JoinHandle<Result<(), ControlError>>>,
 }
 
@@ -43,7 +48,9 @@ impl Daemon {
             sender,
             bell: Arc::new(EventFd::new().unwrap()),
             snapshot: Arc::clone(&snapshot),
+            meters: Arc::default(),
         };
+        let meters = Arc::clone(&data.meters);
         let (ready_sender, ready) = channel();
         let shared = Arc::clone(config);
         let thread = std::thread::spawn(move || {
@@ -58,6 +65,7 @@ impl Daemon {
             from_control,
             to_control,
             snapshot,
+            meters,
             thread: Some(thread),
         }
     }
@@ -220,14 +228,6 @@ fn commands_are_forwarded_and_their_refusals_come_back() {
         (ExitCode::OtherPrimary, "node b is Primary")
     );
 
-    let (code, text) = daemon.error(&Request::Promote {
-        timeout_ms: 1,
-        force: true,
-    });
-    assert!(
-        code == ExitCode::Failed && text.contains("not supported"),
-        "{text}"
-    );
     let (code, text) = daemon.error(&Request::Connect {
         peer: "x".to_owned(),
     });
@@ -370,12 +370,14 @@ fn clients_are_refused_or_handed_over_with_what_they_sent_early() {
         let ToData::Client {
             stream,
             volume,
+            terms,
             leftover,
         } = message
         else {
             panic!("{message:?}")
         };
         assert_eq!(volume.0, 0);
+        assert_eq!(terms, Terms::default());
         assert_eq!(leftover, b"\x25\x60\x95\x13early");
         // Nothing reads on it any more but the data thread.
         match (stream, is_tcp) {

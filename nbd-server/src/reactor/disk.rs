@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -17,7 +18,7 @@ use nix::sys::stat::{SFlag, fstat};
 use replicator::io::{DiskError, DiskOp, PARTS_MAX, Parts};
 use replicator::memory::Buffer;
 use replicator::recover::BlockRead;
-use replicator::types::{BLOCK_BYTES, Ticket, Time};
+use replicator::types::{BLOCK_BYTES, Ticket, Time, VolumeId};
 
 use super::pool::{Pool, PoolBuffer};
 use super::record::{Event, Recorder};
@@ -25,6 +26,8 @@ use super::ring::{Completion, Ring, Segment, Segments, Target, WriteAt};
 use super::slab::Slab;
 use super::tag::Tag;
 use super::trouble::{Doing, Operation, Watch};
+use crate::handle::Usage;
+use crate::meters::{DiskFile, DiskKind, Meters};
 
 /// The most disk operations that the kernel is given at a time.
 pub const OPERATIONS_MAX: usize = 256;
@@ -191,6 +194,7 @@ pub struct Disks {
     ended: VecDeque<DiskDone>,
     zeroes: PoolBuffer,
     recorder: Recorder,
+    meters: Arc<Meters>,
     watch: Watch,
 }
 
@@ -205,6 +209,14 @@ struct Active {
     done: u64,
     retries: u32,
     work: Work,
+    counted: Counted,
+}
+
+/// What an operation is counted as.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    file: DiskFile,
+    kind: DiskKind,
 }
 
 // A write's parts are in place, so that an operation costs no allocation.
@@ -242,8 +254,29 @@ impl Disks {
             ended: VecDeque::with_capacity(OPERATIONS_MAX),
             zeroes,
             recorder: Recorder::default(),
+            meters: Arc::default(),
             watch: Watch::default(),
         })
+    }
+
+    /// The same, counted.
+    #[must_use]
+    pub fn metered(mut self, meters: Arc<Meters>) -> Self {
+        self.meters = meters;
+        self
+    }
+
+    /// How many operations the kernel has.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            used: u32::try_from(self.active.taken_places()).unwrap_or(u32::MAX),
+            limit: OPERATIONS_MAX as u32,
+        }
+    }
+
+    /// How many operations wait for others to end.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     /// The same, with notes taken of what happens to the files.
@@ -274,7 +307,16 @@ impl Disks {
                 .map(|part| u64::from(part.blocks()) * BLOCK_BYTES as u64);
             bytes.sum::<u64>()
         };
-        let store = |volume: replicator::types::VolumeId| self.stores.get(usize::from(volume.0));
+        let counted = match &op {
+            DiskOp::JournalWrite { .. } => (DiskFile::Journal, DiskKind::Write),
+            DiskOp::JournalRead { .. } => (DiskFile::Journal, DiskKind::Read),
+            DiskOp::MetaWrite { .. } => (DiskFile::Meta, DiskKind::Write),
+            DiskOp::StoreRead { volume, .. } => (store_of(*volume), DiskKind::Read),
+            DiskOp::StoreWrite { volume, .. } => (store_of(*volume), DiskKind::Write),
+            DiskOp::StoreZero { volume, .. } => (store_of(*volume), DiskKind::Zero),
+            DiskOp::StoreFlush { volume } => (store_of(*volume), DiskKind::Flush),
+        };
+        let store = |volume: VolumeId| self.stores.get(usize::from(volume.0));
         let (file, offset, length, work) = match op {
             DiskOp::JournalWrite { offset, parts } => {
                 let (length, durable) = (total(&parts), true);
@@ -334,6 +376,10 @@ impl Disks {
             done: 0,
             retries: 0,
             work,
+            counted: Counted {
+                file: counted.0,
+                kind: counted.1,
+            },
         };
         if !self.waiting.is_empty() || self.active.is_full() {
             self.waiting.push_back(active);
@@ -439,7 +485,19 @@ impl Disks {
             self.watch.failed(now, &active.operation(), error);
         }
         // With this the handles go, before the core hears of the end.
-        let ticket = self.active.remove(key)?.ticket;
+        let Active {
+            ticket,
+            length,
+            counted,
+            began,
+            ..
+        } = self.active.remove(key)?;
+        let work = self.meters.disk(counted.file, counted.kind);
+        work.duration.observe(now.since(began));
+        match result {
+            Ok(()) => work.bytes.add(length),
+            Err(_) => work.failed.add(1),
+        }
         if let Some(next) = self.waiting.pop_front() {
             self.begin(ring, next);
         }
@@ -469,6 +527,10 @@ impl Disks {
     pub fn has_ended(&self) -> bool {
         !self.ended.is_empty()
     }
+}
+
+fn store_of(volume: VolumeId) -> DiskFile {
+    DiskFile::Store(usize::from(volume.0))
 }
 
 impl Active {

@@ -7,20 +7,24 @@
 //! | [`peer`] | a connection to a peer |
 //! | [`link`], [`stage`] | a socket, and the place for encryption |
 //! | [`disk`] | journal, metadata and stores |
+//! | [`holes`] | which parts of the stores are holes |
 //! | [`engine`] | what all of them work with |
 //! | [`ring`], [`tag`], [`slab`] | operations in flight |
 //! | [`pool`], [`runs`] | memory |
 //! | [`publish`], [`admin`] | the door to the control thread |
+//! | [`acks`] | how long peers take |
 //! | [`flusher`] | what the kernel should know |
 //! | [`record`] | what tests want to know afterwards |
 //!
 //! Everything that can fail happens in [`prepare`], on the thread that then runs what it returns; [`spawn`] does both.
 
+pub mod acks;
 pub mod admin;
 pub mod client;
 pub mod disk;
 pub mod engine;
 pub mod flusher;
+pub mod holes;
 pub mod link;
 pub mod peer;
 pub mod pool;
@@ -37,13 +41,14 @@ pub mod trouble;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use replicator::types::{BLOCK_BYTES_U64, Time};
 
 use self::disk::{BlockingReader, DirectFile, Disks, OpenError};
 use self::engine::Core;
+use self::holes::Mapper;
 use self::pool::{Pool, PoolSizes};
 use self::record::Recorder;
 use self::ring::{Ring, RingError};
@@ -182,12 +187,15 @@ pub fn prepare<C: Core>(
     .map_err(ReactorError::Core)?;
     let disks = Disks::new(journal, meta, stores, &pool)
         .ok_or_else(used_up)?
-        .recorded(params.recorder.clone());
+        .recorded(params.recorder.clone())
+        .metered(Arc::clone(&params.control.meters));
+    let mapper = Mapper::start(&params.stores, params.control.bell.clone())?;
     Ok(Server::new(Parts {
         core,
         ring,
         disks,
         pool,
+        mapper,
         volume_bytes: params.volume_bytes,
         requests_max: params.requests_max,
         disk_timeout_ms: params.disk_timeout_ms,

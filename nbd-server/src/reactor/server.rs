@@ -6,18 +6,21 @@
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use replicator::io::{AdminCommand, Input, LogLevel, LogLine, Output};
 use replicator::types::*;
 use replicator::view::{ConnectionState, DiskState, PeerView, Suspended};
 
+use super::acks::Acknowledgements;
 use super::admin::{Commands, refusal};
 use super::client::{Client, CloseReason};
 use super::disk::Disks;
-use super::engine::{self, Asked, Core, Engine, Progress, ReadBudget};
+use super::engine::{self, Asked, Core, Engine, InWork, Progress, ReadBudget};
+use super::holes::{Mapped, Mapper};
 use super::link::Link;
-use super::peer::{Peer, PeerError};
+use super::peer::{Peer, PeerError, QUEUE_MAX};
 use super::pool::{Pool, PoolBuffer};
 use super::publish::Publisher;
 use super::record::{Event, Recorder};
@@ -26,8 +29,8 @@ use super::ring::{Completion, Ring, RingError};
 use super::slab::Slab;
 use super::tag::Tag;
 use super::{CLIENTS_MAX, PEERS_MAX};
-use crate::handle::{ControlHandle, DataCommand, Stream, ToControl, ToData};
-use crate::nbd::{ExportIndex, Limits, Session};
+use crate::handle::{ControlHandle, DataCommand, Queues, Stream, ToControl, ToData, Usage};
+use crate::nbd::{ExportIndex, Limits, Session, Terms};
 
 /// How long a stop waits for the core to apply what is committed. The journal has it all in any case.
 const STOP_NANOS_MAX: u64 = 20_000_000_000;
@@ -43,6 +46,8 @@ pub struct Parts<C> {
     pub disks: Disks,
     /// The memory.
     pub pool: Pool,
+    /// Who asks the stores for holes, and rings the bell.
+    pub mapper: Mapper,
     /// The sizes of the volumes.
     pub volume_bytes: Vec<u64>,
     /// The bound of requests that the core works on.
@@ -77,6 +82,9 @@ pub struct Server<C> {
     bell: Rc<OwnedFd>,
     commands: Commands,
     publisher: Publisher,
+    acks: Acknowledgements,
+    /// Since when there has been nothing to do.
+    idle_since: Option<Time>,
     completions: Vec<Completion<Tag>>,
     stop: Option<Stop>,
     disk_timeout_nanos: u64,
@@ -107,6 +115,7 @@ impl<C: Core> Server<C> {
             ring,
             disks,
             pool,
+            mapper,
             volume_bytes,
             requests_max,
             disk_timeout_ms,
@@ -120,8 +129,10 @@ impl<C: Core> Server<C> {
             ring,
             asked: Slab::new(requests_max.max(1) as usize),
             reads: ReadBudget::new(pool.total_blocks(Purpose::Client) / 2),
+            mapper,
             now: engine::now(),
             recorder,
+            meters: Arc::clone(&control.meters),
         };
         Ok(Self {
             engine,
@@ -141,6 +152,8 @@ impl<C: Core> Server<C> {
             control,
             bell,
             commands: Commands::default(),
+            acks: Acknowledgements::default(),
+            idle_since: None,
             completions: Vec::with_capacity(super::OPERATIONS_MAX as usize),
             stop: None,
             disk_timeout_nanos: u64::from(disk_timeout_ms) * 1_000_000,
@@ -195,7 +208,9 @@ impl<C: Core> Server<C> {
         if let Some(stop) = &self.stop {
             until = until.min(stop.deadline);
         }
-        Duration::from_nanos(until.since(engine::now()))
+        let now = engine::now();
+        self.idle_since = Some(now);
+        Duration::from_nanos(until.since(now))
     }
 
     fn has_work(&mut self) -> bool {
@@ -209,6 +224,7 @@ impl<C: Core> Server<C> {
         let mut completions = std::mem::take(&mut self.completions);
         self.engine.ring.reap(&mut completions);
         self.engine.now = engine::now();
+        self.begin_turn();
         for completion in completions.drain(..) {
             self.dispatch(completion);
         }
@@ -229,6 +245,14 @@ impl<C: Core> Server<C> {
         self.commands.deliver();
     }
 
+    fn begin_turn(&mut self) {
+        let (now, meters) = (self.engine.now, &self.engine.meters);
+        meters.turns.add(1);
+        if let Some(since) = self.idle_since.take() {
+            meters.idle_nanos.add(now.since(since));
+        }
+    }
+
     fn dispatch(&mut self, completion: Completion<Tag>) {
         let result = completion.result;
         match completion.tag {
@@ -236,6 +260,12 @@ impl<C: Core> Server<C> {
                 // Read first: a message that comes later rings again.
                 let _ = self.control.bell.read();
                 self.take_messages();
+                while let Some(Mapped { client, extents }) = self.engine.mapper.answered() {
+                    if let Some(client) = self.clients.get_mut(client) {
+                        client.mapped(extents);
+                    }
+                    self.wake_client(client);
+                }
                 self.engine.ring.poll_readable(Tag::Bell, &self.bell);
             }
             Tag::Disk(key) => {
@@ -259,12 +289,16 @@ impl<C: Core> Server<C> {
             }
             Tag::PeerReceive(key) => {
                 if let Some(peer) = self.peers.get_mut(key) {
+                    let meters = self.engine.meters.peer(usize::from(peer.node().0));
+                    meters.received_bytes.add(u64::from(result.unwrap_or(0)));
                     peer.received(result);
                 }
                 self.wake_peer(key);
             }
             Tag::PeerSend(key) => {
                 if let Some(peer) = self.peers.get_mut(key) {
+                    let meters = self.engine.meters.peer(usize::from(peer.node().0));
+                    meters.sent_bytes.add(u64::from(result.unwrap_or(0)));
                     peer.sent(&mut self.engine, key, result);
                 }
             }
@@ -403,10 +437,12 @@ impl<C: Core> Server<C> {
             Output::Reach { peer, wanted } => self.tell(ToControl::Reach { peer, wanted }),
             Output::Reply { req, result } => {
                 self.engine.note_answer(req, &result);
-                let Some(asked) = self.engine.answered(req) else {
-                    return;
-                };
-                self.reply(asked, result);
+                if let Some(work) = self.engine.answered(req) {
+                    if let Some(client) = self.clients.get(work.asked.client) {
+                        self.engine.count(client.volume(), &work, result.is_ok());
+                    }
+                    self.reply(work.asked, result);
+                }
             }
             Output::DropClients => {
                 self.drop_clients();
@@ -472,10 +508,28 @@ impl<C: Core> Server<C> {
         let about_to_wait = !self.has_work();
         let view = self.engine.core.view();
         let now = self.engine.now;
+        self.acks.turn_ended(now, &view, &self.engine.meters);
+        let queues = || Queues {
+            memory: self.pool.shares(),
+            read_answers: self.engine.reads.usage(),
+            operations: Usage {
+                used: count(self.engine.ring.in_flight()),
+                limit: super::OPERATIONS_MAX,
+            },
+            disk_operations: self.disks.usage(),
+            disk_waiting: count(self.disks.waiting()),
+            nbd_connections: places(&self.clients, CLIENTS_MAX),
+            peer_connections: places(&self.peers, PEERS_MAX),
+            starved: count(self.parked.len()),
+            peer_frames: frames_waiting(&self.peers),
+            peer_frames_max: count(QUEUE_MAX),
+            unacknowledged_since: self.acks.waits_since(),
+        };
         self.publisher.publish(
             now,
             view,
             self.nbd_clients,
+            queues,
             self.disks.watch().trouble(),
             (&self.control, about_to_wait),
         );
@@ -487,7 +541,7 @@ impl<C: Core> Server<C> {
         let now = self.engine.now;
         self.disks.look(now);
         let (watch, limit) = (self.disks.watch(), self.disk_timeout_nanos);
-        let is_late = |asked: &Asked| watch.age(now, asked.since) >= limit;
+        let is_late = |work: &InWork| watch.age(now, work.asked.since) >= limit;
         if watch.silent_for_nanos() < limit || self.engine.asked.find(is_late).is_none() {
             return;
         }
@@ -516,8 +570,9 @@ impl<C: Core> Server<C> {
                 Ok(ToData::Client {
                     stream,
                     volume,
+                    terms,
                     leftover,
-                }) => self.add_client(stream, volume, &leftover),
+                }) => self.add_client(stream, (volume, terms), &leftover),
                 Ok(ToData::Peer {
                     stream,
                     peer,
@@ -536,7 +591,8 @@ impl<C: Core> Server<C> {
         }
     }
 
-    fn add_client(&mut self, stream: Stream, volume: VolumeId, leftover: &[u8]) {
+    fn add_client(&mut self, stream: Stream, chosen: (VolumeId, Terms), leftover: &[u8]) {
+        let (volume, terms) = chosen;
         let serving = self.engine.core.view().serving && self.stop.is_none();
         let bytes = self.volume_bytes.get(usize::from(volume.0)).copied();
         let (Some(bytes), true) = (bytes, serving) else {
@@ -554,12 +610,12 @@ impl<C: Core> Server<C> {
                 return;
             }
         };
-        let Some(replies) = Replies::new(&self.pool) else {
+        let Some(replies) = Replies::new(&self.pool, terms.structured) else {
             tracing::warn!("NBD client turned away: no memory for its connection");
             return;
         };
         let export = ExportIndex(usize::from(volume.0));
-        let session = Session::transmitting(export, bytes, Limits::default());
+        let session = Session::transmitting_on(export, bytes, terms, Limits::default());
         let client = Client::new(link, volume, session, replies);
         if let Some(key) = self.clients.insert(client) {
             tracing::info!(volume = volume.0, "NBD client attached");
@@ -584,6 +640,11 @@ impl<C: Core> Server<C> {
             return;
         };
         self.next_conn += 1;
+        self.engine
+            .meters
+            .peer(usize::from(node.0))
+            .connections
+            .add(1);
         self.engine.input(Input::PeerUp { conn, peer: node });
         self.wake_peer(key);
     }
@@ -605,6 +666,9 @@ impl<C: Core> Server<C> {
         }
         let command = match command {
             DataCommand::Promote { timeout_ms } => AdminCommand::Promote {
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
+            DataCommand::Force { timeout_ms } => AdminCommand::Force {
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },
             DataCommand::Demote { force } => {
@@ -631,6 +695,25 @@ impl<C: Core> Server<C> {
         }
         self.engine.input(Input::Admin { id, command });
     }
+}
+
+fn count(things: usize) -> u32 {
+    u32::try_from(things).unwrap_or(u32::MAX)
+}
+
+fn places<T>(slab: &Slab<T>, limit: usize) -> Usage {
+    Usage {
+        used: count(slab.taken_places()),
+        limit: count(limit),
+    }
+}
+
+fn frames_waiting(peers: &Slab<Peer>) -> [u32; NODES_MAX] {
+    let mut waiting = [0; NODES_MAX];
+    for (_, peer) in peers.iter().filter(|(_, peer)| peer.over().is_none()) {
+        waiting[usize::from(peer.node().0)] += count(peer.frames_waiting());
+    }
+    waiting
 }
 
 fn is_unreported(peer: &Peer) -> bool {

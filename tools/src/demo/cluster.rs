@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 pub use super::error::{ClusterError, exit};
-use super::place::Port;
+pub use super::place::Port;
 pub use super::process::Finished;
 use super::process::finish;
 use super::spec::Place;

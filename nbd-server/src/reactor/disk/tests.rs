@@ -1,7 +1,6 @@
 use std::time::Duration;
 
 use replicator::memory::{Memory, Purpose};
-use replicator::types::VolumeId;
 use tempfile::TempDir;
 
 use super::*;
@@ -9,6 +8,13 @@ use crate::reactor::pool::PoolSizes;
 
 const FILE_BYTES: u64 = 8 << 20;
 const VOLUME: VolumeId = VolumeId(0);
+
+fn counted() -> Counted {
+    Counted {
+        file: DiskFile::Store(0),
+        kind: DiskKind::Write,
+    }
+}
 
 struct Bench {
     pool: Pool,
@@ -157,6 +163,7 @@ fn zeroes_are_made_in_every_way() {
                 done: 0,
                 retries: 0,
                 work: Work::WriteZeroes,
+                counted: counted(),
             };
             bench.disks.begin(&mut bench.ring, active);
             bench.wait(1);
@@ -184,6 +191,7 @@ fn a_way_that_the_filesystem_lacks_is_followed_by_the_next() {
         done: 0,
         retries: 0,
         work: Work::Deallocate,
+        counted: counted(),
     };
     assert!(matches!(
         judge(&mut active, Err(Errno::EOPNOTSUPP)),
@@ -216,6 +224,7 @@ fn short_results_are_continued_and_nothing_is_an_error() {
             parts: parts([bench.buffer(1, 1), bench.buffer(2, 2)]),
             durable: false,
         },
+        counted: counted(),
     };
     assert!(matches!(judge(&mut active, Ok(4608)), Next::GoOn));
     if let Work::Write { parts, .. } = &active.work {

@@ -1,6 +1,6 @@
 use replicator::io::{DiskOp, Parts};
 use replicator::memory::{Memory, Purpose};
-use replicator::types::{BLOCK_BYTES_U64, ReqId, Ticket};
+use replicator::types::{BLOCK_BYTES_U64, ReqId, Ticket, Time};
 use tempfile::TempDir;
 
 use super::super::Recorder;
@@ -56,7 +56,7 @@ impl Bench {
 
     /// Carries an operation out.
     fn run(&mut self, op: DiskOp<PoolBuffer>) {
-        self.disks.start(&mut self.ring, Ticket(1), op);
+        self.disks.start(&mut self.ring, Time(0), Ticket(1), op);
         let mut completions = Vec::new();
         loop {
             self.ring.enter(None).unwrap();
