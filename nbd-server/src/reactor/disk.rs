@@ -4,25 +4,19 @@
 //! operations than [`OPERATIONS_MAX`] wait their turn in order.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::stat::{SFlag, fstat};
 use replicator::io::{DiskError, DiskOp, PARTS_MAX, Parts};
 use replicator::memory::Buffer;
-use replicator::recover::BlockRead;
 use replicator::types::{BLOCK_BYTES, Ticket, Time, VolumeId};
 
+use super::file::DirectFile;
 use super::pool::{Pool, PoolBuffer};
 use super::record::{Event, Recorder};
-use super::ring::{Completion, Ring, Segment, Segments, Target, WriteAt};
+use super::ring::{Completion, Ring, Segment, Segments, WriteAt};
 use super::slab::Slab;
 use super::tag::Tag;
 use super::trouble::{Doing, Operation, Watch};
@@ -39,145 +33,6 @@ const RETRIES_MAX: u32 = 100;
 const ZERO_BLOCKS: u32 = 256;
 
 const _: () = assert!(PARTS_MAX <= super::ring::SEGMENTS_MAX);
-
-/// Why a file can not be used.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The filesystem has no O_DIRECT.
-    #[error(
-        "{path}: the filesystem has no O_DIRECT (tmpfs and some network and overlay filesystems do not): put it on ext4, \
-         XFS, btrfs or a block device"
-    )]
-    NoDirect {
-        /// Which file.
-        path: PathBuf,
-    },
-    /// It can not be opened or read.
-    #[error("{path}: {error}")]
-    Other {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        error: io::Error,
-    },
-}
-
-/// A file or device that is read and written without the page cache.
-#[derive(Clone, Debug)]
-pub struct DirectFile {
-    fd: Rc<OwnedFd>,
-    bytes: u64,
-    path: Rc<Path>,
-    may_block: bool,
-}
-
-impl DirectFile {
-    /// Opens an existing file or device for reading and writing.
-    ///
-    /// # Errors
-    /// It can not be opened so.
-    pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let other = |error| OpenError::Other {
-            path: path.to_owned(),
-            error,
-        };
-        let mut file: File = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(path)
-            .map_err(|error| match error.raw_os_error() {
-                Some(libc::EINVAL) => OpenError::NoDirect {
-                    path: path.to_owned(),
-                },
-                _ => other(error),
-            })?;
-        let bytes = file.seek(SeekFrom::End(0)).map_err(other)?;
-        let may_block = may_block(&file).map_err(|errno| other(errno.into()))?;
-        Ok(Self {
-            fd: Rc::new(file.into()),
-            bytes,
-            path: path.into(),
-            may_block,
-        })
-    }
-
-    /// Its size.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    fn target(&self) -> Target<'_> {
-        Target {
-            file: &self.fd,
-            may_block: self.may_block,
-        }
-    }
-
-    fn has(&self, offset: u64, length: u64) -> bool {
-        offset
-            .checked_add(length)
-            .is_some_and(|end| end <= self.bytes)
-    }
-}
-
-/// Whether to hand in an operation may take as long as the operation itself. The file systems of disks, and block devices,
-/// say so in time and the kernel goes on by itself; FUSE (seen on Linux 6.18) and others just block the thread.
-fn may_block(file: &File) -> nix::Result<bool> {
-    use nix::sys::statfs::{
-        BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC, fstatfs,
-    };
-    let kind = SFlag::from_bits_truncate(fstat(file)?.st_mode) & SFlag::S_IFMT;
-    if kind == SFlag::S_IFBLK {
-        return Ok(false);
-    }
-    let known = [
-        BTRFS_SUPER_MAGIC,
-        EXT4_SUPER_MAGIC,
-        TMPFS_MAGIC,
-        XFS_SUPER_MAGIC,
-    ];
-    Ok(!known.contains(&fstatfs(file)?.filesystem_type()))
-}
-
-/// Reads a file before the data path runs, by way of an aligned buffer.
-#[derive(Debug)]
-pub struct BlockingReader<'a> {
-    file: &'a DirectFile,
-    bounce: PoolBuffer,
-}
-
-impl<'a> BlockingReader<'a> {
-    /// A reader with a buffer from `pool`; `None` if that is used up.
-    pub fn new(file: &'a DirectFile, pool: &Pool) -> Option<Self> {
-        let bounce = pool.alloc_connection(ZERO_BLOCKS)?;
-        Some(Self { file, bounce })
-    }
-}
-
-impl BlockRead for BlockingReader<'_> {
-    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        let (mut offset, mut rest) = (offset, buffer);
-        while !rest.is_empty() {
-            let bounce = self.bounce.bytes_mut();
-            let wanted = rest.len().min(bounce.len());
-            let at = i64::try_from(offset).map_err(|_| DiskError::Short)?;
-            let aligned = wanted.next_multiple_of(BLOCK_BYTES);
-            let moved = match nix::sys::uio::pread(&self.file.fd, &mut bounce[..aligned], at) {
-                Ok(0) => return Err(DiskError::Short),
-                Ok(moved) => moved.min(wanted),
-                Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(DiskError::Os(errno as i32)),
-            };
-            let (filled, left) = rest.split_at_mut(moved);
-            filled.copy_from_slice(&bounce[..moved]);
-            offset += moved as u64;
-            rest = left;
-        }
-        Ok(())
-    }
-}
 
 /// How a disk operation ended.
 pub type DiskDone = (Ticket, Result<(), DiskError>);
