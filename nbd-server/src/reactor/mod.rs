@@ -23,6 +23,7 @@ pub mod admin;
 pub mod client;
 pub mod disk;
 pub mod engine;
+pub mod file;
 pub mod flusher;
 pub mod holes;
 pub mod link;
@@ -46,8 +47,9 @@ use std::thread::{self, JoinHandle};
 
 use replicator::types::{BLOCK_BYTES_U64, Time};
 
-use self::disk::{BlockingReader, DirectFile, Disks, OpenError};
+use self::disk::Disks;
 use self::engine::Core;
+use self::file::{BlockingReader, DirectFile, OpenError};
 use self::holes::Mapper;
 use self::pool::{Pool, PoolSizes};
 use self::record::Recorder;
