@@ -72,6 +72,7 @@ impl Options {
                 ramp: Duration::from_millis(ramp_ms),
             },
             cost: Duration::from_millis(cost_ms),
+            cost_once: self.quick,
             places,
             systems: self.systems.clone(),
             jobs: self.jobs.clone(),
