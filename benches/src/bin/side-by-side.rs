@@ -94,7 +94,7 @@ fn compare(options: &Options) -> Result<(), BenchError> {
     let interrupted = watch_signals()?;
     let programs = integration::build_programs()?;
     let results = run(&options.plan(), &programs, &interrupted)?;
-    println!("{}", table::render(&results));
+    print!("{}", table::render(&results));
     if let Some(path) = &options.json {
         let text = results.json().map_err(|error| BenchError::Program {
             program: "the results".to_owned(),
