@@ -9,16 +9,17 @@ use std::sync::{Arc, Mutex};
 
 use clap::Parser;
 use nbd_server::config::{Ack, Config, Node, NodeRole, OnNoQuorum};
-use nbd_server::control::{self, Listeners};
+use nbd_server::control::{self, FILES_MIN, Listeners};
 use nbd_server::handle::{ControlHandle, DataHandle, Snapshot};
 use nbd_server::lock::DataDirLock;
+use nbd_server::meters::Meters;
 use nbd_server::reactor::pool::Pool;
 use nbd_server::reactor::record::Recorder;
 use nbd_server::reactor::{self, Ground, ReactorParams, flusher};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use replicator::meta::config::Name;
-use replicator::meta::superblock::VolumeRecord;
+use replicator::meta::superblock::{META_BYTES, VolumeRecord};
 use replicator::recover::recover;
 use replicator::types::NodeId;
 use replicator::{AckPolicy, Replica, ReplicaConfig};
@@ -109,12 +110,14 @@ fn run(args: &Args) -> Result<(), Failure> {
         )));
     }
     let _lock = DataDirLock::take(&node.data_dir).map_err(Failure::failed)?;
-    raise_limits();
+    lengthen(&node.meta_path()).map_err(Failure::failed)?;
+    raise_limits()?;
     let listeners = Listeners::bind(node).map_err(Failure::failed)?;
 
     let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
     let bell = Arc::new(bell.map_err(Failure::failed)?);
     let snapshot = Arc::new(Mutex::new(Snapshot::default()));
+    let meters = Arc::new(Meters::default());
     let (to_data, from_control) = std::sync::mpsc::channel();
     let (to_control, from_data) = tokio::sync::mpsc::unbounded_channel();
     let control = ControlHandle {
@@ -122,6 +125,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         bell: Arc::clone(&bell),
         snapshot: Arc::clone(&snapshot),
         sender: to_control,
+        meters: Arc::clone(&meters),
     };
     let params = ReactorParams {
         journal: node.journal_path(),
@@ -130,6 +134,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         volume_bytes: config.volumes.iter().map(|v| v.size_bytes).collect(),
         memory_bytes: config.policy.memory_bytes,
         requests_max: REQUESTS_MAX,
+        disk_timeout_ms: config.policy.disk_timeout_ms,
         control,
         recorder: Recorder::from_environment().map_err(Failure::failed)?,
     };
@@ -143,6 +148,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         sender: to_data,
         bell,
         snapshot,
+        meters,
     };
     let ready = || {
         tracing::info!("ready: {name} of resource {}", config.resource);
@@ -163,6 +169,28 @@ fn run(args: &Args) -> Result<(), Failure> {
         Ok(result) => result.map_err(Failure::failed),
         Err(_) => Err(Failure::failed("the data thread panicked")),
     }
+}
+
+/// A metadata file that was cut short gets its length back: of four copies of the superblock two are enough, and the others
+/// are written anew.
+fn lengthen(meta: &Path) -> Result<(), String> {
+    let short = |error: std::io::Error| {
+        format!(
+            "{}: the metadata file is cut short and can not be lengthened: {error}",
+            meta.display()
+        )
+    };
+    let bytes = std::fs::metadata(meta).map_err(short)?.len();
+    if bytes < META_BYTES {
+        tracing::warn!(
+            "{} has {bytes} bytes and had {META_BYTES}: it was cut short; what is missing is written anew if enough is left",
+            meta.display()
+        );
+        let file = std::fs::OpenOptions::new().write(true).open(meta);
+        file.and_then(|file| file.set_len(META_BYTES).and_then(|()| file.sync_all()))
+            .map_err(short)?;
+    }
+    Ok(())
 }
 
 fn describe(node: &Node) -> [PathBuf; 2] {
@@ -242,7 +270,7 @@ fn replica_config(config: &Config, me: usize) -> Result<ReplicaConfig, Failure> 
 }
 
 /// Takes what the hard limits allow of locked memory and open files.
-fn raise_limits() {
+fn raise_limits() -> Result<(), Failure> {
     for resource in [Resource::RLIMIT_MEMLOCK, Resource::RLIMIT_NOFILE] {
         if let Ok((soft, hard)) = getrlimit(resource)
             && soft < hard
@@ -250,5 +278,11 @@ fn raise_limits() {
         {
             tracing::info!("{resource:?} stays at {soft}: {error}");
         }
+    }
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((files, _)) if files < FILES_MIN => Err(Failure::failed(format!(
+            "RLIMIT_NOFILE is {files}: {FILES_MIN} open files are needed at least; set LimitNOFILE=65536 in the unit, or ulimit -n"
+        ))),
+        _ => Ok(()),
     }
 }

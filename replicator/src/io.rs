@@ -134,6 +134,12 @@ pub enum AdminCommand {
         /// When to give up.
         deadline: Time,
     },
+    /// Become Primary alone, with the data that is here, in a history of its own, until `deadline` (protocol D2). The driver has
+    /// made sure that the operator means it.
+    Force {
+        /// When to give up.
+        deadline: Time,
+    },
     /// Stop being Primary. The driver has checked that no client is attached, or that it is forced.
     Demote,
     /// Replicate with this peer again.
@@ -146,6 +152,14 @@ pub enum AdminCommand {
         /// Which peer.
         peer: NodeId,
     },
+    /// Admit no more writes; commit and apply what was admitted, here and on the peers that keep up. Answered when this
+    /// node's stores are the images and stay so until [`AdminCommand::ResumeIo`]. Reads go on.
+    SuspendIo {
+        /// When to stop waiting: for peers, then it is done without them; for this node, then writes go on.
+        deadline: Time,
+    },
+    /// Admit writes again. Refused if the hold ended by itself meanwhile: the stores may have changed since.
+    ResumeIo,
     /// Demote if Primary, apply what is committed, make the floors durable. Answered when a stop loses nothing and
     /// the stores are the images. Clients are dropped.
     Drain,
@@ -282,6 +296,9 @@ pub enum DropReason {
     /// An operator asked for it.
     #[error("disconnected by an operator")]
     Operator,
+    /// This node begins a history of its own.
+    #[error("this node begins a history of its own")]
+    Forked,
     /// The peer belongs to another resource or history.
     #[error("the peer's data has another identity: {0}")]
     Unrelated(&'static str),

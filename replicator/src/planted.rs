@@ -101,6 +101,10 @@ bugs! {
         BlankGrantCounts,
         /// A candidate with enough promises reigns with the log that it has (P3).
         SkipFetch,
+        /// A forced promotion takes an epoch and goes on alone, in the history that the others are in (D2).
+        ForkKeepsHistory,
+        /// A node that goes on alone serves before its superblock says so (D2).
+        ForkServesEarly,
         /// A witness confirms a config that it has received (N2).
         ConfigAckOnReceipt,
         /// A witness is told the config as soon as the Primary has the record (M4).
@@ -111,6 +115,8 @@ bugs! {
         AnswerPastLease,
         /// A read gets the newest data, whether it is committed or not (N5).
         UncommittedRead,
+        /// A map of holes asks the store alone.
+        MapForgetsUnapplied,
         /// The lease is counted from when a heartbeat's answer came, not from when it was sent (L1).
         LeaseFromReceipt,
     }
@@ -161,6 +167,10 @@ bugs! {
         DrainBeforeApplied,
         /// What is written to the stores in a drain needs no flush: nothing comes after it.
         DrainWithoutFlush,
+        /// Writes are held for an operator: what was admitted before gets to the stores by itself.
+        HoldBeforeApplied,
+        /// What is written large or not in whole blocks is admitted in spite of a hold: only small writes are held.
+        HoldForgetsParked,
         /// A trim is a hint, so that no store needs to hear of it.
         TrimIsAHint,
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use replicator::journal::batch::Header;
 use replicator::memory::{Memory, Purpose};
+use replicator::replica::{INCOMING_MAX, UNAPPLIED_MAX};
 use replicator::types::*;
 use replicator::view::{PeerView, ReplicationState, Suspended, View};
 use replicator::{AckPolicy, OnNoQuorum};
@@ -56,8 +57,12 @@ pub(crate) struct Bounds {
     had_plenty: BTreeSet<usize>,
     /// Commands to drain that are not answered.
     pub(crate) drains: BTreeSet<u64>,
-    /// Nodes that said in this turn that they are drained.
+    /// Commands to hold writes that are not answered.
+    pub(crate) suspends: BTreeSet<u64>,
+    /// Nodes that said in this turn that they are drained, or that they hold writes and are.
     drained: Vec<usize>,
+    /// Lives of nodes whose stores rest: they said that they hold writes.
+    resting: BTreeMap<usize, u64>,
     /// By connection and side.
     sent: BTreeMap<(usize, usize), Sent>,
     /// Batches given to a connection's side of which it was not told that they have left.
@@ -73,6 +78,7 @@ impl Cluster {
     pub(crate) fn turn_ended(&mut self, node: usize) {
         for node in std::mem::take(&mut self.bounds.drained) {
             self.stores_are_images(node);
+            self.stores_of_peers_are_images(node);
         }
         if self.checks.is_beyond() {
             return;
@@ -88,13 +94,25 @@ impl Cluster {
             view.requests,
             view.requests_max
         );
+        let unapplied = view.admitted.0 - view.applied.0;
+        assert!(
+            view.incoming as usize <= INCOMING_MAX && unapplied <= UNAPPLIED_MAX as u64,
+            "P8: node {node} has {} batches of its Primary, and {unapplied} records to apply",
+            view.incoming
+        );
+        assert!(
+            view.lease_until <= self.lease_of(node),
+            "P5: node {node} shows a lease until {:?}, its voters support {:?}",
+            view.lease_until,
+            self.lease_of(node)
+        );
         let free = replica.memory().free_blocks(Purpose::Client);
         assert!(
             more == 0 || free >= SMALL_WRITE_BLOCKS,
             "P8: node {node} takes {more} more requests and has memory for {free} blocks"
         );
         let alone = self.nodes[node].config.ack == AckPolicy::Majority;
-        if alone && view.serving && view.suspended == Suspended::No && self.lease_runs(node) {
+        if alone && view.serving && view.quorum && self.lease_runs(node) {
             self.majority_is_enough(node, view);
             self.nothing_waits_for_nothing(node);
             // What a turn frees by what it puts out helps the next one only.
@@ -169,7 +187,7 @@ impl Cluster {
             .chain([view.durable])
             .collect();
         durable.sort_unstable_by(|a, b| b.cmp(a));
-        let floor = durable.get(self.options.nodes / 2).copied();
+        let floor = durable.get(self.members() / 2).copied();
         let floor = floor.unwrap_or(Seq(0));
         assert!(
             view.committed >= floor,
@@ -190,8 +208,8 @@ impl Cluster {
         }
     }
 
-    /// P7, P8: while everything is committed, no disk has anything to do and there is memory, no request waits; and what
-    /// memory nobody uses is given back.
+    /// P7, P8: while everything is committed, no disk has anything to do and there is memory, no request waits, but for writes
+    /// that an operator holds; and what memory nobody uses is given back.
     fn nothing_waits_for_nothing(&mut self, node: usize) {
         let n = &self.nodes[node];
         let view = &n.view;
@@ -207,10 +225,12 @@ impl Cluster {
         let memory = replica.memory();
         let room = view.journal_bytes - view.journal_used_bytes >= 4 << 20;
         let plenty = self.has_plenty(node);
+        let holds = view.suspended == Suspended::User;
         if plenty && room {
             // What a turn frees by what it puts out is given out in the next one.
             let mut requests = self.requests.iter();
-            let waits = requests.find(|(_, r)| r.node == node && r.handed_in);
+            let held = |k| holds && matches!(k, Kind::Write { .. } | Kind::Zero { .. });
+            let waits = requests.find(|(_, r)| r.node == node && r.handed_in && !held(r.kind));
             let before = self.bounds.waiting.remove(&node);
             if let Some((&id, request)) = waits {
                 assert!(
@@ -220,7 +240,7 @@ impl Cluster {
                 self.bounds.waiting.insert(node, id);
             }
         }
-        if plenty || self.streams_hold(node) {
+        if plenty || holds || self.streams_hold(node) {
             self.bounds.short.remove(&node);
             return;
         }
@@ -330,10 +350,46 @@ impl Cluster {
         );
     }
 
-    /// A node answers a command: P10 if that was to drain.
+    /// A node answers a command: P10 if that was to drain or to hold writes.
     pub(crate) fn answers_drain(&mut self, node: usize, id: u64, done: bool) {
-        if self.bounds.drains.remove(&id) && done {
+        let suspends = self.bounds.suspends.remove(&id);
+        if (self.bounds.drains.remove(&id) || suspends) && done {
             self.bounds.drained.push(node);
+        }
+        if suspends && done {
+            let life = self.nodes[node].life;
+            self.bounds.resting.insert(node, life);
+        }
+    }
+
+    /// A node's turn is over, and whether it holds writes now.
+    pub(crate) fn holds_writes(&mut self, node: usize, holds: bool) {
+        if !holds {
+            self.bounds.resting.remove(&node);
+        }
+    }
+
+    /// A node writes to a store: P10, not while it said that they rest.
+    pub(crate) fn store_may_change(&self, node: usize) {
+        assert!(
+            self.bounds.resting.get(&node) != Some(&self.nodes[node].life),
+            "P10: node {node} holds writes and changes a store"
+        );
+    }
+
+    /// The stores of peers of which a node says that they have all.
+    fn stores_of_peers_are_images(&self, node: usize) {
+        let n = &self.nodes[node];
+        if self.options.loose_clocks || !self.bounds.resting.contains_key(&node) {
+            return;
+        }
+        for peer in &n.view.peers {
+            let other = usize::from(peer.node.0);
+            let has_all = peer.applied.is_some_and(|a| a >= n.view.committed);
+            let settled = self.nodes[other].view.applied >= n.view.committed;
+            if has_all && settled && self.up(other) && self.is_data(peer.node) {
+                self.stores_are_images(other);
+            }
         }
     }
 

@@ -11,11 +11,13 @@
 //! | `admin` | operators |
 //! | `clients` | NBD clients, until they have chosen an export |
 //! | `peers` | other nodes, until the hellos are exchanged |
+//! | `metrics` | collectors of metrics |
 //! | `status` | from a snapshot to what operators read |
 
 mod admin;
 mod clients;
 mod listen;
+mod metrics;
 mod peers;
 pub mod runtime;
 mod status;
@@ -40,6 +42,9 @@ use crate::nbd::{Export, ExportTable, ExportTableError};
 use listen::Slots;
 use peers::Link;
 use status::StatusBuilder;
+
+/// Open files without which a daemon does not start: disks, rings, and a few connections of each kind.
+pub const FILES_MIN: u64 = 256;
 
 /// The most NBD connections, negotiating or in transmission.
 pub const NBD_CONNECTIONS_MAX: u32 = 1024;
@@ -110,6 +115,7 @@ pub fn run(
             changed: watch::Sender::new(0),
             admin_slots: Slots::new(ADMIN_CONNECTIONS_MAX),
             nbd_slots: Slots::new(NBD_NEGOTIATING_MAX),
+            metrics_slots: Slots::new(metrics::CONNECTIONS_MAX),
             stopping: Cell::new(false),
             config,
         });
@@ -136,6 +142,9 @@ async fn serve(
     runtime::spawn(clients::accept_unix(Rc::clone(shared), listeners.nbd_unix));
     if let Some(nbd_tcp) = listeners.nbd_tcp {
         runtime::spawn(clients::accept_tcp(Rc::clone(shared), nbd_tcp));
+    }
+    if let Some(listener) = listeners.metrics {
+        runtime::spawn(metrics::accept(Rc::clone(shared), listener));
     }
     runtime::spawn(peers::accept(Rc::clone(shared), listeners.peers));
     for peer in shared.me + 1..shared.config.nodes.len() {
@@ -195,6 +204,7 @@ struct Shared {
     changed: watch::Sender<u64>,
     admin_slots: Slots,
     nbd_slots: Slots,
+    metrics_slots: Slots,
     stopping: Cell<bool>,
 }
 

@@ -20,6 +20,7 @@ use replicator::memory::{Buffer, Memory, Purpose};
 use replicator::types::BLOCK_BYTES;
 
 use super::runs::{CHUNK_BLOCKS, Runs};
+use crate::handle::Usage;
 
 const SHARES: usize = 5;
 /// The driver's own share: receive buffers and frames of connections.
@@ -144,6 +145,18 @@ impl Pool {
     pub fn used_bytes(&self) -> u64 {
         let free: u64 = self.shared.shares.iter().map(Share::free_bytes).sum();
         self.total_bytes() - free
+    }
+
+    /// How much of each share is lent, in blocks: of clients, core, applies, peers and connections.
+    pub fn shares(&self) -> [Usage; SHARES] {
+        std::array::from_fn(|share| {
+            let runs = self.shared.shares[share].runs.borrow();
+            let limit = runs.total_blocks();
+            Usage {
+                used: limit - runs.free_blocks(),
+                limit,
+            }
+        })
     }
 
     /// Blocks for a connection's own buffers.

@@ -125,6 +125,13 @@ impl<M: Memory> Replica<M> {
         self.log.applied_id().seq >= self.committed
     }
 
+    /// Whether no apply runs, and a restart would know of the last one and repeat nothing.
+    pub(super) fn applies_nothing(&self) -> bool {
+        self.applier.is_idle()
+            && self.metadata.is_settled()
+            && self.log.floor_position() == self.log.applied_floor().position
+    }
+
     pub(super) fn pump_applier(&mut self) {
         if self.failed.is_some() {
             return;
@@ -390,7 +397,7 @@ impl<M: Memory> Replica<M> {
             let floor = self.log.applied_floor().position;
             self.log.set_floor_position(floor);
         }
-        self.applier.urgent = self.drain.is_some();
+        self.applier.urgent = self.drain.is_some() || self.is_draining_for_hold();
         self.metadata.changed();
     }
 

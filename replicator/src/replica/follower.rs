@@ -10,7 +10,7 @@ use crate::types::*;
 use crate::wire::frame::Frame;
 
 /// Batches received and not yet in the log, at most. A Primary's window is smaller.
-const INCOMING_MAX: usize = 1100;
+pub const INCOMING_MAX: usize = 1100;
 
 /// Whose log this Secondary takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -173,7 +173,13 @@ impl<M: Memory> Replica<M> {
                 } => {
                     let current = self.metadata.durable_promised == epoch;
                     if current || planted!(StaleEpochHeard) {
-                        self.send(conn, Frame::HeartbeatAck { epoch, number });
+                        let applied = self.log.applied_id().seq;
+                        let frame = Frame::HeartbeatAck {
+                            epoch,
+                            number,
+                            applied,
+                        };
+                        self.send(conn, frame);
                     }
                 }
                 Owed::Ack { conn, epoch, seq } => {

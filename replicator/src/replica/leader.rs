@@ -231,7 +231,7 @@ impl<M: Memory> Replica<M> {
 
     /// Sends the last heartbeat again, with what is committed now. Its time of sending stays the earlier one, which only
     /// makes the lease shorter.
-    fn repeat_heartbeat(&mut self) {
+    pub(super) fn repeat_heartbeat(&mut self) {
         for index in 0..self.peers.len() {
             if let Some(conn) = self.peers[index].conn {
                 self.heartbeat_to(conn);
@@ -253,7 +253,13 @@ impl<M: Memory> Replica<M> {
         self.send(conn, frame);
     }
 
-    pub(super) fn got_heartbeat_ack(&mut self, conn: ConnId, epoch: Epoch, number: u64) {
+    pub(super) fn got_heartbeat_ack(
+        &mut self,
+        conn: ConnId,
+        epoch: Epoch,
+        number: u64,
+        applied: Seq,
+    ) {
         let Some(leader) = &self.leader else { return };
         if leader.epoch != epoch {
             return;
@@ -261,6 +267,9 @@ impl<M: Memory> Replica<M> {
         let (known, mut at) = leader.sent[usize::try_from(number).unwrap_or(0) % HEARTBEATS];
         if planted!(LeaseFromReceipt) {
             at = self.now;
+        }
+        if let Some(peer) = self.peer_of(conn) {
+            peer.applied = peer.applied.max(applied);
         }
         if known != number || number == 0 {
             return;
@@ -575,6 +584,7 @@ impl<M: Memory> Replica<M> {
         ));
         self.discard_open();
         self.drop_clients();
+        self.hold_lost();
         self.overlay.clear();
         self.heartbeat_heard_at = self.heartbeat_heard_at.max(leader.ran_at);
         for peer in &mut self.peers {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `clients` | requests of clients: admission, widening, reads, answers |
 //! | `leader` | being Primary: lease, commit, demotion |
+//! | `hold` | writes held for an operator, with stores that are the images |
 //! | `follower` | being Secondary: the Primary's log, promises |
 //! | `election` | becoming Primary |
 //! | `peers`, `feed` | connections and reports; giving peers the log |
@@ -18,6 +19,7 @@ mod config;
 mod election;
 mod feed;
 mod follower;
+mod hold;
 mod leader;
 mod loads;
 mod metadata;
@@ -30,11 +32,13 @@ mod writer;
 use std::collections::VecDeque;
 
 pub use self::config::{AckPolicy, OnNoQuorum, ReplicaConfig};
+pub use self::follower::INCOMING_MAX;
 
 use self::applier::Applier;
 use self::clients::Clients;
 use self::election::Candidacy;
 use self::follower::{Following, Owed};
+use self::hold::Hold;
 use self::leader::{DemoteFor, Leader};
 use self::loads::Loads;
 use self::metadata::{MetaVersion, Metadata};
@@ -50,7 +54,7 @@ use crate::types::*;
 use crate::wire::frame::Frame;
 
 /// Records that the stores may lack, at most.
-const UNAPPLIED_MAX: usize = 1 << 16;
+pub const UNAPPLIED_MAX: usize = 1 << 16;
 
 /// Client memory below which no further requests are taken, in blocks.
 const CLIENT_BLOCKS_MIN: u32 = 128;
@@ -116,6 +120,10 @@ pub struct Replica<M: Memory> {
     leader: Option<Leader>,
     candidacy: Option<Candidacy>,
     drain: Option<AdminId>,
+    /// An operator holds writes.
+    hold: Option<Hold>,
+    /// A hold ended otherwise than by its operator's word, who has not heard of it yet.
+    hold_was_lost: bool,
 
     following: Option<Following>,
     /// The last record verified to equal the present Primary's log.
@@ -130,6 +138,8 @@ pub struct Replica<M: Memory> {
     /// Nothing is appended before this version of the superblock is durable.
     append_after: MetaVersion,
     lease_version: MetaVersion,
+    /// This node speaks to nobody before this version of the superblock is durable: its history forks.
+    silent_until: MetaVersion,
     owed: Vec<(MetaVersion, Owed)>,
     told_outdated: bool,
 
@@ -213,6 +223,8 @@ impl<M: Memory> Replica<M> {
             leader: None,
             candidacy: None,
             drain: None,
+            hold: None,
+            hold_was_lost: false,
             following: None,
             matched: Seq(0),
             acked_to_primary: Seq(0),
@@ -223,6 +235,7 @@ impl<M: Memory> Replica<M> {
             incoming: VecDeque::with_capacity(1100),
             append_after: MetaVersion::default(),
             lease_version: MetaVersion::default(),
+            silent_until: MetaVersion::default(),
             owed: Vec::with_capacity(2 * NODES_MAX),
             told_outdated: false,
             last_primary: None,
@@ -341,9 +354,14 @@ impl<M: Memory> Replica<M> {
             ) => {
                 self.got_heartbeat(conn, epoch, number, committed, tail, lease_ms);
             }
-            (Frame::HeartbeatAck { epoch, number }, None) => {
-                self.got_heartbeat_ack(conn, epoch, number);
-            }
+            (
+                Frame::HeartbeatAck {
+                    epoch,
+                    number,
+                    applied,
+                },
+                None,
+            ) => self.got_heartbeat_ack(conn, epoch, number, applied),
             (
                 Frame::Refused {
                     promised,
@@ -391,8 +409,11 @@ impl<M: Memory> Replica<M> {
             return;
         }
         match command {
-            AdminCommand::Promote { .. } if self.is_witness() => self.refuse_promotion(id),
+            AdminCommand::Promote { .. } | AdminCommand::Force { .. } if self.is_witness() => {
+                self.refuse_promotion(id);
+            }
             AdminCommand::Promote { deadline } => self.promote(id, deadline),
+            AdminCommand::Force { deadline } => self.force(id, deadline),
             AdminCommand::Demote => {
                 self.end_candidacy(Err(AdminError::Failed("demoted meanwhile".into())));
                 self.demote(DemoteFor::Operator(id));
@@ -403,6 +424,11 @@ impl<M: Memory> Replica<M> {
             }
             AdminCommand::Disconnect { peer } => {
                 let result = self.disconnect(peer);
+                self.out.push_back(Output::AdminReply { id, result });
+            }
+            AdminCommand::SuspendIo { deadline } => self.suspend_io(id, deadline),
+            AdminCommand::ResumeIo => {
+                let result = self.resume_io();
                 self.out.push_back(Output::AdminReply { id, result });
             }
             AdminCommand::Drain => {
@@ -428,6 +454,7 @@ impl<M: Memory> Replica<M> {
         self.pump_candidacy();
         self.pump_commit();
         self.pump_leader();
+        self.pump_hold();
         self.pump_widening();
         self.pump_parked();
         self.end_batch();
@@ -446,10 +473,8 @@ impl<M: Memory> Replica<M> {
         let Some(id) = self.drain else { return };
         let failed = self.failed.is_some();
         let done = self.leader.is_none()
-            && self.applier.is_idle()
-            && (self.all_applied() || planted!(DrainBeforeApplied))
-            && self.metadata.is_settled()
-            && self.log.floor_position() == self.log.applied_floor().position;
+            && self.applies_nothing()
+            && (self.all_applied() || planted!(DrainBeforeApplied));
         if done || failed {
             self.drain = None;
             let result = match self.failed {
@@ -476,6 +501,7 @@ impl<M: Memory> Replica<M> {
             self.silence_timeout(),
             self.applier.timeout(),
             self.candidacy_timeout(),
+            self.hold_timeout(),
         ]
         .into_iter()
         .flatten()

@@ -47,6 +47,8 @@ pub(super) struct Peer {
     pub(super) acked: Seq,
     /// The place in the ring after that, also once the ring has gone past it; at first the place where its feed begins.
     pub(super) acked_position: u64,
+    /// How far its stores have all, as it said on this connection in this reign.
+    pub(super) applied: Seq,
     /// Batches handed to the driver and not yet sent.
     pub(super) queued: u32,
     /// When the newest heartbeat that it answered was queued.
@@ -62,6 +64,8 @@ pub(super) struct Peer {
     pub(super) catch_up_to: Seq,
     /// Whether it is.
     pub(super) caught_up: bool,
+    /// When it was last met, it had another history than this node.
+    pub(super) foreign: bool,
 }
 
 impl Peer {
@@ -76,6 +80,7 @@ impl Peer {
             feed: Feed::Off,
             acked: Seq(0),
             acked_position: 0,
+            applied: Seq(0),
             queued: 0,
             supported_at: None,
             refused: None,
@@ -83,6 +88,7 @@ impl Peer {
             told_too_far: false,
             catch_up_to: Seq(0),
             caught_up: false,
+            foreign: false,
         }
     }
 
@@ -94,6 +100,7 @@ impl Peer {
     pub(super) fn new_reign(&mut self) {
         self.acked = Seq(0);
         self.acked_position = 0;
+        self.applied = Seq(0);
         self.supported_at = None;
         self.refused = None;
         self.caught_up = false;
@@ -144,6 +151,10 @@ impl<M: Memory> Replica<M> {
 
     pub(super) fn peer_up(&mut self, conn: ConnId, node: NodeId) {
         let now = self.now;
+        if self.forking() {
+            self.drop_conn(conn, DropReason::Forked, false);
+            return;
+        }
         let Some(peer) = self.peer_mut(node) else {
             self.drop_conn(
                 conn,
@@ -298,7 +309,11 @@ impl<M: Memory> Replica<M> {
             }
             if report.history != sb.history {
                 let reason = DropReason::Unrelated("it belongs to another history");
+                let node = self.peer_of(conn).map(|p| p.node);
                 self.give_up(conn, reason, true);
+                if let Some(peer) = node.and_then(|n| self.peer_mut(n)) {
+                    peer.foreign = true;
+                }
                 return;
             }
         }

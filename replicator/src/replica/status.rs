@@ -12,7 +12,7 @@ impl<M: Memory> Replica<M> {
     #[must_use]
     pub fn view(&self) -> View {
         let serving = self.serving();
-        let lease = self.lease_runs();
+        let lease_until = if serving { self.lease_until() } else { Time(0) };
         let quorum = self.has_quorum();
         let disk_state = self.own_disk_state(quorum);
         let role = if self.is_witness() {
@@ -32,7 +32,9 @@ impl<M: Memory> Replica<M> {
             epoch: self.primary_epoch,
             primary,
             quorum,
-            suspended: if serving && !lease {
+            suspended: if serving && self.hold.is_some() {
+                Suspended::User
+            } else if serving && self.now >= lease_until {
                 Suspended::Quorum
             } else {
                 Suspended::No
@@ -49,11 +51,17 @@ impl<M: Memory> Replica<M> {
             disk_state,
             journal_bytes: self.log.ring_bytes(),
             journal_used_bytes: self.log.used_bytes(),
+            incoming: u32::try_from(self.incoming.len()).expect("it is bounded"),
+            lease_until,
             requests: self.clients.in_work(),
             requests_max: self.config.requests_max,
             peers: self.peers.iter().map(|p| self.peer_view(p)).collect(),
         };
         (view.health, view.health_reason) = self.health(&view);
+        if view.health != Health::Down && self.peers.iter().any(|p| p.foreign) {
+            view.health = Health::Degraded;
+            view.health_reason = "a peer has another history, by a forced promotion: one side's data has to be given up";
+        }
         view
     }
 
@@ -150,6 +158,7 @@ impl<M: Memory> Replica<M> {
         };
         if self.leader.is_some() {
             view.durable = Some(peer.acked);
+            view.applied = Some(peer.applied);
             view.behind_bytes = Some(self.lag_blocks(peer) * BLOCK_BYTES_U64);
             (view.replication, view.disk_state) = match peer.feed {
                 Feed::On { .. } if peer.caught_up => {
@@ -225,10 +234,16 @@ impl<M: Memory> Replica<M> {
             };
         }
         if view.serving {
-            if view.suspended == Suspended::Quorum {
+            if !view.quorum {
                 return (
                     Health::Down,
                     "a majority of the nodes can not be reached: I/O waits",
+                );
+            }
+            if view.suspended == Suspended::User {
+                return (
+                    Health::Degraded,
+                    "an operator holds writes: replctl resume-io lets them go on",
                 );
             }
             let whole = view.peers.iter().all(|p| match p.disk_state {

@@ -156,6 +156,8 @@ pub enum Frame {
         epoch: Epoch,
         /// From the heartbeat.
         number: u64,
+        /// The stores have all records through this one, flushed; 0 from a witness.
+        applied: Seq,
     },
     /// Your epoch is over for me: I promised a newer one.
     Refused {
@@ -359,6 +361,7 @@ impl FrameHeader {
             KIND_HEARTBEAT_ACK => Frame::HeartbeatAck {
                 epoch: epoch(a)?,
                 number: b,
+                applied: seq(c)?,
             },
             KIND_REFUSED => Frame::Refused {
                 promised: epoch(a)?,
@@ -457,9 +460,14 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
             n.small = U32::new(*lease_ms);
             KIND_HEARTBEAT
         }
-        Frame::HeartbeatAck { epoch, number } => {
+        Frame::HeartbeatAck {
+            epoch,
+            number,
+            applied,
+        } => {
             n.a = U64::new(epoch.0);
             n.b = U64::new(*number);
+            n.c = U64::new(applied.0);
             KIND_HEARTBEAT_ACK
         }
         Frame::Refused {

@@ -83,6 +83,10 @@ impl<M: Memory> Replica<M> {
 
     /// Whether writes may get a sequence number now.
     pub(in crate::replica) fn admits_now(&self) -> bool {
+        self.may_admit() && self.hold.is_none()
+    }
+
+    fn may_admit(&self) -> bool {
         self.serving() && self.lease_runs() && !self.demoting()
     }
 
@@ -208,7 +212,7 @@ impl<M: Memory> Replica<M> {
     /// Takes parked requests in, in their order, as far as there is room.
     pub(in crate::replica) fn pump_parked(&mut self) {
         while let Some(&index) = self.clients.parked.front() {
-            if !self.admits_now() {
+            if !(self.admits_now() || planted!(HoldForgetsParked) && self.may_admit()) {
                 return;
             }
             match self.edges_ready(index) {

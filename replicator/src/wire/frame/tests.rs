@@ -116,7 +116,14 @@ fn every_kind() -> Vec<(Frame, u32)> {
             },
             0,
         ),
-        (Frame::HeartbeatAck { epoch, number: 14 }, 0),
+        (
+            Frame::HeartbeatAck {
+                epoch,
+                number: 14,
+                applied: Seq(16),
+            },
+            0,
+        ),
         (
             Frame::Refused {
                 promised: epoch,
