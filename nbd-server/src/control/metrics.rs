@@ -5,6 +5,7 @@
 
 mod exposition;
 mod http;
+mod page;
 
 use std::io::{self, Write};
 use std::rc::Rc;

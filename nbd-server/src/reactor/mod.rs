@@ -12,7 +12,7 @@
 //! | [`ring`], [`tag`], [`slab`] | operations in flight |
 //! | [`pool`], [`runs`] | memory |
 //! | [`publish`], [`admin`] | the door to the control thread |
-//! | [`acks`] | how long peers take |
+//! | [`acks`], [`queues`] | how long peers take, how full everything is |
 //! | [`flusher`] | what the kernel should know |
 //! | [`record`] | what tests want to know afterwards |
 //!
@@ -30,6 +30,7 @@ pub mod link;
 pub mod peer;
 pub mod pool;
 pub mod publish;
+pub mod queues;
 pub mod record;
 pub mod replies;
 pub mod ring;

@@ -21,16 +21,17 @@ use super::disk::Disks;
 use super::engine::{self, Asked, Core, Engine, Progress, ReadBudget};
 use super::holes::{Mapped, Mapper};
 use super::link::Link;
-use super::peer::{Peer, PeerError, QUEUE_MAX};
+use super::peer::{Peer, PeerError};
 use super::pool::{Pool, PoolBuffer};
 use super::publish::Publisher;
+use super::queues;
 use super::record::{Event, Recorder};
 use super::replies::Replies;
 use super::ring::{Completion, Ring, RingError};
 use super::slab::Slab;
 use super::tag::Tag;
 use super::{CLIENTS_MAX, PEERS_MAX};
-use crate::handle::{ControlHandle, DataCommand, Queues, Stream, ToControl, ToData, Usage};
+use crate::handle::{ControlHandle, DataCommand, Stream, ToControl, ToData};
 use crate::nbd::{ExportIndex, Limits, Session, Terms};
 
 /// How long a stop waits for the core to apply what is committed. The journal has it all in any case.
@@ -510,22 +511,15 @@ impl<C: Core> Server<C> {
         let view = self.engine.core.view();
         let now = self.engine.now;
         self.acks.turn_ended(now, &view, &self.engine.meters);
-        let queues = || Queues {
-            memory: self.pool.shares(),
-            read_answers: self.engine.reads.usage(),
-            operations: Usage {
-                used: count(self.engine.ring.in_flight()),
-                limit: super::OPERATIONS_MAX,
-            },
-            disk_operations: self.disks.usage(),
-            disk_waiting: count(self.disks.waiting()),
-            disk_silent_nanos: self.disks.watch().silent_for_nanos(),
-            nbd_connections: places(&self.clients, CLIENTS_MAX),
-            peer_connections: places(&self.peers, PEERS_MAX),
-            starved: count(self.parked.len()),
-            peer_frames: frames_waiting(&self.peers),
-            peer_frames_max: count(QUEUE_MAX),
-            unacknowledged_since: self.acks.waits_since(),
+        let queues = || {
+            let connections = (&self.clients, &self.peers, self.parked.len());
+            queues::gather(
+                &self.engine,
+                &self.disks,
+                &self.pool,
+                connections,
+                &self.acks,
+            )
         };
         self.publisher.publish(
             now,
@@ -673,25 +667,6 @@ impl<C: Core> Server<C> {
         }
         self.engine.input(Input::Admin { id, command });
     }
-}
-
-fn count(things: usize) -> u32 {
-    u32::try_from(things).unwrap_or(u32::MAX)
-}
-
-fn places<T>(slab: &Slab<T>, limit: usize) -> Usage {
-    Usage {
-        used: count(slab.taken_places()),
-        limit: count(limit),
-    }
-}
-
-fn frames_waiting(peers: &Slab<Peer>) -> [u32; NODES_MAX] {
-    let mut waiting = [0; NODES_MAX];
-    for (_, peer) in peers.iter().filter(|(_, peer)| peer.over().is_none()) {
-        waiting[usize::from(peer.node().0)] += count(peer.frames_waiting());
-    }
-    waiting
 }
 
 fn is_unreported(peer: &Peer) -> bool {

@@ -7,8 +7,7 @@ use std::sync::Arc;
 
 use nix::time::{ClockId, clock_gettime};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text, text};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::{DescriptorEncoder, prometheus_text, text};
 use prometheus_client::registry::{Registry, Unit};
 use replicator::replica::{INCOMING_MAX, UNAPPLIED_MAX};
 use replicator::types::{BLOCK_BYTES_U64, Time};
@@ -16,9 +15,10 @@ use replicator::types::{BLOCK_BYTES_U64, Time};
 use super::super::{ADMIN_CONNECTIONS_MAX, NBD_NEGOTIATING_MAX};
 use super::CONNECTIONS_MAX;
 use super::http::Format;
+use super::page::{Label, Number, Page, one_of, seconds, words_of};
 use crate::admin::{Connection, DiskState, Health, Replication, Role, Status, Suspended};
 use crate::handle::{Snapshot, Usage};
-use crate::meters::{BUCKET_NANOS, DiskFile, DiskKind, Meters, RequestKind, Work};
+use crate::meters::{DiskFile, DiskKind, Meters, PeerMeters, RequestKind, Work};
 
 /// What one page is made of.
 #[derive(Debug)]
@@ -48,143 +48,6 @@ pub(super) fn encode(scrape: Scrape, format: Format) -> Result<String, fmt::Erro
         Format::OpenMetrics => text::encode(&mut page, &registry)?,
     }
     Ok(page)
-}
-
-type Label<'a> = (&'static str, &'a str);
-
-/// A number, as exact as it is.
-#[derive(Clone, Copy)]
-enum Number {
-    Whole(u64),
-    Real(f64),
-}
-
-impl From<u64> for Number {
-    fn from(number: u64) -> Self {
-        Self::Whole(number)
-    }
-}
-
-impl From<u32> for Number {
-    fn from(number: u32) -> Self {
-        Self::Whole(number.into())
-    }
-}
-
-impl From<bool> for Number {
-    fn from(is: bool) -> Self {
-        Self::Whole(is.into())
-    }
-}
-
-/// Where families go.
-struct Page<'a>(DescriptorEncoder<'a>);
-
-impl Page<'_> {
-    fn numbers<'l, const N: usize>(
-        &mut self,
-        kind: MetricType,
-        (name, unit, help): (&str, Option<Unit>, &str),
-        samples: impl IntoIterator<Item = ([Label<'l>; N], Number)>,
-    ) -> fmt::Result {
-        let mut family = self.0.encode_descriptor(name, help, unit.as_ref(), kind)?;
-        for (labels, number) in samples {
-            let mut sample = family.encode_family(&labels)?;
-            let none = None::<&prometheus_client::metrics::exemplar::Exemplar<NoLabelSet, f64>>;
-            match (kind, number) {
-                (MetricType::Counter, Number::Whole(n)) => sample.encode_counter(&n, none)?,
-                (MetricType::Counter, Number::Real(n)) => sample.encode_counter(&n, none)?,
-                (_, Number::Whole(n)) => sample.encode_gauge(&n)?,
-                (_, Number::Real(n)) => sample.encode_gauge(&n)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, number: impl Into<Number>) -> fmt::Result {
-        let samples = [([], number.into())];
-        self.numbers(MetricType::Gauge, (name, None, help), samples)
-    }
-
-    fn gauges<'l, const N: usize>(
-        &mut self,
-        (name, unit, help): (&str, Option<Unit>, &str),
-        samples: impl IntoIterator<Item = ([Label<'l>; N], Number)>,
-    ) -> fmt::Result {
-        self.numbers(MetricType::Gauge, (name, unit, help), samples)
-    }
-
-    fn counters<'l, const N: usize>(
-        &mut self,
-        (name, unit, help): (&str, Option<Unit>, &str),
-        samples: impl IntoIterator<Item = ([Label<'l>; N], Number)>,
-    ) -> fmt::Result {
-        self.numbers(MetricType::Counter, (name, unit, help), samples)
-    }
-
-    /// One of a set of words holds.
-    fn word(
-        &mut self,
-        name: &str,
-        help: &str,
-        key: &'static str,
-        words: &[(&str, bool)],
-    ) -> fmt::Result {
-        let samples = words
-            .iter()
-            .map(|(word, is)| ([(key, *word)], Number::from(*is)));
-        self.gauges((name, None, help), samples)
-    }
-
-    fn durations<'l, const N: usize>(
-        &mut self,
-        (name, help): (&str, &str),
-        samples: impl IntoIterator<Item = ([Label<'l>; N], &'l crate::meters::Histogram)>,
-    ) -> fmt::Result {
-        let unit = Some(Unit::Seconds);
-        let kind = MetricType::Histogram;
-        let mut family = self.0.encode_descriptor(name, help, unit.as_ref(), kind)?;
-        for (labels, histogram) in samples {
-            let counts = histogram.buckets();
-            let ends = BUCKET_NANOS.iter().map(|&end| seconds(end));
-            let buckets: Vec<_> = ends.chain([f64::INFINITY]).zip(counts).collect();
-            family
-                .encode_family(&labels)?
-                .encode_histogram::<NoLabelSet>(
-                    seconds(histogram.sum_nanos()),
-                    counts.iter().sum(),
-                    &buckets,
-                    None,
-                )?;
-        }
-        Ok(())
-    }
-}
-
-fn seconds(nanos: u64) -> f64 {
-    std::time::Duration::from_nanos(nanos).as_secs_f64()
-}
-
-/// The words of a set, with the one that holds.
-macro_rules! one_of {
-    ($kind:ty, $holds:expr) => {
-        <$kind>::ALL
-            .iter()
-            .map(|word| (word.as_str(), *word == $holds))
-            .collect::<Vec<_>>()
-    };
-}
-
-/// The same of several, each with a label that says whose.
-macro_rules! words_of {
-    ($kind:ty, $things:expr, $label:literal, $field:ident, $key:literal) => {
-        $things.iter().flat_map(|thing| {
-            <$kind>::ALL.iter().map(move |word| {
-                let is = Number::from(*word == thing.$field);
-                ([($label, thing.name.as_str()), ($key, word.as_str())], is)
-            })
-        })
-    };
 }
 
 impl Collector for Scrape {
@@ -617,7 +480,7 @@ impl Scrape {
             ),
             nodes.iter().map(|(node, labels)| (*labels, &self.meters.peer(*node).acknowledgement)),
         )?;
-        let counted = |get: fn(&crate::meters::PeerMeters) -> u64| {
+        let counted = |get: fn(&PeerMeters) -> u64| {
             let nodes = nodes.clone().into_iter();
             nodes.map(move |(node, labels)| (labels, Number::from(get(self.meters.peer(node)))))
         };
