@@ -65,13 +65,16 @@ kill9() {
 answers() {
     ctl "$1" status --json > /run/answer 2> /dev/null && tr -d ' \n' < /run/answer > /run/status
 }
+# shown TEXT: how often the status says so
+shown() { grep -oF "$1" /run/status | wc -l; }
 # settled PRIMARY: whether both peers are up to date
 settled() {
     answers "$1" || return
-    [ "$(grep -oE '"disk_state":"UpToDate","durable_seq":[0-9]+,"behind_bytes":0,' /run/status | wc -l)" = 2 ]
+    [ "$(shown '"connection":"Connected"')" = 2 ] && [ "$(shown '"behind_bytes":0,')" = 2 ] &&
+        [ "$(shown '"disk_state":"UpToDate"')" = 3 ]
 }
 applied() { # NODE: whether its store has what is committed
-    answers "$1" && grep -qE '"committed":([0-9]+),"applied":\1[,}]' /run/status
+    answers "$1" && grep -qE '"committed":([0-9]+),.*"applied":\1[,}]' /run/status
 }
 # attach NODE DEVICE OPTION...
 attach() {
