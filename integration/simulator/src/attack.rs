@@ -485,11 +485,13 @@ fn promote_everywhere(c: &mut Cluster, rng: &mut Rng) -> bool {
 fn force(c: &mut Cluster, rng: &mut Rng) -> bool {
     let members = c.options.nodes;
     let node = rng.index(members);
-    let lost = |n: &usize| *n == node || c.nodes[*n].hurt || c.nodes[*n].forced;
+    // A write that is about to get lost is harm to come.
+    let doomed = |n: usize| c.nodes[n].next_fate.iter().flatten().any(Fate::harms);
+    let lost = |n: &usize| *n == node || c.nodes[*n].hurt || c.nodes[*n].forced || doomed(*n);
     let bearable = (members - 1) / 2;
     // In small clusters nobody is left then, and that is a life too.
     let too_many = (0..members).filter(lost).count() > bearable.max(1);
-    if !c.up(node) || c.nodes[node].hurt || too_many {
+    if !c.up(node) || c.nodes[node].hurt || doomed(node) || too_many {
         return false;
     }
     let time = rng.between(1, 6) * lease(c);

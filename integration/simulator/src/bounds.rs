@@ -310,6 +310,10 @@ impl Cluster {
                 ..Sent::default()
             };
         }
+        if header.first.0 > sent.last + 1 {
+            // It begins anew further on, since the peer has reported that it has all before.
+            sent.blocks.clear();
+        }
         sent.blocks.insert(last, u64::from(blocks));
         sent.last = sent.last.max(last);
         let under_way: u64 = sent.blocks.values().sum();

@@ -76,6 +76,13 @@ pub(crate) enum Fate {
     Stray(u64),
 }
 
+impl Fate {
+    /// Whether something is lost by it of which nobody is told.
+    pub(crate) fn harms(&self) -> bool {
+        matches!(self, Self::Lost | Self::Stray(_))
+    }
+}
+
 /// A completed write that no flush has covered, or one that is only begun.
 struct Newer {
     /// When it was completed; `u64::MAX` while it is not.

@@ -240,7 +240,7 @@ impl Cluster {
             if let Some(next) = n.next_fate[kind].take() {
                 *fate = next;
                 n.may_fail |= matches!(next, Fate::Fails(_));
-                n.hurt |= matches!(next, Fate::Lost | Fate::Stray(_));
+                n.hurt |= next.harms();
             }
         }
         let mean = self.options.disk_ns * n.slow[kind];
