@@ -193,10 +193,6 @@ impl Slots {
         }
     }
 
-    pub(super) fn taken(&self) -> u32 {
-        self.taken.get()
-    }
-
     pub(super) fn take(&self) -> Option<Slot> {
         if self.taken.get() == self.max {
             return None;

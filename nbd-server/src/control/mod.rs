@@ -21,6 +21,7 @@ pub mod runtime;
 mod status;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use listen::{ListenError, Listeners};
 
@@ -40,6 +41,7 @@ use crate::nbd::{Export, ExportTable, ExportTableError};
 use listen::Slots;
 use peers::Link;
 use status::StatusBuilder;
+use waiting::WaitingRoom;
 
 /// Open files without which a daemon does not start: disks, rings, and a few connections of each kind.
 pub const FILES_MIN: u64 = 256;
@@ -112,7 +114,8 @@ pub fn run(
             status: RefCell::new(StatusBuilder::new(config.nodes.len())),
             changed: watch::Sender::new(0),
             admin_slots: Slots::new(ADMIN_CONNECTIONS_MAX),
-            nbd_slots: Slots::new(NBD_NEGOTIATING_MAX),
+            admin_waiting: WaitingRoom::new(ADMIN_CONNECTIONS_MAX, "operators"),
+            nbd_waiting: WaitingRoom::new(NBD_NEGOTIATING_MAX, "NBD clients"),
             stopping: Cell::new(false),
             config,
         });
@@ -197,7 +200,8 @@ struct Shared {
     /// Counts up with everything that status watchers want to see.
     changed: watch::Sender<u64>,
     admin_slots: Slots,
-    nbd_slots: Slots,
+    admin_waiting: WaitingRoom,
+    nbd_waiting: WaitingRoom,
     stopping: Cell<bool>,
 }
 
