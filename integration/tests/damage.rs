@@ -266,7 +266,7 @@ fn a_damaged_journal_is_named_and_mended_from_the_peers() {
                 .next()
                 .unwrap_or_default();
             let lost = start.contains("is damaged or missing");
-            let expected = lost.then(|| (journal, offset));
+            let expected = lost.then_some((journal, offset));
             assert_eq!(named.first(), expected.as_ref(), "{start}");
         } else {
             scene.cluster.start(VICTIM).expect("started");
