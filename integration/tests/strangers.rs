@@ -1,6 +1,9 @@
 //! Whoever reaches a socket and is no friend: P9 (bad input is an answer), P7 (the others are not disturbed). All of it
 //! while a load runs whose every byte is checked.
 
+// NBD's integers are big-endian, and what is said here is no type of anybody's.
+#![allow(clippy::big_endian_bytes)]
+
 use std::fmt::Debug;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
