@@ -52,6 +52,11 @@ pub enum ConfigError {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal {
+    /// Bytes that are no text.
+    #[error(
+        "is not text (UTF-8), and so no config of this program; name the file with --config FILE"
+    )]
+    NotText,
     /// Not TOML.
     #[error("is not TOML: {0}")]
     Syntax(String),
@@ -155,8 +160,7 @@ pub enum Refusal {
     },
     /// A size that is no whole number of blocks.
     #[error(
-        "{key} is {bytes} bytes, which is no multiple of 4 KiB; write {} or {}",
-        size::format(bytes / 4096 * 4096), size::format((bytes / 4096).saturating_add(1).saturating_mul(4096))
+        "{key} is {bytes} bytes, which is no multiple of 4 KiB; write {}", whole_blocks(*bytes)
     )]
     SizeUnaligned {
         /// The key.
@@ -318,4 +322,14 @@ pub enum Refusal {
         /// The address.
         address: String,
     },
+}
+
+/// The sizes of whole blocks next to one that is none.
+fn whole_blocks(bytes: u64) -> String {
+    let below = bytes / 4096 * 4096;
+    let above = size::format(below.saturating_add(4096));
+    match below {
+        0 => above,
+        _ => format!("{} or {above}", size::format(below)),
+    }
 }

@@ -194,16 +194,24 @@ impl Config {
             file: file.to_owned(),
             source,
         };
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         File::open(file)
-            .and_then(|f| f.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
+            .and_then(|f| f.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
             .map_err(read_error)?;
-        if text.len() as u64 > FILE_BYTES_MAX {
+        if bytes.len() as u64 > FILE_BYTES_MAX {
             return Err(ConfigError::TooLarge {
                 file: file.to_owned(),
             });
         }
-        Self::parse(file, &text)
+        let text = std::str::from_utf8(&bytes).map_err(|error| ConfigError::Refused {
+            file: file.to_owned(),
+            line: 1 + bytes[..error.valid_up_to()]
+                .iter()
+                .filter(|&&b| b == b'\n')
+                .count(),
+            refusal: Box::new(Refusal::NotText),
+        })?;
+        Self::parse(file, text)
     }
 
     /// Checks the text of a config; `file` is what its errors name.

@@ -16,6 +16,7 @@ use super::Shared;
 use super::clients::ACCEPT_PAUSE;
 use super::listen::Slot;
 use super::runtime::{self, Socket, UnixListener};
+use super::waiting::Place;
 use crate::admin::{
     AdminError, ExitCode, LineBuffer, Request, Response, Status, changes, timestamp, to_line,
 };
@@ -49,14 +50,14 @@ pub(super) async fn accept(shared: Rc<Shared>, listener: UnixListener) {
 }
 
 async fn connection(shared: Rc<Shared>, stream: Stream) {
-    let slot = shared.admin_slots.take();
-    let admitted = admit(&stream, slot);
+    let place = shared.admin_waiting.enter();
+    let admitted = admit(&stream);
     let socket = match Socket::new(stream) {
         Ok(socket) => socket,
         Err(error) => return tracing::warn!("an operator is turned away: {error}"),
     };
     let done = match admitted {
-        Ok(_slot) => requests(&shared, &socket).await,
+        Ok(()) => requests(&shared, &socket, place).await,
         Err(refusal) => say(&socket, &Response::Error(refusal)).await,
     };
     if let Err(error) = done {
@@ -65,7 +66,7 @@ async fn connection(shared: Rc<Shared>, stream: Stream) {
 }
 
 /// Whether whoever connected may ask at all.
-fn admit(stream: &Stream, slot: Option<Slot>) -> Result<Slot, AdminError> {
+fn admit(stream: &Stream) -> Result<(), AdminError> {
     let Stream::Unix(stream) = stream else {
         return Err(AdminError::new(
             ExitCode::Failed,
@@ -77,17 +78,24 @@ fn admit(stream: &Stream, slot: Option<Slot>) -> Result<Slot, AdminError> {
         let text = "only root and the user that repld runs as may operate it; become one of them";
         return Err(AdminError::new(ExitCode::Failed, text));
     }
-    slot.ok_or_else(|| {
-        let text = "too many operators are connected; end some of them and try again";
-        AdminError::new(ExitCode::Failed, text)
-    })
+    Ok(())
 }
 
-async fn requests(shared: &Shared, socket: &Socket) -> io::Result<()> {
+async fn requests(shared: &Shared, socket: &Socket, place: Place) -> io::Result<()> {
     let mut lines = LineBuffer::default();
     let mut timeout = FIRST_REQUEST_TIMEOUT;
+    // Who has not asked for anything yet has a place that others may take, then one of his own.
+    let (mut waiting, mut slot) = (Some(place), None::<Slot>);
     loop {
-        let line = match tokio::time::timeout(timeout, next_line(socket, &mut lines)).await {
+        let read = tokio::time::timeout(timeout, next_line(socket, &mut lines));
+        let read = match &waiting {
+            None => read.await,
+            Some(place) => tokio::select! {
+                read = read => read,
+                () = place.lost() => return Ok(()),
+            },
+        };
+        let line = match read {
             Ok(Ok(Some(line))) => line,
             Ok(Ok(None)) | Err(_) => return Ok(()),
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
@@ -97,6 +105,13 @@ async fn requests(shared: &Shared, socket: &Socket) -> io::Result<()> {
             Ok(Err(error)) => return Err(error),
         };
         timeout = IDLE_TIMEOUT;
+        waiting = None;
+        slot = slot.or_else(|| shared.admin_slots.take());
+        if slot.is_none() {
+            let text = "too many operators are connected; end some of them and try again";
+            let error = AdminError::new(ExitCode::Failed, text);
+            return say(socket, &Response::Error(error)).await;
+        }
         let answer = match serde_json::from_slice::<Request>(&line) {
             Err(error) => {
                 let text = format!(

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use replicator::types::VolumeId;
 
-use super::listen::Slot;
 use super::runtime::{self, Socket, TcpListener, UnixListener};
+use super::waiting::Place;
 use super::{NBD_CONNECTIONS_MAX, Shared};
 use crate::handle::{Stream, ToData};
 use crate::nbd::{ExportIndex, Limits, NegotiationEvent, Session, Terms};
@@ -46,20 +46,24 @@ async fn take(shared: &Rc<Shared>, accepted: io::Result<Stream>) {
         return;
     }
     let transmitting: u32 = shared.data.snapshot().nbd_clients.iter().sum();
-    let room = transmitting + shared.nbd_slots.taken() < NBD_CONNECTIONS_MAX;
-    let Some(slot) = shared.nbd_slots.take().filter(|_| room) else {
+    if transmitting + shared.nbd_waiting.taken() >= NBD_CONNECTIONS_MAX {
         tracing::warn!("an NBD client is turned away: there are too many");
         return;
-    };
-    runtime::spawn(negotiate(Rc::clone(shared), stream, slot));
+    }
+    let place = shared.nbd_waiting.enter();
+    runtime::spawn(negotiate(Rc::clone(shared), stream, place));
 }
 
-async fn negotiate(shared: Rc<Shared>, stream: Stream, _slot: Slot) {
+async fn negotiate(shared: Rc<Shared>, stream: Stream, place: Place) {
     let socket = match Socket::new(stream) {
         Ok(socket) => socket,
         Err(error) => return tracing::warn!("an NBD client is turned away: {error}"),
     };
-    match tokio::time::timeout(NEGOTIATION_TIMEOUT, choose(&shared, &socket)).await {
+    let chosen = tokio::select! {
+        chosen = tokio::time::timeout(NEGOTIATION_TIMEOUT, choose(&shared, &socket)) => chosen,
+        () = place.lost() => return,
+    };
+    match chosen {
         Ok(Ok(Some((ExportIndex(index), terms, leftover)))) => {
             let Ok(volume) = u16::try_from(index) else {
                 return;

@@ -101,7 +101,7 @@ fn page(shared: &Shared, asked: Asked) -> Reply {
                 status,
                 snapshot,
                 meters: shared.data.meters.clone(),
-                nbd_negotiating: shared.nbd_slots.taken(),
+                nbd_negotiating: shared.nbd_waiting.taken(),
                 admin_connections: shared.admin_slots.taken(),
                 metrics_connections: shared.metrics_slots.taken(),
             };

@@ -23,6 +23,7 @@ pub mod runtime;
 mod status;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 pub use listen::{ListenError, Listeners};
 
@@ -42,6 +43,7 @@ use crate::nbd::{Export, ExportTable, ExportTableError};
 use listen::Slots;
 use peers::Link;
 use status::StatusBuilder;
+use waiting::WaitingRoom;
 
 /// Open files without which a daemon does not start: disks, rings, and a few connections of each kind.
 pub const FILES_MIN: u64 = 256;
@@ -114,8 +116,9 @@ pub fn run(
             status: RefCell::new(StatusBuilder::new(config.nodes.len())),
             changed: watch::Sender::new(0),
             admin_slots: Slots::new(ADMIN_CONNECTIONS_MAX),
-            nbd_slots: Slots::new(NBD_NEGOTIATING_MAX),
             metrics_slots: Slots::new(metrics::CONNECTIONS_MAX),
+            admin_waiting: WaitingRoom::new(ADMIN_CONNECTIONS_MAX, "operators"),
+            nbd_waiting: WaitingRoom::new(NBD_NEGOTIATING_MAX, "NBD clients"),
             stopping: Cell::new(false),
             config,
         });
@@ -203,8 +206,9 @@ struct Shared {
     /// Counts up with everything that status watchers want to see.
     changed: watch::Sender<u64>,
     admin_slots: Slots,
-    nbd_slots: Slots,
     metrics_slots: Slots,
+    admin_waiting: WaitingRoom,
+    nbd_waiting: WaitingRoom,
     stopping: Cell<bool>,
 }
 

@@ -15,8 +15,8 @@ use tokio::sync::Notify;
 
 use super::Shared;
 use super::clients::ACCEPT_PAUSE;
-use super::listen::{Slot, Slots};
 use super::runtime::{self, Socket, TcpListener};
+use super::waiting::{Place, WaitingRoom};
 use crate::handle::{Stream, ToData};
 
 /// How long hellos may take, and how long connecting.
@@ -204,7 +204,7 @@ async fn read_hello(socket: &Socket) -> Result<[u8; HELLO_BYTES], PeerError> {
 
 /// Takes the connections of peers that come earlier in the list.
 pub(super) async fn accept(shared: Rc<Shared>, listener: TcpListener) {
-    let strangers = Slots::new(STRANGERS_MAX);
+    let strangers = WaitingRoom::new(STRANGERS_MAX, "strangers at the replication address");
     loop {
         let stream = match listener.accept().await {
             Ok(stream) => stream,
@@ -217,16 +217,13 @@ pub(super) async fn accept(shared: Rc<Shared>, listener: TcpListener) {
         if shared.stopping.get() {
             continue;
         }
-        match strangers.take() {
-            Some(slot) => runtime::spawn(welcome(Rc::clone(&shared), stream, slot)),
-            None => shared.note_stranger("there are too many that do not say hello".to_owned()),
-        }
+        runtime::spawn(welcome(Rc::clone(&shared), stream, strangers.enter()));
     }
 }
 
-async fn welcome(shared: Rc<Shared>, stream: Stream, _slot: Slot) {
+async fn welcome(shared: Rc<Shared>, stream: Stream, place: Place) {
     let mut heard = None;
-    let done = deadline(async {
+    let greeted = deadline(async {
         let socket = Socket::new(stream)?;
         let answer = match Hello::decode(&read_hello(&socket).await?) {
             Ok(hello) => shared.judge(&hello, &mut heard),
@@ -246,8 +243,11 @@ async fn welcome(shared: Rc<Shared>, stream: Stream, _slot: Slot) {
                 Err(error)
             }
         }
-    })
-    .await;
+    });
+    let done = tokio::select! {
+        done = greeted => done,
+        () = place.lost() => return,
+    };
     let done = done.and_then(|(peer, socket)| shared.hand_over(peer, socket));
     match (done, heard) {
         (Ok(()), _) => {}

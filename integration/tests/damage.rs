@@ -1,0 +1,319 @@
+//! Disks that are not as `repld` left them: P6 (nothing silently wrong), P9 (bad input is an answer). The node stays out, or
+//! mends itself from its peers; its clients notice nothing; `replctl dump` says where it is.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+
+use integration::{BOUND, Scene, small};
+use serde_json::Value;
+use tools::cluster::{Finished, Spec, exit};
+
+/// Which node is harmed. The Primary is the first.
+const VICTIM: usize = 2;
+
+fn flip(path: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = file.expect("it is there");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).expect("as long");
+    file.write_all_at(&[byte[0] ^ 4], offset).expect("written");
+}
+
+fn cut(path: &Path, bytes: u64) {
+    let file = OpenOptions::new()
+        .write(true)
+        .open(path)
+        .expect("it is there");
+    file.set_len(bytes).expect("shorter");
+}
+
+fn file(scene: &Scene, node: usize, name: &str) -> PathBuf {
+    scene.cluster.data_dir(node).join(name)
+}
+
+/// Runs `repld` of the victim, which must not start; what it says.
+fn refuses(scene: &Scene) -> String {
+    let mut command = Command::new(&scene.cluster.programs().repld);
+    command.arg("--config").arg(scene.cluster.config());
+    command.args(["--node", scene.cluster.name(VICTIM)]);
+    let finished = tools::demo::finish(&mut command, BOUND, &AtomicBool::new(false));
+    let finished = finished.expect("it runs");
+    assert_eq!(finished.code, 1, "{}", finished.message());
+    let said = finished
+        .stderr
+        .lines()
+        .find(|line| line.starts_with("repld: "));
+    said.expect("the reason").to_owned()
+}
+
+fn dump(scene: &Scene, options: &[&str]) -> Finished {
+    let verb = [&["dump"], options].concat();
+    let finished = scene
+        .cluster
+        .ctl(VICTIM, &verb, BOUND)
+        .expect("replctl runs");
+    assert!([0, 1].contains(&finished.code), "{}", finished.message());
+    finished
+}
+
+/// The damage that `dump` names, as file and offset.
+fn damage(scene: &Scene) -> Vec<(PathBuf, u64)> {
+    let finished = dump(scene, &["--json"]);
+    let lines = finished.stdout.lines();
+    let values = lines.map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let found: Vec<_> = values
+        .filter(|value| value["what"] == "damage")
+        .map(|v| {
+            let path = PathBuf::from(v["path"].as_str().expect("a path"));
+            (path, v["offset"].as_u64().expect("an offset"))
+        })
+        .collect();
+    assert_eq!(finished.code == exit::FAILED, !found.is_empty());
+    found
+}
+
+/// The batches of the victim's log: offset, bytes, whether it is applied.
+fn batches(scene: &Scene) -> Vec<(u64, u64, bool)> {
+    let finished = dump(scene, &["--journal", "--json"]);
+    let values = finished
+        .stdout
+        .lines()
+        .map(|l| serde_json::from_str::<Value>(l).expect("JSON"));
+    values
+        .filter(|value| value["what"] == "batch")
+        .map(|v| {
+            let number = |key: &str| v[key].as_u64().expect("a number");
+            (number("offset"), number("bytes"), v["applied"] == true)
+        })
+        .collect()
+}
+
+#[test]
+fn damaged_metadata_is_mended_or_refused_and_the_copy_is_named() {
+    let mut scene = Scene::serving(small());
+    let mut client = scene.open(0, "db");
+    client.write_at(0, &[7; 8192], true).expect("written");
+    scene.await_caught_up(VICTIM, 0);
+    scene.cluster.terminate(VICTIM).expect("stopped");
+    let meta = file(&scene, VICTIM, "meta");
+    let sound = fs::read(&meta).expect("readable");
+    let copy = |number: u64| number * 65_536;
+    assert_eq!(damage(&scene), []);
+
+    // One bit, two whole copies, half of the file: two equal copies are left, and it goes on.
+    let mut mend = |what: &str, harm: &dyn Fn(), found: &[u64]| {
+        fs::write(&meta, &sound).expect("restored");
+        harm();
+        let named = damage(&scene);
+        let named: Vec<u64> = named
+            .iter()
+            .map(|(path, offset)| {
+                assert_eq!(*path, meta);
+                *offset
+            })
+            .collect();
+        assert_eq!(named, found, "{what}");
+        scene.cluster.start(VICTIM).expect("it starts");
+        scene.await_caught_up(VICTIM, 0);
+        scene.cluster.terminate(VICTIM).expect("stopped");
+        assert_eq!(damage(&scene), [], "{what}: mended");
+    };
+    mend("a bit", &|| flip(&meta, copy(1) + 300), &[copy(1)]);
+    let two = || [0, 3].into_iter().for_each(|n| flip(&meta, copy(n)));
+    mend("two copies", &two, &[copy(0), copy(3)]);
+    let end = 100_000;
+    mend("cut", &|| cut(&meta, end), &[end, copy(2), copy(3)]);
+
+    // Three copies: nothing proves that the last one is the newest.
+    fs::write(&meta, &sound).expect("restored");
+    [0, 1, 2]
+        .into_iter()
+        .for_each(|n| flip(&meta, copy(n) + 20));
+    let said = refuses(&scene);
+    assert!(said.contains("1 of 4 copies are intact"), "{said}");
+    let text = dump(&scene, &["--meta"]).stdout;
+    assert!(
+        text.contains("no two copies agree") && text.contains("resource     pbx"),
+        "{text}"
+    );
+    cut(&meta, 0);
+    let said = refuses(&scene);
+    assert!(said.contains("not created"), "{said}");
+    client
+        .write_at(0, &[8; 8192], true)
+        .expect("nobody else minds");
+}
+
+#[test]
+fn disks_that_belong_elsewhere_are_refused_by_name() {
+    let mut scene = Scene::serving(small());
+    scene.await_caught_up(VICTIM, 0);
+    for node in [1, VICTIM] {
+        scene.cluster.terminate(node).expect("stopped");
+    }
+    let (meta, journal) = (
+        file(&scene, VICTIM, "meta"),
+        file(&scene, VICTIM, "journal"),
+    );
+    let sound = [&meta, &journal].map(|path| fs::read(path).expect("readable"));
+    let restore = || {
+        fs::write(&meta, &sound[0]).expect("restored");
+        fs::write(&journal, &sound[1]).expect("restored");
+    };
+    // Another node's journal, and all of another node.
+    fs::copy(file(&scene, 1, "journal"), &journal).expect("copied");
+    let said = refuses(&scene);
+    assert!(
+        said.contains("the journal belongs to another node"),
+        "{said}"
+    );
+    assert_eq!(damage(&scene).first(), Some(&(journal.clone(), 0)));
+    fs::copy(file(&scene, 1, "meta"), &meta).expect("copied");
+    let said = refuses(&scene);
+    assert!(
+        said.contains("belongs to node `pbx-b`, this is `pbx-c`"),
+        "{said}"
+    );
+    restore();
+    // Another resource's.
+    let config = scene.cluster.config().to_owned();
+    let text = fs::read_to_string(&config).expect("readable");
+    fs::write(
+        &config,
+        text.replace("resource = \"pbx\"", "resource = \"other\""),
+    )
+    .expect("written");
+    let said = refuses(&scene);
+    assert!(
+        said.contains("belongs to resource `pbx`, the config is for `other`"),
+        "{said}"
+    );
+    // Other volumes.
+    fs::write(&config, text.replace("name = \"db\"", "name = \"dc\"")).expect("written");
+    fs::copy(
+        scene.cluster.store(VICTIM, "db"),
+        scene.cluster.store(VICTIM, "dc"),
+    )
+    .expect("copied");
+    let said = refuses(&scene);
+    assert!(
+        said.contains("the config's volumes are not those"),
+        "{said}"
+    );
+    fs::write(&config, text).expect("restored");
+    // No label, and not all of the journal or of a store.
+    flip(&journal, 17);
+    let said = refuses(&scene);
+    assert!(
+        said.contains("does not begin with a journal's label"),
+        "{said}"
+    );
+    restore();
+    cut(&journal, 5 << 20);
+    let said = refuses(&scene);
+    assert!(
+        said.contains("has 5242880 bytes") && said.contains("journal"),
+        "{said}"
+    );
+    assert_eq!(damage(&scene)[0], (journal.clone(), 5 << 20));
+    restore();
+    let store = scene.cluster.store(VICTIM, "recordings");
+    let bytes = fs::metadata(&store).expect("there").len();
+    cut(&store, 4096);
+    let said = refuses(&scene);
+    assert!(
+        said.contains("recordings") && said.contains("4096"),
+        "{said}"
+    );
+    cut(&store, bytes);
+    scene.cluster.start(VICTIM).expect("as it was");
+    scene.await_caught_up(VICTIM, 0);
+}
+
+#[test]
+fn a_damaged_journal_is_named_and_mended_from_the_peers() {
+    // The peers' journals reach back over the victim's absence.
+    let journal_bytes = 128 << 20;
+    let mut scene = Scene::serving(Spec {
+        journal_bytes,
+        ..small()
+    });
+    let mut streams = scene.busy_streams();
+    let mut harmed = 0;
+    for round in 0..4 {
+        let load = scene.work(0, streams);
+        scene.await_writes(&load, 150);
+        scene.cluster.kill(VICTIM).expect("killed");
+        // No more than its peers' journals hold.
+        streams = scene.finish(load);
+        let journal = file(&scene, VICTIM, "journal");
+        let batches = batches(&scene);
+        let unapplied = batches.iter().filter(|(_, _, applied)| !applied);
+        // The newest that another one follows, and so on towards the older: a header, a payload.
+        if let Some(&(offset, bytes, _)) = unapplied.rev().nth(1 + round) {
+            let payload = round % 2 == 1 && bytes > 4096;
+            flip(&journal, offset + if payload { 4096 + 99 } else { 200 });
+            harmed += 1;
+            let named = damage(&scene);
+            scene.cluster.start(VICTIM).expect("started");
+            // A tail that nobody was told of is cut; anything else is damage, and has its place.
+            let log = fs::read_to_string(scene.cluster.log_path(VICTIM)).expect("a log");
+            let start = log
+                .rsplit("the log was recovered")
+                .next()
+                .unwrap_or_default();
+            let lost = start.contains("is damaged or missing");
+            let expected = lost.then_some((journal, offset));
+            assert_eq!(named.first(), expected.as_ref(), "{start}");
+        } else {
+            scene.cluster.start(VICTIM).expect("started");
+        }
+        scene.await_caught_up(VICTIM, 0);
+    }
+    assert!(harmed > 0, "there was never anything to harm");
+    scene.verify(0);
+    scene.stop_and_compare(0);
+}
+
+#[test]
+fn a_node_of_another_history_stays_alone_and_says_so() {
+    // The cluster is created anew, but for one node whose old disks come back.
+    let mut scene = Scene::serving(small());
+    let old = scene.cluster.data_dir(VICTIM).with_extension("old");
+    scene.cluster.terminate_all().expect("stopped");
+    fs::create_dir(&old).expect("made");
+    for name in ["meta", "journal"] {
+        fs::copy(file(&scene, VICTIM, name), old.join(name)).expect("kept");
+    }
+    for node in 0..3 {
+        scene
+            .cluster
+            .expect_done(node, &["create", "--wipe"])
+            .expect("created");
+    }
+    scene.cluster.start_all().expect("started");
+    scene.promote(0);
+    scene.cluster.terminate(VICTIM).expect("stopped");
+    for name in ["meta", "journal"] {
+        fs::copy(old.join(name), file(&scene, VICTIM, name)).expect("put back");
+    }
+    scene.cluster.start(VICTIM).expect("started");
+    let alone = scene
+        .cluster
+        .wait_status(0, "it is StandAlone", BOUND, |status| {
+            let peer = status
+                .peer("pbx-c")
+                .and_then(|peer| peer.connection.as_deref());
+            peer == Some("StandAlone")
+        });
+    assert!(alone.expect("status says so").serves());
+    let log = fs::read_to_string(scene.cluster.log_path(0)).expect("a log");
+    assert!(log.contains("belongs to another resource"), "{log}");
+    scene
+        .open(0, "db")
+        .write_at(0, &[1; 4096], true)
+        .expect("two are a majority");
+}
