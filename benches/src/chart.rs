@@ -25,7 +25,11 @@ const OTHERS: &str = "#6b7280";
 /// The picture.
 #[must_use]
 pub fn render(results: &Results) -> String {
-    let jobs = results.sections.first().map(Section::jobs).unwrap_or_default();
+    let jobs = results
+        .sections
+        .first()
+        .map(Section::jobs)
+        .unwrap_or_default();
     let columns = results.sections.len().max(1) as f64;
     let width = MARGIN + columns * (PANEL_WIDTH + MARGIN);
     let heights: Vec<f64> = jobs.iter().map(|job| height(results, job)).collect();
@@ -46,12 +50,27 @@ pub fn render(results: &Results) -> String {
         svg,
         "</defs>\n<rect width=\"{width}\" height=\"{height}\" fill=\"white\"/>\n"
     );
-    text(&mut svg, (MARGIN, 32.0), (18, "#111827", "start", true), "Requests per second over NBD, one client");
-    text(&mut svg, (MARGIN, 52.0), (11, "#4b5563", "start", false), &results.conditions());
+    text(
+        &mut svg,
+        (MARGIN, 32.0),
+        (18, "#111827", "start", true),
+        "Requests per second over NBD, one client",
+    );
+    text(
+        &mut svg,
+        (MARGIN, 52.0),
+        (11, "#4b5563", "start", false),
+        &results.conditions(),
+    );
     for (column, section) in (0_u32..).zip(&results.sections) {
         let left = MARGIN + f64::from(column) * (PANEL_WIDTH + MARGIN);
         let title = section.medium.title();
-        text(&mut svg, (left, TOP - 14.0), (14, "#111827", "start", true), title);
+        text(
+            &mut svg,
+            (left, TOP - 14.0),
+            (14, "#111827", "start", true),
+            title,
+        );
         let mut top = TOP;
         for (job, height) in jobs.iter().zip(&heights) {
             panel(&mut svg, section, job, (left, top));
@@ -61,18 +80,31 @@ pub fn render(results: &Results) -> String {
     let note = format!(
         "Filled: what was answered (or read) survives a power cut of everything. Hatched: it may not. (n.n x): times {BASELINE}, median of ratios."
     );
-    text(&mut svg, (MARGIN, height - 18.0), (11, "#4b5563", "start", false), &note);
+    text(
+        &mut svg,
+        (MARGIN, height - 18.0),
+        (11, "#4b5563", "start", false),
+        &note,
+    );
     svg.push_str("</svg>\n");
     svg
 }
 
 fn height(results: &Results, job: &Job) -> f64 {
-    let bars = results.sections.iter().map(|section| section.of_job(job).count());
+    let bars = results
+        .sections
+        .iter()
+        .map(|section| section.of_job(job).count());
     PANEL_HEAD + bars.max().unwrap_or(0) as f64 * BAR_STEP + PANEL_GAP
 }
 
 fn panel(svg: &mut String, section: &Section, job: &Job, (left, top): (f64, f64)) {
-    text(svg, (left, top + 16.0), (12, "#111827", "start", true), job.title);
+    text(
+        svg,
+        (left, top + 16.0),
+        (12, "#111827", "start", true),
+        job.title,
+    );
     let most = section.of_job(job).map(Cell::iops).fold(1.0, f64::max);
     let bars_left = left + NAME_WIDTH;
     let room = PANEL_WIDTH - NAME_WIDTH - VALUE_WIDTH;
@@ -149,7 +181,11 @@ mod tests {
     #[test]
     fn durable_bars_are_filled_and_others_hatched() {
         let svg = render(&results());
-        let bar = |fill: &str| svg.lines().filter(|l| l.starts_with("<rect x=") && l.contains(fill)).count();
+        let bar = |fill: &str| {
+            svg.lines()
+                .filter(|l| l.starts_with("<rect x=") && l.contains(fill))
+                .count()
+        };
         assert_eq!(bar(&format!("fill=\"{OURS}\"")), 1, "{svg}");
         assert_eq!(bar("fill=\"url(#mirror)\""), 1, "{svg}");
         assert_eq!(svg.matches("<svg").count(), svg.matches("</svg>").count());

@@ -70,9 +70,18 @@ impl Counter {
 fn perf_arguments(file: &Path, pid: u32) -> Vec<String> {
     let file = file.display().to_string();
     let pid = pid.to_string();
-    ["stat", "-x,", "-e", "raw_syscalls:sys_enter", "-o", &file, "-p", &pid]
-        .map(str::to_owned)
-        .to_vec()
+    [
+        "stat",
+        "-x,",
+        "-e",
+        "raw_syscalls:sys_enter",
+        "-o",
+        &file,
+        "-p",
+        &pid,
+    ]
+    .map(str::to_owned)
+    .to_vec()
 }
 
 /// The count in perf's line. A process that did not run at all was "not counted", which is none.
@@ -169,7 +178,9 @@ fn cpu_times(processes: &[(String, u32)]) -> Vec<f64> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         Some(ticks_of(&stat)? as f64 / ticks as f64)
     };
-    let times = processes.iter().map(|(_, pid)| seconds(*pid).unwrap_or(0.0));
+    let times = processes
+        .iter()
+        .map(|(_, pid)| seconds(*pid).unwrap_or(0.0));
     times.collect()
 }
 
@@ -252,11 +263,19 @@ mod tests {
     fn both_counters_tables_are_read() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("table");
-        std::fs::write(&file, "# started\n\n4711,,raw_syscalls:sys_enter,99,100.00,,\n").unwrap();
+        std::fs::write(
+            &file,
+            "# started\n\n4711,,raw_syscalls:sys_enter,99,100.00,,\n",
+        )
+        .unwrap();
         assert_eq!(read_perf(&file), Some(4711));
         std::fs::write(&file, "<not counted>,,raw_syscalls:sys_enter,0,100.00,,\n").unwrap();
         assert_eq!(read_perf(&file), Some(0));
-        std::fs::write(&file, "<not supported>,,raw_syscalls:sys_enter,0,100.00,,\n").unwrap();
+        std::fs::write(
+            &file,
+            "<not supported>,,raw_syscalls:sys_enter,0,100.00,,\n",
+        )
+        .unwrap();
         assert_eq!(read_perf(&file), None);
         let table = "% time seconds usecs/call calls errors syscall\n------\n 90.00 0.1 1 70 2 read\n 10.00 0.1 1 30 write\n\
                      ------\n100.00 0.2 1 100 2 total\n";

@@ -203,7 +203,10 @@ pub(crate) fn parse(text: &str, job: &Job) -> Result<Measured, BenchError> {
         return Err(wrong("it did nothing".to_owned()));
     };
     if done.error != 0 {
-        return Err(wrong(format!("an operation failed with error {}", done.error)));
+        return Err(wrong(format!(
+            "an operation failed with error {}",
+            done.error
+        )));
     }
     let side = match job.pattern {
         Pattern::RandomRead => &done.read,

@@ -94,20 +94,25 @@ impl Cell {
     /// Median operations per second.
     #[must_use]
     pub fn iops(&self) -> f64 {
-        self.middle(|round| Some(round.measured.iops)).unwrap_or(0.0)
+        self.middle(|round| Some(round.measured.iops))
+            .unwrap_or(0.0)
     }
 
     /// The slowest and the fastest round's operations per second.
     #[must_use]
     pub fn range(&self) -> (f64, f64) {
         let all = self.rounds.iter().map(|round| round.measured.iops);
-        (all.clone().fold(f64::INFINITY, f64::min), all.fold(0.0, f64::max))
+        (
+            all.clone().fold(f64::INFINITY, f64::min),
+            all.fold(0.0, f64::max),
+        )
     }
 
     /// Median of the mean times.
     #[must_use]
     pub fn mean_us(&self) -> f64 {
-        self.middle(|round| Some(round.measured.mean_us)).unwrap_or(0.0)
+        self.middle(|round| Some(round.measured.mean_us))
+            .unwrap_or(0.0)
     }
 
     /// Median of the 99th percentiles.
@@ -128,7 +133,8 @@ impl Cell {
     #[must_use]
     pub fn sum(&self, of: impl Fn(&Cost) -> Option<f64>) -> Option<f64> {
         let all: Option<Vec<f64>> = self.costs.iter().map(of).collect();
-        all.filter(|all| !all.is_empty()).map(|all| all.iter().sum())
+        all.filter(|all| !all.is_empty())
+            .map(|all| all.iter().sum())
     }
 
     fn middle(&self, of: impl Fn(&Round) -> Option<f64>) -> Option<f64> {
@@ -140,9 +146,10 @@ impl Section {
     /// How many times as fast as the baseline a cell is.
     #[must_use]
     pub fn ratio(&self, cell: &Cell) -> Option<f64> {
-        let base = self.cells.iter().find(|other| {
-            other.system.name == BASELINE && other.job.name == cell.job.name
-        })?;
+        let base = self
+            .cells
+            .iter()
+            .find(|other| other.system.name == BASELINE && other.job.name == cell.job.name)?;
         let pairs = cell.rounds.iter().zip(&base.rounds);
         median(
             pairs

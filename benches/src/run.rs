@@ -168,10 +168,17 @@ fn measure_place(
                 context.check()?;
                 let flushes = place.device_flushes();
                 let measured = fio
-                    .run((job, &running.uri), plan.span, round + 1, &context.interrupted)
+                    .run(
+                        (job, &running.uri),
+                        plan.span,
+                        round + 1,
+                        &context.interrupted,
+                    )
                     .map_err(|error| explained(error, running))?;
                 let flushed = place.device_flushes().zip(flushes);
-                running.settle().map_err(|error| explained(error, running))?;
+                running
+                    .settle()
+                    .map_err(|error| explained(error, running))?;
                 seen.push((index, measured.iops));
                 cells[index][number].rounds.push(Round {
                     measured,

@@ -330,8 +330,13 @@ fn start_nbd_server(dir: &Path, ground: &Ground) -> Result<(Uri, Body), BenchErr
         .env("PATH", path_with_sbin());
     let door = Door::Unix(socket.clone());
     let files = (log.as_path(), pid_file.as_path());
-    let server =
-        Server::start_daemon("nbd-server", &mut command, files, &door, &ground.interrupted)?;
+    let server = Server::start_daemon(
+        "nbd-server",
+        &mut command,
+        files,
+        &door,
+        &ground.interrupted,
+    )?;
     Ok(served("data", socket, vec![server], vec![store]))
 }
 
@@ -391,10 +396,7 @@ fn served(
     servers: Vec<Server>,
     stores: Vec<PathBuf>,
 ) -> (Uri, Body) {
-    (
-        Uri::unix(export, socket),
-        Body::Servers { servers, stores },
-    )
+    (Uri::unix(export, socket), Body::Servers { servers, stores })
 }
 
 fn path_with_sbin() -> String {

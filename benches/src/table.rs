@@ -93,6 +93,10 @@ mod tests {
         for row in &rows {
             assert_eq!(row.matches('|').count(), 11, "{row}");
         }
-        assert!(rows[2].contains("| 2.00 | yes | 12.5 | - | 0.50 |"), "{}", rows[2]);
+        assert!(
+            rows[2].contains("| 2.00 | yes | 12.5 | - | 0.50 |"),
+            "{}",
+            rows[2]
+        );
     }
 }
