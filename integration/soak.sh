@@ -30,7 +30,7 @@ pgbin=$(ls -d /usr/lib/postgresql/*/bin 2> /dev/null | sort -V | tail -n 1)
 [ -e /dev/fuse ] || skip "no /dev/fuse"
 losetup -f > /dev/null 2>&1 || skip "no loop devices"
 scratch
-trap 'finish_up' EXIT
+ulimit -c 0
 RANDOM=$((seed % 32768))
 started=$SECONDS faults=0 promotions=0 rows=0 failures=0 fault=start
 
@@ -115,6 +115,7 @@ make_cluster() {
         ctl "$n" create || die "create of $n"
         disk "$T/$n/data/journal"
         disk "$T/$n/data/db.img"
+        disk "$T/$n/data/meta"
         start "$n"
     done
     for n in "${names[@]}"; do wait_for 30 "$n answers" answers "$n"; done
@@ -133,17 +134,20 @@ attach_db() { # NODE
     fuse_mnt=$T/$1.mnt
     mkdir -p "$fuse_mnt"
     rm -f "$fuse_mnt.pid"
-    nbdfuse -P "$fuse_mnt.pid" "$fuse_mnt/nbd" "$(uri "$1" db)" >> "$T/nbdfuse.log" 2>&1 < /dev/null &
-    fuse_pid=$!
+    # In a shell of its own, which keeps to itself how it ended.
+    (nbdfuse -P "$fuse_mnt.pid" "$fuse_mnt/nbd" "$(uri "$1" db)"; true) >> "$T/nbdfuse.log" 2>&1 < /dev/null &
+    fuse_job=$!
     wait_for 60 "nbdfuse serves" test -s "$fuse_mnt.pid"
+    fuse_pid=$(cat "$fuse_mnt.pid")
     wait_for 60 "the file is there" test -e "$fuse_mnt/nbd"
     loop=$(losetup -f --show "$fuse_mnt/nbd") || die "losetup"
 }
 detach_db() {
-    losetup -d "$loop"
+    losetup -d "$loop" 2> /dev/null
     loop=
     fusermount3 -u "$fuse_mnt" 2> /dev/null || fusermount3 -u -z "$fuse_mnt"
-    wait "$fuse_pid" 2> /dev/null
+    wait "$fuse_job" 2> /dev/null
+    fuse_pid=
 }
 
 up() { # NODE
@@ -182,7 +186,7 @@ goes_on() { wait_for 60 "$1: clients get answers" more_than $(($(acked) + 20)); 
 
 # The service's host is dead, or shall be: whatever was on top of the device goes, without a word to it.
 crash_service() {
-    { kill -KILL "$fuse_pid" && wait "$fuse_pid"; } 2> /dev/null
+    kill -KILL "$fuse_pid" 2> /dev/null
     local backends
     mapfile -t backends < <(pgrep -P "$postmaster")
     kill -KILL "$postmaster" "${backends[@]}" 2> /dev/null
@@ -285,8 +289,16 @@ secondary_killed() { kill9 "$victim"; goes_on "one is dead"; a_while 4; start "$
 secondary_frozen() { freeze "$victim"; goes_on "one is frozen"; a_while 6; thaw "$victim"; }
 secondary_isolated() { isolate "$victim"; goes_on "one is isolated"; a_while 6; heal_links; }
 link_cut() { pick "$victim" "$primary"; cut_link "$picked" "$heir"; goes_on "a link is cut"; a_while 6; heal_links; }
+link_half_cut() {
+    local ends=("$victim" "$primary")
+    [ $((RANDOM % 2)) = 0 ] || ends=("$primary" "$victim")
+    nft "add element bridge links cut { ${address[${ends[0]}]} . ${address[${ends[1]}]} }" || die "nft"
+    goes_on "a link loses one direction"
+    a_while 6
+    heal_links
+}
 secondary_disk_hangs() {
-    pick journal db.img
+    pick journal db.img meta
     local file=$T/$victim/data/$picked
     hang "$file"
     goes_on "a disk hangs"
@@ -294,7 +306,7 @@ secondary_disk_hangs() {
     wake "$file"
 }
 secondary_disk_fails() {
-    pick journal db.img
+    pick journal db.img meta
     local file=$T/$victim/data/$picked
     touch "$file.fail"
     goes_on "a disk fails"
@@ -321,7 +333,7 @@ primary_frozen() {
 }
 primary_isolated() { isolate "$primary"; a_while 3; take_over "$heir"; goes_on "after the failover"; heal_links; }
 primary_disk_fails() {
-    pick journal db.img
+    pick journal db.img meta
     local old=$primary file=$T/$primary/data/$picked
     touch "$file.fail"
     wait_for 60 "$old blames $file" blames "$old" "$file"
@@ -364,7 +376,7 @@ all_killed() {
 }
 
 all_faults=(
-    secondary_killed secondary_frozen secondary_isolated link_cut secondary_disk_hangs secondary_disk_fails
+    secondary_killed secondary_frozen secondary_isolated link_cut link_half_cut secondary_disk_hangs secondary_disk_fails
     primary_journal_hangs primary_killed primary_killed primary_frozen primary_isolated primary_disk_fails primary_store_hangs
     moved_by_hand all_killed
 )
@@ -375,7 +387,7 @@ fs=$T/fs
 mkdir -p "$fs" "$T/out"
 chown postgres "$T/out"
 at_end '[ -z "$loop" ] || losetup -d "$loop"'
-at_end 'kill -KILL "$fuse_pid"'
+at_end '[ -z "$fuse_pid" ] || kill -KILL "$fuse_pid"'
 at_end "umount -l '$fs'"
 at_end '[ -z "$postmaster" ] || kill -KILL "$postmaster" $(pgrep -P "$postmaster")'
 network

@@ -4,7 +4,7 @@
 #
 #   integration/test.sh              everything but hosts
 #   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
-#                                    demo copy tools qemu fio filesystems postgres kernel hosts
+#                                    demo copy tools qemu fio filesystems postgres soak kernel hosts
 #   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
 #                                    hand, since it shuts a whole guest down
 #   NO_INSTALL=1                     install nothing
@@ -26,6 +26,7 @@ packages=(
     nbdcopy:libnbd-bin nbdfuse:libnbd-bin fusermount3:fuse3 nbd-client:nbd-client fio:fio
     qemu-img:qemu-utils qemu-storage-daemon:qemu-utils nbdsh:python3-libnbd stress-ng:stress-ng
     mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs unshare:util-linux losetup:mount ip:iproute2 pgrep:procps insmod:kmod
+    nbdkit:nbdkit nft:nftables
     linux.uml:user-mode-linux /usr/bin/python3:python3 /usr/lib/postgresql/15/bin/postgres:postgresql-15
 )
 
@@ -103,7 +104,9 @@ suite() {
     good=$(count passed) bad=$(($(count failed) + $(count 'timed out') + $(count 'exec failed')))
     ignored=$(sed -nE '/^ *Summary /s/.* ([0-9]+) skipped.*/\1/p; /^test result: /s/.* ([0-9]+) ignored.*/\1/p' "$log" | awk '{ n += $1 } END { print n + 0 }')
     passed=$((passed + good)) skipped=$((skipped + ignored))
-    [ "$ignored" = 0 ] || echo "skipped: $ignored ignored tests of $name"
+    # "SKIP [..] (..) binary [reason] test", or "test [reason] test ... ignored".
+    sed -nE 's/^ *SKIP \[[^]]*\] (\([^)]*\) )?[^ ]+ (.*)/\2/p; s/^test (.*[^ ]) +\.\.\. ignored.*/\1/p' "$log" |
+        sed -E 's/^\[([^]]*)\] (.*)/skipped: \2 (\1)/; t; s/(.*)/skipped: \1 (ignored)/' | sort -u
     if [ $code != 0 ] && [ "$bad" = 0 ]; then bad=1; fi
     if [ "$bad" = 0 ]; then
         echo "passed: $name, $good tests ($((SECONDS - start)) s)"
@@ -133,7 +136,7 @@ check_scripts() {
 
 run_tests() {
     if cargo nextest --version > /dev/null 2>&1; then
-        cargo nextest run --locked --workspace --no-fail-fast --status-level fail
+        cargo nextest run --locked --workspace --no-fail-fast --status-level skip
     else
         cargo test --locked --workspace --no-fail-fast --all-targets
     fi
@@ -147,7 +150,7 @@ prove_checkers() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy tools qemu fio filesystems postgres kernel hosts; do
+for name in tests demo copy tools qemu fio filesystems postgres soak kernel hosts; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
@@ -179,6 +182,7 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     part fio integration/real/fio.sh
     part filesystems integration/real/filesystems.sh
     part postgres integration/real/postgres.sh
+    part soak integration/soak.sh --seconds 30 --seed 1
     part kernel integration/real/kernel.sh
     # Only when it is asked for.
     [ ${#only[@]} = 0 ] || part hosts integration/real/hosts.sh

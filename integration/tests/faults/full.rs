@@ -9,13 +9,15 @@ use tools::demo::workload::{Job, Pace, Stream};
 pub(crate) fn a_full_disk_makes_a_node_step_aside_until_there_is_room() {
     let spec = Spec {
         volumes: vec![("db".into(), 32 * MIB)],
+        // What is written while that node is away fits.
+        journal_bytes: 64 * MIB,
         ..small()
     };
     let mut scene = Scene::laid_out(spec);
     // The journal has its room for good; the store does not.
     let dir = scene.cluster.data_dir(1).to_owned();
     std::fs::create_dir_all(&dir).expect("a mount point");
-    mount(&dir, "24m");
+    mount(&dir, "72m");
     for node in 0..3 {
         scene.cluster.create(node).expect("created");
     }
@@ -55,7 +57,7 @@ pub(crate) fn a_full_disk_makes_a_node_step_aside_until_there_is_room() {
             status.health == "down" && status.health_reason.contains("No space left")
         });
     told.expect("it is still full");
-    mount(&dir, "remount,size=64m");
+    mount(&dir, "remount,size=160m");
     scene.cluster.kill(1).expect("killed");
     scene.cluster.start(1).expect("started again");
     scene.await_caught_up(1, 0);

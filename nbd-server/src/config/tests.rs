@@ -106,6 +106,7 @@ fn the_contracts_example_is_taken() {
     assert_eq!(config.volumes[0].size_bytes, 8 << 30);
     assert_eq!(config.journal.size_bytes, 1 << 30);
     assert_eq!(config.policy.lease_ms, 1000);
+    assert_eq!(config.policy.disk_timeout_ms, 5000);
     assert_eq!(config.policy.memory_bytes, 256 << 20);
     assert!(config.tls.insecure);
     let (index, node) = config.node("pbx-b").unwrap();
@@ -143,13 +144,14 @@ volume = [
   { name = "a", size = "4 KiB" },
 ]
 journal = { size = 0x1000000, device = "/dev/vg/%n-j" }
-policy = { on_no_quorum = "io-error", ack = "all", lease_ms = 200, memory = "1GiB" }
+policy = { on_no_quorum = "io-error", ack = "all", lease_ms = 200, disk_timeout_ms = 30000, memory = "1GiB" }
 tls = { insecure = true }
 "#;
     let config = parse(text).unwrap();
     assert_eq!(config.policy.on_no_quorum, OnNoQuorum::IoError);
     assert_eq!(config.policy.ack, Ack::All);
     assert_eq!(config.policy.lease_ms, 200);
+    assert_eq!(config.policy.disk_timeout_ms, 30_000);
     assert_eq!(config.policy.memory_bytes, 1 << 30);
     assert_eq!(config.volumes[0].name, "a");
     let node = &config.nodes[0];
@@ -500,6 +502,10 @@ const BAD_TAIL: &[(&str, &[&str])] = &[
     (
         "[policy]\nlease_ms = \"1s\"",
         &["pbx.toml:18: ", "lease_ms = 1000"],
+    ),
+    (
+        "[policy]\ndisk_timeout_ms = 1000",
+        &["pbx.toml:18: ", "from 2000 to 3600000"],
     ),
     (
         "[policy]\nmemory = \"32MiB\"",

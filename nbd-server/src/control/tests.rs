@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EventFd;
 use replicator::types::{NodeId, Time};
-use replicator::view::{ConnectionState, Health, PeerView, Role};
+use replicator::view::{ConnectionState, DiskState, Health, PeerView, Role};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -195,6 +195,57 @@ fn status_is_answered_before_the_data_thread_has_moved() {
         let mode = std::fs::metadata(socket).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
+}
+
+#[test]
+fn status_names_the_disk_that_is_at_fault_and_the_remedy() {
+    let dir = TempDir::new().unwrap();
+    let daemon = Daemon::start(&config(&dir, 1), 0);
+    let told = |change: fn(&mut Snapshot)| {
+        daemon.publish(change);
+        let Response::Status(status) = daemon.call(&Request::Status) else {
+            panic!()
+        };
+        (status.health, status.health_reason)
+    };
+    // It serves, and a disk hangs: the others' disks do.
+    let (health, reason) = told(|snapshot| {
+        snapshot.view.serving = true;
+        snapshot.view.health = Health::Ok;
+        snapshot.trouble.silence = Some("/dev/vg0/j: writing 4096 bytes at byte 0".into());
+    });
+    assert_eq!(health, crate::admin::Health::Degraded);
+    assert_eq!(
+        reason,
+        "/dev/vg0/j: writing 4096 bytes at byte 0; look at that device"
+    );
+    // One that could only take over can not.
+    let (health, _) = told(|snapshot| snapshot.view.serving = false);
+    assert_eq!(health, crate::admin::Health::Down);
+    // A read failed: whoever asked for it got an error.
+    let (health, reason) = told(|snapshot| {
+        snapshot.view.serving = true;
+        snapshot.trouble.silence = None;
+        snapshot.trouble.failure = Some("/dev/vg0/s: reading failed".into());
+        snapshot.trouble.advice = "mend or replace that device";
+    });
+    assert_eq!(health, crate::admin::Health::Degraded);
+    assert_eq!(
+        reason,
+        "/dev/vg0/s: reading failed; promote another node, mend or replace that device, then restart repld"
+    );
+    // A write failed: the node has stepped aside.
+    let (health, reason) = told(|snapshot| {
+        snapshot.view.serving = false;
+        snapshot.view.disk_state = DiskState::Failed;
+        snapshot.view.health = Health::Down;
+        snapshot.view.health_reason = "a store can not be written";
+    });
+    assert_eq!(health, crate::admin::Health::Down);
+    assert_eq!(
+        reason,
+        "a store can not be written: /dev/vg0/s: reading failed; mend or replace that device, then restart repld"
+    );
 }
 
 #[test]

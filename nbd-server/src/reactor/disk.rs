@@ -4,21 +4,16 @@
 //! operations than [`OPERATIONS_MAX`] wait their turn in order.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
 use replicator::io::{DiskError, DiskOp, PARTS_MAX, Parts};
 use replicator::memory::Buffer;
-use replicator::recover::BlockRead;
 use replicator::types::{BLOCK_BYTES, Ticket, Time, VolumeId};
 
+use super::file::DirectFile;
 use super::pool::{Pool, PoolBuffer};
 use super::record::{Event, Recorder};
 use super::ring::{Completion, Ring, Segment, Segments, WriteAt};
@@ -38,116 +33,6 @@ const RETRIES_MAX: u32 = 100;
 const ZERO_BLOCKS: u32 = 256;
 
 const _: () = assert!(PARTS_MAX <= super::ring::SEGMENTS_MAX);
-
-/// Why a file can not be used.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The filesystem has no O_DIRECT.
-    #[error(
-        "{path}: the filesystem has no O_DIRECT (tmpfs and some network and overlay filesystems do not): put it on ext4, \
-         XFS, btrfs or a block device"
-    )]
-    NoDirect {
-        /// Which file.
-        path: PathBuf,
-    },
-    /// It can not be opened or read.
-    #[error("{path}: {error}")]
-    Other {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        error: io::Error,
-    },
-}
-
-/// A file or device that is read and written without the page cache.
-#[derive(Clone, Debug)]
-pub struct DirectFile {
-    fd: Rc<OwnedFd>,
-    bytes: u64,
-    path: Rc<Path>,
-}
-
-impl DirectFile {
-    /// Opens an existing file or device for reading and writing.
-    ///
-    /// # Errors
-    /// It can not be opened so.
-    pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let other = |error| OpenError::Other {
-            path: path.to_owned(),
-            error,
-        };
-        let mut file: File = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(path)
-            .map_err(|error| match error.raw_os_error() {
-                Some(libc::EINVAL) => OpenError::NoDirect {
-                    path: path.to_owned(),
-                },
-                _ => other(error),
-            })?;
-        let bytes = file.seek(SeekFrom::End(0)).map_err(other)?;
-        Ok(Self {
-            fd: Rc::new(file.into()),
-            bytes,
-            path: path.into(),
-        })
-    }
-
-    /// Its size.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    fn has(&self, offset: u64, length: u64) -> bool {
-        offset
-            .checked_add(length)
-            .is_some_and(|end| end <= self.bytes)
-    }
-}
-
-/// Reads a file before the data path runs, by way of an aligned buffer.
-#[derive(Debug)]
-pub struct BlockingReader<'a> {
-    file: &'a DirectFile,
-    bounce: PoolBuffer,
-}
-
-impl<'a> BlockingReader<'a> {
-    /// A reader with a buffer from `pool`; `None` if that is used up.
-    pub fn new(file: &'a DirectFile, pool: &Pool) -> Option<Self> {
-        let bounce = pool.alloc_connection(ZERO_BLOCKS)?;
-        Some(Self { file, bounce })
-    }
-}
-
-impl BlockRead for BlockingReader<'_> {
-    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        let (mut offset, mut rest) = (offset, buffer);
-        while !rest.is_empty() {
-            let bounce = self.bounce.bytes_mut();
-            let wanted = rest.len().min(bounce.len());
-            let at = i64::try_from(offset).map_err(|_| DiskError::Short)?;
-            let aligned = wanted.next_multiple_of(BLOCK_BYTES);
-            let moved = match nix::sys::uio::pread(&self.file.fd, &mut bounce[..aligned], at) {
-                Ok(0) => return Err(DiskError::Short),
-                Ok(moved) => moved.min(wanted),
-                Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(DiskError::Os(errno as i32)),
-            };
-            let (filled, left) = rest.split_at_mut(moved);
-            filled.copy_from_slice(&bounce[..moved]);
-            offset += moved as u64;
-            rest = left;
-        }
-        Ok(())
-    }
-}
 
 /// How a disk operation ended.
 pub type DiskDone = (Ticket, Result<(), DiskError>);
@@ -371,8 +256,8 @@ impl Disks {
             return;
         };
         let tag = Tag::Disk(key);
-        let fd = &active.file.fd;
-        let file = fd.as_raw_fd();
+        let target = active.file.target();
+        let file = target.file.as_raw_fd();
         let offset = active.offset + active.done;
         let left = active.length - active.done;
         let recorder = &self.recorder;
@@ -384,7 +269,7 @@ impl Disks {
                 durable,
                 segments,
             });
-            ring.write(tag, fd, WriteAt { offset, durable }, segments);
+            ring.write(tag, target, WriteAt { offset, durable }, segments);
         };
         let zero = |mode| Event::Zero {
             key,
@@ -396,7 +281,7 @@ impl Disks {
         match &active.work {
             Work::Read(buffer) => {
                 let into = (buffer.clone(), active.done as usize, left as usize);
-                ring.read(tag, fd, offset, into);
+                ring.read(tag, target, offset, into);
             }
             Work::Write { parts, durable } => {
                 write(*durable, &segments_after(parts, active.done as usize));
@@ -404,12 +289,12 @@ impl Disks {
             Work::Deallocate => {
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
                 recorder.note(|| zero(mode));
-                ring.fallocate(tag, fd, mode, (offset, left));
+                ring.fallocate(tag, target, mode, (offset, left));
             }
             Work::ZeroRange => {
                 let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
                 recorder.note(|| zero(mode));
-                ring.fallocate(tag, fd, mode, (offset, left));
+                ring.fallocate(tag, target, mode, (offset, left));
             }
             Work::WriteZeroes => {
                 let (mut segments, mut left) = (Segments::new(), left);
@@ -426,7 +311,7 @@ impl Disks {
             }
             Work::Flush => {
                 recorder.note(|| Event::Flush { key, file });
-                ring.data_sync(tag, fd);
+                ring.data_sync(tag, target);
             }
         }
     }

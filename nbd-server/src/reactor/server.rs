@@ -3,6 +3,8 @@
 //! A turn takes all completions first, then reads the time, hands everything in, closes the core's batch, and takes
 //! its outputs; what they start is submitted by the one system call that also waits for the next turn.
 
+mod yielding;
+
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -11,13 +13,12 @@ use std::time::Duration;
 
 use replicator::io::{AdminCommand, Input, LogLevel, LogLine, Output};
 use replicator::types::*;
-use replicator::view::{ConnectionState, DiskState, PeerView, Suspended};
 
 use super::acks::Acknowledgements;
 use super::admin::{Commands, refusal};
 use super::client::{Client, CloseReason};
 use super::disk::Disks;
-use super::engine::{self, Asked, Core, Engine, InWork, Progress, ReadBudget};
+use super::engine::{self, Asked, Core, Engine, Progress, ReadBudget};
 use super::holes::{Mapped, Mapper};
 use super::link::Link;
 use super::peer::{Peer, PeerError, QUEUE_MAX};
@@ -535,34 +536,6 @@ impl<C: Core> Server<C> {
         );
     }
 
-    /// Leaves the service to another node if clients have waited for this one's disks for too long. Nothing is lost by it:
-    /// the core demotes without the local disks, and takes up the log again when they answer.
-    fn watch_disks(&mut self) {
-        let now = self.engine.now;
-        self.disks.look(now);
-        let (watch, limit) = (self.disks.watch(), self.disk_timeout_nanos);
-        let is_late = |work: &InWork| watch.age(now, work.asked.since) >= limit;
-        if watch.silent_for_nanos() < limit || self.engine.asked.find(is_late).is_none() {
-            return;
-        }
-        let view = self.engine.core.view();
-        let could_serve = |peer: &&PeerView| {
-            peer.connection == ConnectionState::Connected && peer.disk_state == DiskState::UpToDate
-        };
-        let other = view.peers.iter().find(could_serve);
-        let (true, Suspended::No, Some(_)) = (view.serving, view.suspended, other) else {
-            return;
-        };
-        tracing::error!(
-            "clients have waited for this node's disks for {} ms, and another node could serve them: demoting; promote it",
-            self.disk_timeout_nanos / 1_000_000
-        );
-        let (answer, _nobody) = tokio::sync::oneshot::channel();
-        let id = self.commands.open(answer);
-        let command = AdminCommand::Demote;
-        self.engine.input(Input::Admin { id, command });
-    }
-
     fn take_messages(&mut self) {
         use std::sync::mpsc::TryRecvError;
         loop {
@@ -682,6 +655,10 @@ impl<C: Core> Server<C> {
             }
             DataCommand::Connect { peer } => AdminCommand::Connect { peer },
             DataCommand::Disconnect { peer } => AdminCommand::Disconnect { peer },
+            DataCommand::SuspendIo { timeout_ms } => AdminCommand::SuspendIo {
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
+            DataCommand::ResumeIo => AdminCommand::ResumeIo,
             DataCommand::Stop => {
                 self.drop_clients();
                 AdminCommand::Drain

@@ -4,7 +4,11 @@ use replicator::memory::{Memory, Purpose};
 use tempfile::TempDir;
 
 use super::*;
+use crate::reactor::file::BlockingReader;
 use crate::reactor::pool::PoolSizes;
+use replicator::recover::BlockRead;
+use std::fs::File;
+use std::path::Path;
 
 const FILE_BYTES: u64 = 8 << 20;
 const VOLUME: VolumeId = VolumeId(0);

@@ -5,7 +5,8 @@ use tempfile::TempDir;
 
 use super::super::Recorder;
 use super::*;
-use crate::reactor::disk::{DirectFile, Disks};
+use crate::reactor::disk::Disks;
+use crate::reactor::file::DirectFile;
 use crate::reactor::pool::{Pool, PoolBuffer, PoolSizes};
 use crate::reactor::ring::Ring;
 use crate::reactor::tag::Tag;
