@@ -4,7 +4,7 @@
 #
 #   integration/test.sh              everything but hosts
 #   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
-#                                    demo copy tools qemu fio filesystems postgres metrics soak kernel oldest hosts
+#                                    demo copy tools qemu reconnect fio filesystems postgres metrics soak kernel oldest hosts
 #   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
 #                                    hand, since it takes two minutes
 #   NO_INSTALL=1                     install nothing
@@ -24,7 +24,7 @@ passed=0 failed=0 skipped=0
 # Program or file, and the package that has it.
 packages=(
     nbdcopy:libnbd-bin nbdfuse:libnbd-bin fusermount3:fuse3 nbd-client:nbd-client fio:fio
-    qemu-img:qemu-utils qemu-storage-daemon:qemu-utils nbdsh:python3-libnbd stress-ng:stress-ng
+    qemu-img:qemu-utils qemu-storage-daemon:qemu-system-common nbdsh:python3-libnbd stress-ng:stress-ng
     mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs unshare:util-linux losetup:mount ip:iproute2 pgrep:procps insmod:kmod
     nbdkit:nbdkit nft:nftables linux.uml:user-mode-linux debugfs:e2fsprogs /usr/bin/python3:python3
     /usr/lib/python3/dist-packages/prometheus_client:python3-prometheus-client
@@ -151,7 +151,7 @@ prove_checkers() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy tools qemu fio filesystems postgres metrics soak kernel oldest hosts; do
+for name in tests demo copy tools qemu reconnect fio filesystems postgres metrics soak kernel oldest hosts; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
@@ -182,6 +182,7 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     part copy integration/real/copy.sh
     part tools integration/real/tools.sh
     part qemu integration/real/qemu.sh
+    part reconnect integration/real/reconnect.sh
     part fio integration/real/fio.sh
     part filesystems integration/real/filesystems.sh
     part postgres integration/real/postgres.sh

@@ -16,7 +16,7 @@ kinds=(ext4)
 if command -v mkfs.xfs xfs_repair > /dev/null && { grep -qw xfs /proc/filesystems || modprobe -q xfs; }; then kinds+=(xfs); fi
 volumes=()
 for kind in "${kinds[@]}"; do volumes+=("$kind=320MiB"); done
-cluster 512MiB "${volumes[@]}"
+cluster 256MiB "${volumes[@]}"
 
 # mounted KIND NODE: mounts the volume of that name, in $fs
 mounted() {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nbd_server::handle::DataCommand;
 use nbd_server::nbd::protocol::CommandFlags;
 use nbd_server::nbd::wire::request;
-use nbd_server::nbd::{Cookie, SIMPLE_REPLY_BYTES};
+use nbd_server::nbd::{Cookie, SIMPLE_REPLY_BYTES, Terms};
 use replicator::types::NodeId;
 use replicator::view::PeerView;
 use support::{Behaviour, Node};
@@ -68,7 +68,52 @@ fn requests_allocate_nothing() {
     };
     let node = Node::start(behaviour, || COUNTED.set(true));
     work_without_allocating(&node);
+    work_in_chunks_without_allocating(&node);
     node.stop();
+}
+
+/// The same for a client that has asked for structured replies, errors and maps of holes included.
+fn work_in_chunks_without_allocating(node: &Node) {
+    let terms = Terms {
+        structured: true,
+        allocation: true,
+    };
+    let mut socket = node.client_on(terms, Vec::new());
+    let mut payload = vec![7; 3 << 20];
+    payload[8192..16_384].fill(0);
+    let mut answer = vec![0; payload.len() + 64];
+    let mut round = |count: u64| {
+        for n in 0..count {
+            let length = [512, 4096, 16_384, 50_000, 1 << 20, 3 << 20][n as usize % 6];
+            // WRITE, READ, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS, and one that does not exist.
+            for command in [1, 0, 3, 4, 5, 6, 7, 9] {
+                let (flags, offset) = (CommandFlags::default(), n * 4096);
+                let header = request(command, flags, Cookie(n), offset, length as u32);
+                socket.write_all(&header).expect("a request");
+                if command == 1 {
+                    socket.write_all(&payload[..length]).expect("its data");
+                }
+                loop {
+                    socket.read_exact(&mut answer[..20]).expect("a chunk");
+                    let done = answer[5] == 1;
+                    let bytes = answer[16..20]
+                        .iter()
+                        .fold(0, |n, &b| n << 8 | usize::from(b));
+                    socket
+                        .read_exact(&mut answer[..bytes])
+                        .expect("its payload");
+                    if done {
+                        break;
+                    }
+                }
+            }
+        }
+    };
+    round(60);
+    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    round(120);
+    let during = ALLOCATIONS.load(Ordering::Relaxed) - before;
+    assert_eq!(during, 0, "allocations of 960 requests");
 }
 
 /// The whole way: the Primary's core, journal and applies, and both Secondaries' too.
@@ -83,6 +128,7 @@ fn replicated_requests_allocate_nothing() {
     let promote = DataCommand::Promote { timeout_ms: 20_000 };
     nodes[0].command(promote).expect("all nodes are there");
     work_without_allocating(&nodes[0]);
+    work_in_chunks_without_allocating(&nodes[0]);
     for node in nodes {
         node.stop();
     }

@@ -29,7 +29,7 @@ impl Served {
     }
 
     /// Whoever was treated badly, others are served, and all stores are equal in the end.
-    fn is_well(self) {
+    fn ends_well(self) {
         let answer = self.open(false).call(READ, 0, (0, 1));
         assert_eq!(answer.error, 0);
         let mut scene = self.scene;
@@ -115,7 +115,7 @@ fn options_are_answered_in_any_order_and_the_stream_stays_in_step() {
     assert_eq!(raw.call(STATUS, 0, (0, 512)).error, INVAL);
     assert_eq!(raw.call(READ, DF, (0, 512)).data, [0; 512]);
     drop(raw);
-    served.is_well();
+    served.ends_well();
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn handshakes_that_can_not_go_on_end() {
     for option in [LIST, GO, SET_META, 99] {
         for len in [65_537_u32, 0x7fff_ffff, u32::MAX] {
             let mut raw = Raw::new(&served.socket);
-            let head = [&option.to_be_bytes()[..], &len.to_be_bytes()].concat();
+            let head = [big(u64::from(option), 4), big(u64::from(len), 4)].concat();
             raw.send(&[&b"IHAVEOPT"[..], &head].concat());
             raw.ends();
         }
@@ -152,7 +152,7 @@ fn handshakes_that_can_not_go_on_end() {
     for end in 0..whole.len() {
         Raw::greeted(&served.socket).send(&whole[..end]);
     }
-    served.is_well();
+    served.ends_well();
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn export_name_opens_or_closes() {
     assert_eq!(raw.take(10)[8..], [0x0d, 0xed]);
     assert_eq!(raw.call(STATUS, 0, (0, 512)).extents, [(512, 3)]);
     drop(raw);
-    served.is_well();
+    served.ends_well();
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn a_secondary_tells_what_there_is_and_opens_nothing() {
     }
     raw.send_option(EXPORT_NAME, b"db");
     raw.ends();
-    served.is_well();
+    served.ends_well();
 }
 
 #[test]
@@ -305,7 +305,7 @@ fn every_command_has_its_flags_its_range_and_its_errors() {
         }
         assert_eq!(call(READ, 0, (0, 16 * MIB32)).error, 0);
     }
-    served.is_well();
+    served.ends_well();
 }
 
 #[test]
@@ -332,7 +332,7 @@ fn streams_that_make_no_sense_any_more_end_and_disturb_nobody() {
             [0; 100_000]
         );
     }
-    served.is_well();
+    served.ends_well();
 }
 
 #[test]
@@ -383,7 +383,7 @@ fn a_goodbye_right_behind_requests_does_not_cost_their_replies() {
             assert_eq!(data.data, [round as u8 + 1; 70_000]);
         }
     }
-    served.is_well();
+    served.ends_well();
 }
 
 #[test]
@@ -416,7 +416,7 @@ fn replies_find_their_requests_in_any_order_and_with_one_cookie() {
             assert_eq!(raw.reply(|_| (0, 0)), (5, Answer::default()));
         }
     }
-    served.is_well();
+    served.ends_well();
 }
 
 /// A small generator, so that a failure can be run again.
@@ -493,5 +493,5 @@ fn a_map_never_calls_a_hole_what_was_written() {
     let answer = mapper.call(READ, 0, (0, DB_BYTES as u32));
     assert!(answer.data == model);
     drop((writer, mapper));
-    served.is_well();
+    served.ends_well();
 }

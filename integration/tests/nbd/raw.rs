@@ -55,23 +55,31 @@ pub(crate) struct Raw(pub(crate) UnixStream);
 
 /// A string behind its length.
 pub(crate) fn string(text: &[u8]) -> Vec<u8> {
-    [&(text.len() as u32).to_be_bytes()[..], text].concat()
+    [&big(text.len() as u64, 4), text].concat()
 }
 
 /// The data of INFO and GO.
 pub(crate) fn query(name: &[u8], infos: &[u16]) -> Vec<u8> {
     let mut data = string(name);
-    data.extend((infos.len() as u16).to_be_bytes());
-    data.extend(infos.iter().flat_map(|info| info.to_be_bytes()));
+    data.extend(big(infos.len() as u64, 2));
+    data.extend(infos.iter().flat_map(|&info| big(u64::from(info), 2)));
     data
 }
 
 /// The data of LIST_META_CONTEXT and SET_META_CONTEXT.
 pub(crate) fn contexts(name: &[u8], queries: &[&[u8]]) -> Vec<u8> {
     let mut data = string(name);
-    data.extend((queries.len() as u32).to_be_bytes());
+    data.extend(big(queries.len() as u64, 4));
     data.extend(queries.iter().flat_map(|query| string(query)));
     data
+}
+
+/// A number in so many bytes, the highest first.
+pub(crate) fn big(number: u64, bytes: usize) -> Vec<u8> {
+    (0..bytes)
+        .rev()
+        .map(|at| (number >> (8 * at)) as u8)
+        .collect()
 }
 
 pub(crate) fn number(bytes: &[u8]) -> u64 {
@@ -103,7 +111,7 @@ impl Raw {
     /// One that has sent these client flags.
     pub(crate) fn with_flags(socket: &Path, flags: u32) -> Self {
         let mut raw = Self::greeted(socket);
-        raw.send(&flags.to_be_bytes());
+        raw.send(&big(u64::from(flags), 4));
         raw
     }
 
@@ -149,8 +157,8 @@ impl Raw {
     }
 
     pub(crate) fn send_option(&mut self, option: u32, data: &[u8]) {
-        self.send(&OPTION_MAGIC.to_be_bytes());
-        self.send(&[&option.to_be_bytes()[..], &string(data)].concat());
+        self.send(&big(OPTION_MAGIC, 8));
+        self.send(&[big(u64::from(option), 4), string(data)].concat());
     }
 
     /// The next reply to an option, and its data.

@@ -75,3 +75,6 @@ impl<'a> Query<'a> {
         Ok(query)
     }
 }
+
+#[cfg(test)]
+mod tests;
