@@ -84,11 +84,11 @@ heal_links() { nft flush set bridge links cut || die "nft"; }
 declare -A kit=()
 disk() { # FILE
     mv "$1" "$1.backing" && : > "$1" || die "no $1"
-    nbdkit -f --filter=error -U "$1.sock" file "file=$1.backing" cache=none \
+    nbdkit -f --filter=error -U "$1.sock" -P "$1.listening" file "file=$1.backing" cache=none \
         error-pwrite=EIO error-pwrite-rate=100% "error-pwrite-file=$1.fail" \
         error-zero=EIO error-zero-rate=100% "error-zero-file=$1.fail" >> "$T/nbdkit.log" 2>&1 < /dev/null &
     kit[$1]=$!
-    wait_for 30 "nbdkit for $1" test -S "$1.sock"
+    wait_for 30 "nbdkit for $1" test -s "$1.listening"
     nbdfuse -P "$1.pid" "$1" "nbd+unix:///?socket=$1.sock" >> "$T/nbdfuse.log" 2>&1 < /dev/null &
     at_end "fusermount3 -u -z '$1'"
     at_end "kill -KILL ${kit[$1]}"

@@ -68,12 +68,15 @@ impl Disk {
             PathBuf::from(name)
         };
         let (backing, socket) = (beside(".backing"), beside(".sock"));
+        let (listening, mounted) = (beside(".listening"), beside(".mounted"));
         std::fs::rename(path, &backing).expect("the file is there");
         File::create(path).expect("the mount point");
         let mut command = Command::new("nbdkit");
         command
             .args(["-f", "--filter=delay", "--filter=error", "-U"])
             .arg(&socket)
+            .arg("-P")
+            .arg(&listening)
             .args(["file", "cache=none"])
             .arg(format!("file={}", backing.display()))
             .arg(format!("delay-write={}ms", delay.as_millis()));
@@ -86,18 +89,15 @@ impl Disk {
             }
         }
         let mut nbdkit = start(&mut command);
-        until("nbdkit listening", &mut nbdkit, || socket.exists());
-        let pid_file = beside(".mounted");
+        until("nbdkit listening", &mut nbdkit, || has_pid(&listening));
         let mut nbdfuse = start(
             Command::new("nbdfuse")
                 .arg("-P")
-                .arg(&pid_file)
+                .arg(&mounted)
                 .arg(path)
                 .arg(format!("nbd+unix:///?socket={}", socket.display())),
         );
-        until("nbdfuse serving", &mut nbdfuse, || {
-            std::fs::metadata(&pid_file).is_ok_and(|pid| pid.len() > 0)
-        });
+        until("nbdfuse serving", &mut nbdfuse, || has_pid(&mounted));
         Self {
             path: path.to_owned(),
             nbdkit,
@@ -162,6 +162,11 @@ impl Drop for Disk {
         let _ = self.nbdfuse.kill();
         let _ = self.nbdfuse.wait();
     }
+}
+
+/// Whether a program has written its process id, which it does when it is ready.
+fn has_pid(file: &Path) -> bool {
+    std::fs::metadata(file).is_ok_and(|pid| pid.len() > 0)
 }
 
 /// The file whose presence makes requests fail.
