@@ -1,10 +1,10 @@
 #!/bin/bash
-# Everything that is checked before a change goes in: format, lints, all tests, the demo, and PostgreSQL, fio,
-# nbdcopy and the kernel's NBD client on a real cluster.
+# Everything that is checked before a change goes in: format, lints, all tests, the demo, and PostgreSQL, fio, libnbd's and
+# QEMU's tools, file systems and the kernel's NBD client on a real cluster.
 #
 #   integration/test.sh              everything but hosts
 #   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
-#                                    demo copy fio postgres soak kernel hosts
+#                                    demo copy tools qemu fio filesystems postgres soak kernel hosts
 #   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
 #                                    hand, since it shuts a whole guest down
 #   NO_INSTALL=1                     install nothing
@@ -24,8 +24,9 @@ passed=0 failed=0 skipped=0
 # Program, and the package that has it.
 packages=(
     nbdcopy:libnbd-bin nbdfuse:libnbd-bin fusermount3:fuse3 nbd-client:nbd-client fio:fio
-    qemu-img:qemu-utils mkfs.ext4:e2fsprogs losetup:mount ip:iproute2 pgrep:procps insmod:kmod
-    nbdkit:nbdkit nft:nftables unshare:util-linux
+    qemu-img:qemu-utils qemu-storage-daemon:qemu-utils nbdsh:python3-libnbd stress-ng:stress-ng
+    mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs unshare:util-linux losetup:mount ip:iproute2 pgrep:procps insmod:kmod
+    nbdkit:nbdkit nft:nftables
     linux.uml:user-mode-linux /usr/bin/python3:python3 /usr/lib/postgresql/15/bin/postgres:postgresql-15
 )
 
@@ -149,7 +150,7 @@ prove_checkers() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy fio postgres soak kernel hosts; do
+for name in tests demo copy tools qemu fio filesystems postgres soak kernel hosts; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
@@ -176,7 +177,10 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     part planted prove_checkers
     part demo cargo demo -- --json
     part copy integration/real/copy.sh
+    part tools integration/real/tools.sh
+    part qemu integration/real/qemu.sh
     part fio integration/real/fio.sh
+    part filesystems integration/real/filesystems.sh
     part postgres integration/real/postgres.sh
     part soak integration/soak.sh --seconds 30 --seed 1
     part kernel integration/real/kernel.sh

@@ -64,6 +64,13 @@ pub enum DataCommand {
         /// Which.
         peer: NodeId,
     },
+    /// Hold writes and bring the stores up to date, trying for `timeout_ms`.
+    SuspendIo {
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+    },
+    /// Let writes go on.
+    ResumeIo,
     /// Demote, apply, make durable, and end the data thread.
     Stop,
 }

@@ -31,7 +31,9 @@ pub enum LockError {
         data_dir: PathBuf,
     },
     /// The lock file can not be opened or locked.
-    #[error("can not lock {}: {source}; make it writable for this user", path.display())]
+    #[error(
+        "can not lock {}: {source}; data_dir has to be a directory that this user may write to, with room in it", path.display()
+    )]
     Io {
         /// The lock file.
         path: PathBuf,

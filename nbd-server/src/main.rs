@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use clap::Parser;
 use nbd_server::config::{Ack, Config, Node, NodeRole, OnNoQuorum};
-use nbd_server::control::{self, Listeners};
+use nbd_server::control::{self, FILES_MIN, Listeners};
 use nbd_server::handle::{ControlHandle, DataHandle, Snapshot};
 use nbd_server::lock::DataDirLock;
 use nbd_server::meters::Meters;
@@ -19,7 +19,7 @@ use nbd_server::reactor::{self, Ground, ReactorParams, flusher};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use replicator::meta::config::Name;
-use replicator::meta::superblock::VolumeRecord;
+use replicator::meta::superblock::{META_BYTES, VolumeRecord};
 use replicator::recover::recover;
 use replicator::types::NodeId;
 use replicator::{AckPolicy, Replica, ReplicaConfig};
@@ -110,7 +110,8 @@ fn run(args: &Args) -> Result<(), Failure> {
         )));
     }
     let _lock = DataDirLock::take(&node.data_dir).map_err(Failure::failed)?;
-    raise_limits();
+    lengthen(&node.meta_path()).map_err(Failure::failed)?;
+    raise_limits()?;
     let listeners = Listeners::bind(node).map_err(Failure::failed)?;
 
     let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
@@ -168,6 +169,28 @@ fn run(args: &Args) -> Result<(), Failure> {
         Ok(result) => result.map_err(Failure::failed),
         Err(_) => Err(Failure::failed("the data thread panicked")),
     }
+}
+
+/// A metadata file that was cut short gets its length back: of four copies of the superblock two are enough, and the others
+/// are written anew.
+fn lengthen(meta: &Path) -> Result<(), String> {
+    let short = |error: std::io::Error| {
+        format!(
+            "{}: the metadata file is cut short and can not be lengthened: {error}",
+            meta.display()
+        )
+    };
+    let bytes = std::fs::metadata(meta).map_err(short)?.len();
+    if bytes < META_BYTES {
+        tracing::warn!(
+            "{} has {bytes} bytes and had {META_BYTES}: it was cut short; what is missing is written anew if enough is left",
+            meta.display()
+        );
+        let file = std::fs::OpenOptions::new().write(true).open(meta);
+        file.and_then(|file| file.set_len(META_BYTES).and_then(|()| file.sync_all()))
+            .map_err(short)?;
+    }
+    Ok(())
 }
 
 fn describe(node: &Node) -> [PathBuf; 2] {
@@ -247,7 +270,7 @@ fn replica_config(config: &Config, me: usize) -> Result<ReplicaConfig, Failure> 
 }
 
 /// Takes what the hard limits allow of locked memory and open files.
-fn raise_limits() {
+fn raise_limits() -> Result<(), Failure> {
     for resource in [Resource::RLIMIT_MEMLOCK, Resource::RLIMIT_NOFILE] {
         if let Ok((soft, hard)) = getrlimit(resource)
             && soft < hard
@@ -255,5 +278,11 @@ fn raise_limits() {
         {
             tracing::info!("{resource:?} stays at {soft}: {error}");
         }
+    }
+    match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok((files, _)) if files < FILES_MIN => Err(Failure::failed(format!(
+            "RLIMIT_NOFILE is {files}: {FILES_MIN} open files are needed at least; set LimitNOFILE=65536 in the unit, or ulimit -n"
+        ))),
+        _ => Ok(()),
     }
 }

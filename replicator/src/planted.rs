@@ -103,8 +103,8 @@ bugs! {
         SkipFetch,
         /// A forced promotion takes an epoch and goes on alone, in the history that the others are in (D2).
         ForkKeepsHistory,
-        /// A node that begins a history of its own talks to the others as before, until it serves (S2, D2).
-        ForkToldEarly,
+        /// A node that goes on alone serves before its superblock says so (D2).
+        ForkServesEarly,
         /// A witness confirms a config that it has received (N2).
         ConfigAckOnReceipt,
         /// A witness is told the config as soon as the Primary has the record (M4).

@@ -11,7 +11,7 @@ use nbd_server::config::{Config, DEFAULT_FILE, Node};
 
 use crate::demo::DemoArgs;
 use crate::output::{Reader, print};
-use crate::{Failure, create, demo, status};
+use crate::{Failure, check, create, demo, dump, status};
 
 /// Operates a node of a replicated disk.
 #[derive(Debug, Parser)]
@@ -40,6 +40,11 @@ Exit codes:
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Looks at config, directories, O_DIRECT, io_uring, limits and peers: what is fine, what is not, what to do
+    ///
+    /// Before anything is formatted; later too, also while repld runs. Changes nothing. Warnings are no failure. Limits are
+    /// those of the shell that it runs in, not those of a systemd unit.
+    Check,
     /// Formats this node's journal, metadata and stores, which all read as zeroes afterwards
     ///
     /// Refuses to touch an existing one, or a device that is not blank, unless --wipe is given. Makes the directories.
@@ -66,6 +71,20 @@ enum Verb {
         #[arg(long)]
         force: bool,
     },
+    /// Holds writes and brings the stores up to date, so that they can be copied; reads go on
+    ///
+    /// Answers when this node's stores, and those of every peer that keeps up, are the raw images of what was acknowledged;
+    /// they stay so until resume-io. Only the Primary can. Where writes stand still for a snapshot, keep it short.
+    SuspendIo {
+        /// How long to try; then writes go on
+        #[arg(long, value_name = "SECS", default_value_t = 10,
+              value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        timeout: u64,
+    },
+    /// Lets writes go on after suspend-io
+    ///
+    /// Fails if they were not held all the time, since this node ceased to be Primary: what was copied is no snapshot then.
+    ResumeIo,
     /// Restores replication with a peer
     Connect {
         /// The peer's name
@@ -79,6 +98,21 @@ enum Verb {
     /// Shows the present state, then every change, a line each
     Events {
         /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shows what is on this node's disks, without repld, for the day when it does not start
+    ///
+    /// Reads only. Each batch of the journal is a line: the byte where it begins, its records as EPOCH.FIRST..LAST, and what
+    /// they do to which bytes of which volume. Damage is named with file and byte; then the exit code is 1.
+    Dump {
+        /// Only the journal
+        #[arg(long, conflicts_with = "meta")]
+        journal: bool,
+        /// Only the metadata
+        #[arg(long)]
+        meta: bool,
+        /// As JSON, an object a line
         #[arg(long)]
         json: bool,
     },
@@ -162,6 +196,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     };
     let (_, node) = config.node(&name)?;
     match cli.verb {
+        Verb::Check => return check::check(&config, node),
         Verb::Create { wipe } => create::create(&config, node, wipe)?,
         Verb::Status { json, watch } => return show_status(node, json, watch),
         Verb::Promote(PromoteArgs { timeout, force }) => {
@@ -177,6 +212,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
             );
         }
         Verb::Demote { force } => return send(node, &Request::Demote { force }),
+        Verb::SuspendIo { timeout } => {
+            let timeout_ms = timeout * 1000;
+            return send(node, &Request::SuspendIo { timeout_ms });
+        }
+        Verb::ResumeIo => return send(node, &Request::ResumeIo),
         Verb::Connect { peer } => {
             let peer = known_peer(&config, node, peer)?;
             return send(node, &Request::Connect { peer });
@@ -184,6 +224,18 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Disconnect { peer } => {
             let peer = known_peer(&config, node, peer)?;
             return send(node, &Request::Disconnect { peer });
+        }
+        Verb::Dump {
+            journal,
+            meta,
+            json,
+        } => {
+            let wanted = dump::Wanted {
+                meta: !journal,
+                journal: !meta,
+                json,
+            };
+            return dump::dump(node, wanted);
         }
         Verb::Events { json } => return show_events(node, json),
         Verb::Demo(_) => {}

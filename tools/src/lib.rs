@@ -1,8 +1,10 @@
 //! What `replctl` is made of.
 
+mod check;
 pub mod cli;
 pub mod create;
 pub mod demo;
+mod dump;
 mod failure;
 mod output;
 mod status;

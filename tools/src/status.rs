@@ -206,7 +206,7 @@ fn unknown<T: ToString>(value: Option<T>) -> String {
 }
 
 /// Bytes as people read them; one decimal at most.
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     let mut tenths = u128::from(count) * 10;
     let mut unit = "B";
     for next in ["KiB", "MiB", "GiB", "TiB", "PiB"] {

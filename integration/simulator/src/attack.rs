@@ -82,7 +82,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         command(c, rng, AdminCommand::Demote)
     }),
     attack("promote everywhere", 25, 30, promote_everywhere),
-    attack("force", 14, 20, force),
+    attack("force", 16, 15, force),
     attack("disconnect", 30, 25, disconnect),
     attack("connect", 100, 14, connect),
     attack("suspend-io", 30, 20, suspend),

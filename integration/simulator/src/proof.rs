@@ -52,9 +52,11 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::LeakedRead
         | Bug::WindowIgnored
         | Bug::LaterEpochTaken
-        | Bug::NumbersUnchecked => 200,
+        | Bug::NumbersUnchecked
+        | Bug::ForkServesEarly => 200,
         // These need a rare fault, or two at a time.
-        Bug::CutAcknowledged
+        Bug::ForkKeepsHistory
+        | Bug::CutAcknowledged
         | Bug::AppliedBeforeKnown
         | Bug::RecycledTooEarly
         | Bug::BlankGrantCounts
@@ -65,7 +67,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::CapacityForgetsMemory
         | Bug::AckUnchecked
         | Bug::WindowFromJournal => 400,
-        Bug::RecordsUnchecked | Bug::ForgottenPromise | Bug::ForkToldEarly => 1200,
+        Bug::RecordsUnchecked | Bug::ForgottenPromise => 1200,
     }
 }
 

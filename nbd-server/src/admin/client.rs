@@ -132,7 +132,7 @@ impl Client {
     pub fn call(&mut self, request: &Request) -> Result<Response, ClientError> {
         self.send(request)?;
         let timeout = match request {
-            Request::Promote { timeout_ms, .. } => {
+            Request::Promote { timeout_ms, .. } | Request::SuspendIo { timeout_ms } => {
                 ANSWER_TIMEOUT.saturating_add(Duration::from_millis(*timeout_ms))
             }
             // A demote first commits and applies what is pending.

@@ -26,6 +26,9 @@ pub const LINE_BYTES_MAX: usize = 64 << 10;
 /// How long `promote` tries where nothing is said.
 pub const PROMOTE_TIMEOUT_MS_DEFAULT: u64 = 30_000;
 
+/// How long `suspend-io` tries where nothing is said.
+pub const SUSPEND_TIMEOUT_MS_DEFAULT: u64 = 10_000;
+
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
@@ -50,6 +53,13 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// Holds writes; answers when the stores are the image, and stay so.
+    SuspendIo {
+        /// How long to try, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Lets writes go on.
+    ResumeIo,
     /// Restores replication with a peer.
     Connect {
         /// Its name.

@@ -84,6 +84,8 @@ pub struct PeerStatus {
     pub disk_state: DiskState,
     /// How far its journal is known to be durable.
     pub durable_seq: Option<u64>,
+    /// How far its stores are known to have all; known to a Primary.
+    pub applied_seq: Option<u64>,
     /// Journal bytes that it lacks.
     pub behind_bytes: Option<u64>,
     /// How much of what it lacked when it fell behind it has now.

@@ -37,6 +37,7 @@ fn example() -> Status {
             replication: Replication::Established,
             disk_state: DiskState::UpToDate,
             durable_seq: Some(9123),
+            applied_seq: Some(8800),
             behind_bytes: Some(0),
             sync_percent: Some(100.0),
             connection_reason: None,
@@ -97,6 +98,11 @@ fn requests_are_what_they_were() {
             Request::Demote { force: true },
             json!({"verb": "demote", "force": true}),
         ),
+        (
+            Request::SuspendIo { timeout_ms: 10_000 },
+            json!({"verb": "suspend-io", "timeout_ms": 10_000}),
+        ),
+        (Request::ResumeIo, json!({"verb": "resume-io"})),
         (
             Request::Connect { peer: "b".into() },
             json!({"verb": "connect", "peer": "b"}),

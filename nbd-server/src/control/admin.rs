@@ -9,7 +9,7 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::geteuid;
 use replicator::meta::config::majority;
 use replicator::types::NodeId;
-use replicator::view::ConnectionState;
+use replicator::view::{ConnectionState, PeerView, Role};
 use tokio::sync::oneshot;
 
 use super::Shared;
@@ -186,6 +186,17 @@ impl Shared {
                     .await?;
                 done(None)
             }
+            Request::SuspendIo { timeout_ms } => {
+                let timeout_ms = timeout_ms.min(86_400_000);
+                let timeout = COMMAND_TIMEOUT + Duration::from_millis(timeout_ms);
+                self.command(DataCommand::SuspendIo { timeout_ms }, timeout)
+                    .await?;
+                done(self.elsewhere_notice())
+            }
+            Request::ResumeIo => {
+                self.command(DataCommand::ResumeIo, COMMAND_TIMEOUT).await?;
+                done(None)
+            }
             Request::Connect { peer } => {
                 let peer = self.peer(&peer)?;
                 self.command(DataCommand::Connect { peer }, COMMAND_TIMEOUT)
@@ -248,6 +259,24 @@ impl Shared {
                 );
                 AdminError::new(ExitCode::Usage, text)
             })
+    }
+
+    /// Whose stores are not the image that this node's are, while it holds writes.
+    fn elsewhere_notice(&self) -> Option<String> {
+        let view = self.data.snapshot().view;
+        let lacks = |peer: &&PeerView| {
+            peer.role != Role::Witness && peer.applied.is_none_or(|seq| seq < view.committed)
+        };
+        let names = view.peers.iter().filter(lacks);
+        let names: Vec<_> = names
+            .map(|peer| self.config.nodes[usize::from(peer.node.0)].name.as_str())
+            .collect();
+        (!names.is_empty()).then(|| {
+            format!(
+                "writes are held; the stores of {} are at an older point in time: copy those of the other nodes",
+                names.join(" and ")
+            )
+        })
     }
 
     /// What to say when it costs the quorum to lose this peer.

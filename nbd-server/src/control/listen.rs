@@ -35,7 +35,9 @@ pub enum ListenError {
     #[error("{} exists and is no socket; remove it, or correct the config", .0.display())]
     NoSocket(PathBuf),
     /// Anything else about a Unix socket.
-    #[error("can not listen on {}: {source}", path.display())]
+    #[error(
+        "can not listen on {}: {source}; run_dir has to be a directory that this user may write to, with room in it", path.display()
+    )]
     Unix {
         /// Its path.
         path: PathBuf,

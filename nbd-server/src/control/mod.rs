@@ -43,6 +43,9 @@ use listen::Slots;
 use peers::Link;
 use status::StatusBuilder;
 
+/// Open files without which a daemon does not start: disks, rings, and a few connections of each kind.
+pub const FILES_MIN: u64 = 256;
+
 /// The most NBD connections, negotiating or in transmission.
 pub const NBD_CONNECTIONS_MAX: u32 = 1024;
 /// The most NBD connections that have not chosen an export yet.

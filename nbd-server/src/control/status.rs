@@ -151,6 +151,7 @@ impl StatusBuilder {
             },
             disk_state: disk_state(peer.disk_state),
             durable_seq: peer.durable.map(|seq| seq.0),
+            applied_seq: peer.applied.map(|seq| seq.0),
             behind_bytes: peer.behind_bytes,
             sync_percent: peer.behind_bytes.map(|behind| percent(behind, *most)),
             connection_reason: reason,

@@ -3,13 +3,13 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::{self, SFlag, fstat};
 use replicator::io::DiskError;
 use replicator::memory::Buffer;
 use replicator::recover::BlockRead;
@@ -26,12 +26,22 @@ const BOUNCE_BLOCKS: u32 = 256;
 pub enum OpenError {
     /// The filesystem has no O_DIRECT.
     #[error(
-        "{path}: the filesystem has no O_DIRECT (tmpfs and some network and overlay filesystems do not): put it on ext4, \
-         XFS, btrfs or a block device"
+        "{path}: the filesystem has no O_DIRECT (ramfs, tmpfs before Linux 6.6 and some network and FUSE \
+         filesystems do not): put it on ext4, XFS, btrfs or a block device"
     )]
     NoDirect {
         /// Which file.
         path: PathBuf,
+    },
+    /// A device whose smallest write is larger than what is written.
+    #[error(
+        "{path}: has sectors of {bytes} bytes, the largest that work are {BLOCK_BYTES}; use another device"
+    )]
+    Sectors {
+        /// Which device.
+        path: PathBuf,
+        /// Bytes of a logical sector.
+        bytes: u64,
     },
     /// It can not be opened or read.
     #[error("{path}: {error}")]
@@ -75,6 +85,14 @@ impl DirectFile {
                 _ => other(error),
             })?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(other)?;
+        if let Some(sector_bytes) = sector_bytes(&file)
+            && sector_bytes > BLOCK_BYTES as u64
+        {
+            return Err(OpenError::Sectors {
+                path: path.to_owned(),
+                bytes: sector_bytes,
+            });
+        }
         let may_block = may_block(&file).map_err(|errno| other(errno.into()))?;
         Ok(Self {
             fd: Rc::new(file.into()),
@@ -101,6 +119,22 @@ impl DirectFile {
             .checked_add(length)
             .is_some_and(|end| end <= self.bytes)
     }
+}
+
+/// Bytes of a logical sector of a block device, as the kernel shows it; `None` of a file.
+fn sector_bytes(file: &File) -> Option<u64> {
+    let metadata = file.metadata().ok()?;
+    if !metadata.file_type().is_block_device() {
+        return None;
+    }
+    let (major, minor) = (stat::major(metadata.rdev()), stat::minor(metadata.rdev()));
+    let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+    // A partition has the queue of its disk.
+    let queues = ["queue", "../queue"].map(|queue| device.join(queue).join("logical_block_size"));
+    let text = queues
+        .iter()
+        .find_map(|path| std::fs::read_to_string(path).ok())?;
+    text.trim().parse().ok()
 }
 
 /// Whether to hand in an operation may take as long as the operation itself. The file systems of disks, and block devices,

@@ -119,7 +119,11 @@ pub enum ReactorError {
     #[error(transparent)]
     Ring(#[from] RingError),
     /// No memory.
-    #[error("{bytes} bytes of memory for the data path: {error}")]
+    #[error(
+        "no {} MiB of memory for the data path: {error}; make [policy] memory smaller, or raise the limit on memory \
+         (ulimit -v, MemoryMax)",
+        bytes >> 20
+    )]
     Memory {
         /// How many were asked for.
         bytes: u64,
@@ -158,6 +162,13 @@ pub fn prepare<C: Core>(
     make_core: impl FnOnce(Ground<'_>) -> Result<C, String>,
 ) -> Result<Server<C>, ReactorError> {
     let ring = Ring::new(OPERATIONS_MAX)?;
+    if ring.defers_work() {
+        tracing::info!("io_uring works for one thread, when that waits");
+    } else {
+        tracing::info!(
+            "io_uring works without SINGLE_ISSUER and DEFER_TASKRUN, which this kernel lacks"
+        );
+    }
     let journal = DirectFile::open(&params.journal)?;
     let meta = DirectFile::open(&params.meta)?;
     let mut stores = Vec::with_capacity(params.stores.len());
@@ -174,7 +185,7 @@ pub fn prepare<C: Core>(
     }
     let memory_bytes = params.memory_bytes.max(MEMORY_BYTES_MIN);
     let no_memory = |error| ReactorError::Memory {
-        bytes: memory_bytes,
+        bytes: data_path_bytes(memory_bytes),
         error,
     };
     let pool = Pool::new(&sizes(memory_bytes)).map_err(no_memory)?;
@@ -234,6 +245,19 @@ pub fn spawn<C: Core + 'static>(
             "the data thread ended before it began".to_owned(),
         )),
     }
+}
+
+/// All memory that the data path sets aside where `memory_bytes` are configured, in bytes.
+pub fn data_path_bytes(memory_bytes: u64) -> u64 {
+    let sizes = sizes(memory_bytes.max(MEMORY_BYTES_MIN));
+    let parts = [
+        sizes.client_blocks,
+        sizes.core_blocks,
+        sizes.apply_blocks,
+        sizes.peer_blocks,
+        sizes.connection_blocks,
+    ];
+    parts.into_iter().map(u64::from).sum::<u64>() * BLOCK_BYTES_U64
 }
 
 /// How the memory is shared out: of sixteen parts five are for clients, as many for batches of peers, four for the core and two

@@ -655,6 +655,10 @@ impl<C: Core> Server<C> {
             }
             DataCommand::Connect { peer } => AdminCommand::Connect { peer },
             DataCommand::Disconnect { peer } => AdminCommand::Disconnect { peer },
+            DataCommand::SuspendIo { timeout_ms } => AdminCommand::SuspendIo {
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
+            DataCommand::ResumeIo => AdminCommand::ResumeIo,
             DataCommand::Stop => {
                 self.drop_clients();
                 AdminCommand::Drain

@@ -17,6 +17,7 @@ use nbd_server::config::{Config, ConfigError, Node, size};
 use nbd_server::lock::{DataDirLock, LockError};
 
 use place::Place;
+pub(crate) use place::is_blank;
 
 /// Why a node was not created.
 #[derive(Debug, thiserror::Error)]

@@ -236,7 +236,7 @@ fn write_zeroes(mut file: &File, bytes: u64) -> io::Result<()> {
 }
 
 /// Whether both ends of a device are zero.
-fn is_blank(file: &mut File, bytes: u64) -> io::Result<bool> {
+pub(crate) fn is_blank(file: &mut File, bytes: u64) -> io::Result<bool> {
     for start in [0, bytes.saturating_sub(ENDS_BYTES)] {
         file.seek(SeekFrom::Start(start))?;
         let mut end = Vec::new();

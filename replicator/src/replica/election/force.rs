@@ -16,7 +16,7 @@ impl<M: Memory> Replica<M> {
             .candidacy
             .as_ref()
             .is_some_and(|c| matches!(c.phase, Phase::Forking));
-        (waits || !self.metadata.is_durable(self.silent_until)) && !planted!(ForkToldEarly)
+        waits || !self.metadata.is_durable(self.silent_until)
     }
 
     /// An operator says that the others are stopped, and that this node is to go on alone.
@@ -44,7 +44,7 @@ impl<M: Memory> Replica<M> {
             self.step_down();
         }
         for index in 0..self.peers.len() {
-            if let Some(conn) = self.peers[index].conn.filter(|_| !planted!(ForkToldEarly)) {
+            if let Some(conn) = self.peers[index].conn {
                 self.give_up(conn, DropReason::Forked, false);
             }
         }
