@@ -367,6 +367,38 @@ moved_by_hand() {
     check
     begin_load
 }
+disk_stutters() { # of any node, on any file; shorter than anybody gives up for
+    pick "${names[@]}"
+    local n=$picked i
+    pick journal db.img meta
+    for i in 1 2 3 4 5; do
+        hang "$T/$n/data/$picked"
+        sleep 0.8
+        wake "$T/$n/data/$picked"
+        sleep 0.2
+    done
+    goes_on "a disk stutters"
+}
+is_suspended() { [ "$(field "$1" 's["suspended"]')" = quorum ]; }
+majority_killed() {
+    kill9 "$victim"
+    kill9 "$heir"
+    wait_for 60 "$primary suspends" is_suspended "$primary"
+    a_while 3
+    start "$victim"
+    start "$heir"
+    goes_on "the majority is back"
+}
+two_killed() {
+    local old=$primary
+    kill9 "$victim"
+    a_while 3
+    kill9 "$old"
+    start "$victim"
+    take_over "$heir"
+    goes_on "after the failover"
+    start "$old"
+}
 all_killed() {
     local n
     for n in "${names[@]}"; do kill -KILL "${node_pid[$n]}"; done
@@ -378,7 +410,7 @@ all_killed() {
 all_faults=(
     secondary_killed secondary_frozen secondary_isolated link_cut link_half_cut secondary_disk_hangs secondary_disk_fails
     primary_journal_hangs primary_killed primary_killed primary_frozen primary_isolated primary_disk_fails primary_store_hangs
-    moved_by_hand all_killed
+    moved_by_hand all_killed two_killed majority_killed disk_stutters
 )
 if [ -n "$only" ]; then read -r -a all_faults <<< "$only"; fi
 
