@@ -259,6 +259,38 @@ pub(crate) fn a_store_that_hangs_on_the_primary_moves_the_service() {
     scene.stop_and_compare(1);
 }
 
+pub(crate) fn a_journal_that_hangs_for_longer_than_memory_reaches_moves_the_service() {
+    let spec = Spec {
+        disk_timeout_ms: Some(2000),
+        ..roomy()
+    };
+    let (mut scene, mut disks) = serving(spec, &[(0, File::Journal)], Duration::ZERO);
+    let disk = disks.pop().expect("one was wanted");
+    let pages = Job::Commit { page: 128 << 10 };
+    let stream = Stream::new(
+        1,
+        &scene.volumes[0],
+        0..16 * MIB,
+        pages,
+        Pace::unbounded(16),
+    );
+    let load = scene.work(0, vec![stream]);
+    scene.await_writes(&load, 20);
+    disk.hang();
+    let streams = dropped(load);
+    assert!(scene.cluster.log(0).contains("demoting"));
+    scene.promote(1);
+    scene.verify(1);
+    let load = scene.work(1, streams);
+    scene.await_writes(&load, 20);
+    scene.finish(load);
+    disk.wake();
+    // What it had written and nobody had asked for goes.
+    scene.await_caught_up(0, 1);
+    scene.verify(1);
+    scene.stop_and_compare(1);
+}
+
 pub(crate) fn disks_that_hang_on_a_secondary_stop_nobody() {
     for file in [File::Journal, File::Store] {
         let (mut scene, disk) = with_disk(2, file);
