@@ -1,12 +1,12 @@
 #!/bin/bash
 # Everything that is checked before a change goes in: format, lints, all tests, the demo, and PostgreSQL, fio, libnbd's and
-# QEMU's tools, file systems and the kernel's NBD client on a real cluster.
+# QEMU's tools, file systems and the kernel's NBD client on a real cluster, also on the oldest kernel that is supported.
 #
 #   integration/test.sh              everything but hosts
 #   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
-#                                    demo copy tools qemu fio filesystems postgres soak kernel hosts
+#                                    demo copy tools qemu fio filesystems postgres metrics soak kernel oldest hosts
 #   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
-#                                    hand, since it shuts a whole guest down
+#                                    hand, since it takes two minutes
 #   NO_INSTALL=1                     install nothing
 #
 # As root it installs the Debian packages that are missing, without starting or enabling a service. Else
@@ -21,13 +21,14 @@ logs=$(realpath -m "${CARGO_TARGET_DIR:-target}")/test-logs
 mkdir -p "$logs"
 passed=0 failed=0 skipped=0
 
-# Program, and the package that has it.
+# Program or file, and the package that has it.
 packages=(
     nbdcopy:libnbd-bin nbdfuse:libnbd-bin fusermount3:fuse3 nbd-client:nbd-client fio:fio
     qemu-img:qemu-utils qemu-storage-daemon:qemu-utils nbdsh:python3-libnbd stress-ng:stress-ng
     mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs unshare:util-linux losetup:mount ip:iproute2 pgrep:procps insmod:kmod
-    nbdkit:nbdkit nft:nftables
-    linux.uml:user-mode-linux /usr/bin/python3:python3 /usr/lib/postgresql/15/bin/postgres:postgresql-15
+    nbdkit:nbdkit nft:nftables linux.uml:user-mode-linux debugfs:e2fsprogs /usr/bin/python3:python3
+    /usr/lib/python3/dist-packages/prometheus_client:python3-prometheus-client
+    /usr/lib/postgresql/15/bin/postgres:postgresql-15
 )
 
 say() { echo "== $*"; }
@@ -42,7 +43,7 @@ fail() {
 missing_packages() {
     local pair
     for pair in "${packages[@]}"; do
-        command -v "${pair%%:*}" > /dev/null || echo "${pair#*:}"
+        [ -e "${pair%%:*}" ] || command -v "${pair%%:*}" > /dev/null || echo "${pair#*:}"
     done | sort -u
 }
 
@@ -150,7 +151,7 @@ prove_checkers() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy tools qemu fio filesystems postgres soak kernel hosts; do
+for name in tests demo copy tools qemu fio filesystems postgres metrics soak kernel oldest hosts; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
@@ -182,8 +183,10 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     part fio integration/real/fio.sh
     part filesystems integration/real/filesystems.sh
     part postgres integration/real/postgres.sh
+    part metrics integration/real/metrics.sh
     part soak integration/soak.sh --seconds 30 --seed 1
     part kernel integration/real/kernel.sh
+    part oldest integration/real/oldest.sh
     # Only when it is asked for.
     [ ${#only[@]} = 0 ] || part hosts integration/real/hosts.sh
 fi

@@ -251,8 +251,9 @@ impl Results {
     /// One line about how it was measured.
     #[must_use]
     pub fn conditions(&self) -> String {
+        let rounds = if self.rounds == 1 { "round" } else { "rounds" };
         format!(
-            "Linux {}, {} CPUs, load {} at the start; {} rounds of {} s, volumes of {} MiB",
+            "Linux {}, {} CPUs, load {} at the start; {} {rounds} of {} s, volumes of {} MiB",
             self.host.kernel,
             self.host.cpus,
             self.host.load,
@@ -365,6 +366,7 @@ pub(crate) mod tests {
                 ramp: second,
             },
             cost: second,
+            cost_once: false,
             places: Vec::new(),
             systems: Vec::new(),
             jobs: Vec::new(),

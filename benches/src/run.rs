@@ -26,6 +26,8 @@ pub struct Plan {
     pub span: Span,
     /// How long a job's cost is looked at.
     pub cost: Duration,
+    /// Whether that is done in the first place only.
+    pub cost_once: bool,
     /// Directories to work in, one after the other.
     pub places: Vec<PathBuf>,
     /// Only these systems, if any are named.
@@ -114,11 +116,18 @@ pub fn run(
         let needed = here.iter().map(|s| s.bytes(plan.volume_bytes)).sum::<u64>();
         match Place::new(parent, needed + needed / 8)? {
             Ok(place) => {
-                let section = measure_place(&context, plan, &fio, &place, (&here, &ground))?;
-                for why in section.1 {
+                let costs = results.sections.is_empty() || !plan.cost_once;
+                let task = Task {
+                    plan,
+                    fio: &fio,
+                    place: &place,
+                    costs,
+                };
+                let (section, skipped) = measure_place(&context, &task, (&here, &ground))?;
+                for why in skipped {
                     skip(&context, &mut results, why);
                 }
-                results.add(section.0);
+                results.add(section);
             }
             Err(why) => skip(&context, &mut results, why),
         }
@@ -131,13 +140,23 @@ fn skip(context: &Context, results: &mut Results, what: String) {
     results.skipped.push(what);
 }
 
+/// What is to be done in one place.
+struct Task<'a> {
+    plan: &'a Plan,
+    fio: &'a Fio,
+    place: &'a Place,
+    /// Whether the costs of operations are looked at.
+    costs: bool,
+}
+
 fn measure_place(
     context: &Context,
-    plan: &Plan,
-    fio: &Fio,
-    place: &Place,
+    task: &Task<'_>,
     (systems, ground): (&[&'static System], &Ground),
 ) -> Result<(Section, Vec<String>), BenchError> {
+    let Task {
+        plan, fio, place, ..
+    } = *task;
     let medium = place.medium;
     context.say(&format!("{}: {}", medium.title(), place.dir().display()));
     let flush = match medium {
@@ -199,12 +218,14 @@ fn measure_place(
             ));
         }
     }
-    context.say("what an operation costs");
-    for (running, cells) in fleet.iter_mut().zip(&mut cells) {
-        for (job, cell) in jobs.iter().zip(cells) {
-            context.check()?;
-            cell.costs = cost::measure(context, fio, running, job, plan.cost)
-                .map_err(|error| explained(error, running))?;
+    if task.costs {
+        context.say("what an operation costs");
+        for (running, cells) in fleet.iter_mut().zip(&mut cells) {
+            for (job, cell) in jobs.iter().zip(cells) {
+                context.check()?;
+                cell.costs = cost::measure(context, fio, running, job, plan.cost)
+                    .map_err(|error| explained(error, running))?;
+            }
         }
     }
     let section = Section {

@@ -1,4 +1,4 @@
-//! The results as tables, in Markdown.
+//! The results as a page in Markdown.
 
 use std::fmt::Write as _;
 
@@ -7,19 +7,25 @@ use crate::jobs::BASELINE;
 use crate::place::FlushCost;
 use crate::results::{Cell, Results, Section};
 
-/// All tables.
+/// The page.
 #[must_use]
 pub fn render(results: &Results) -> String {
-    let mut text = format!("{}.\n", results.conditions());
+    let mut text = format!(
+        "# Side by side\n\n\
+         Made by `cargo side-by-side`; `docs/performance.md` says what it means. {}.\n\n\
+         The processes of a sum are in this order: of repld the Primary and the two Secondaries, of the quorum the one that the client talks \
+         to and the two behind it.\n",
+        results.conditions()
+    );
     for section in &results.sections {
-        let _ = write!(text, "\n### With {}\n\n", section.medium.title());
+        let _ = write!(text, "\n## With {}\n\n", section.medium.title());
         if let Some(flush) = section.flush {
             let _ = writeln!(text, "{}\n", disk(flush));
         }
         section_table(&mut text, section);
     }
     if !results.skipped.is_empty() {
-        let _ = write!(text, "\nSkipped:\n\n");
+        let _ = write!(text, "\n## Skipped\n\n");
         for what in &results.skipped {
             let _ = writeln!(text, "- {what}");
         }

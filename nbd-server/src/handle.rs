@@ -197,6 +197,8 @@ pub struct Queues {
     pub disk_operations: Usage,
     /// Disk operations that wait for others to end.
     pub disk_waiting: u32,
+    /// How long the oldest disk operation has not been answered, in nanoseconds, once that is noteworthy.
+    pub disk_silent_nanos: u64,
     /// NBD connections, those on their way out included.
     pub nbd_connections: Usage,
     /// Connections to peers, those on their way out included.

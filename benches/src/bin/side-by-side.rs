@@ -72,6 +72,7 @@ impl Options {
                 ramp: Duration::from_millis(ramp_ms),
             },
             cost: Duration::from_millis(cost_ms),
+            cost_once: self.quick,
             places,
             systems: self.systems.clone(),
             jobs: self.jobs.clone(),
@@ -93,7 +94,7 @@ fn compare(options: &Options) -> Result<(), BenchError> {
     let interrupted = watch_signals()?;
     let programs = integration::build_programs()?;
     let results = run(&options.plan(), &programs, &interrupted)?;
-    println!("{}", table::render(&results));
+    print!("{}", table::render(&results));
     if let Some(path) = &options.json {
         let text = results.json().map_err(|error| BenchError::Program {
             program: "the results".to_owned(),

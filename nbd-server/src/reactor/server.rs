@@ -520,6 +520,7 @@ impl<C: Core> Server<C> {
             },
             disk_operations: self.disks.usage(),
             disk_waiting: count(self.disks.waiting()),
+            disk_silent_nanos: self.disks.watch().silent_for_nanos(),
             nbd_connections: places(&self.clients, CLIENTS_MAX),
             peer_connections: places(&self.peers, PEERS_MAX),
             starved: count(self.parked.len()),

@@ -513,6 +513,15 @@ impl Scrape {
             all.iter()
                 .map(|(labels, work)| (*labels, work.bytes.get().into())),
         )?;
+        let silent = self.snapshot.queues.disk_silent_nanos;
+        page.gauges(
+            (
+                "disk_silent",
+                Some(Unit::Seconds),
+                "How long the oldest disk operation has not been answered, once that is two seconds",
+            ),
+            [([], Number::Real(seconds(silent)))],
+        )?;
         page.counters(
             ("disk_failures", None, "Disk operations that failed"),
             all.iter()
