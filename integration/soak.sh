@@ -41,7 +41,7 @@ summary() {
 die() {
     failures=1
     echo "FAILED during $fault: $*"
-    local kept=$here/../target/soak-logs n
+    local kept=$here/../../target/soak-logs n
     rm -rf "$kept" && mkdir -p "$kept"
     cp "$T"/*.log "$T"/out/*.log "$T/pbx.toml" "$kept" 2> /dev/null
     for n in "${names[@]}"; do
