@@ -126,7 +126,7 @@ make_cluster() {
 pg() { runuser -u postgres -- "$@"; }
 sql() { pg "$pgbin/psql" -h "$T/out" -d postgres -qAtX -v ON_ERROR_STOP=1 "$@"; }
 gone() { ! grep -qs '^State:.[^ZX]' "/proc/$1/status"; }
-fs='' loop='' fuse_pid='' postmaster=''
+fs='' loop='' fuse_pid='' fuse_mnt='' postmaster=''
 
 # The export as a loop device, as attach of the library does it; but what is taken down is forgotten at once, since in
 # an hour somebody else may have the same loop device.
@@ -418,6 +418,7 @@ say "seed $seed, $seconds s"
 fs=$T/fs
 mkdir -p "$fs" "$T/out"
 chown postgres "$T/out"
+at_end '[ -z "$fuse_mnt" ] || fusermount3 -u -z "$fuse_mnt"'
 at_end '[ -z "$loop" ] || losetup -d "$loop"'
 at_end '[ -z "$fuse_pid" ] || kill -KILL "$fuse_pid"'
 at_end "umount -l '$fs'"
