@@ -41,7 +41,7 @@ summary() {
 die() {
     failures=1
     echo "FAILED during $fault: $*"
-    local kept=$here/../target/soak-logs n
+    local kept=$here/../../target/soak-logs n
     rm -rf "$kept" && mkdir -p "$kept"
     cp "$T"/*.log "$T"/out/*.log "$T/pbx.toml" "$kept" 2> /dev/null
     for n in "${names[@]}"; do
@@ -84,11 +84,11 @@ heal_links() { nft flush set bridge links cut || die "nft"; }
 declare -A kit=()
 disk() { # FILE
     mv "$1" "$1.backing" && : > "$1" || die "no $1"
-    nbdkit -f --filter=error -U "$1.sock" file "file=$1.backing" cache=none \
+    nbdkit -f --filter=error -U "$1.sock" -P "$1.listening" file "file=$1.backing" cache=none \
         error-pwrite=EIO error-pwrite-rate=100% "error-pwrite-file=$1.fail" \
         error-zero=EIO error-zero-rate=100% "error-zero-file=$1.fail" >> "$T/nbdkit.log" 2>&1 < /dev/null &
     kit[$1]=$!
-    wait_for 30 "nbdkit for $1" test -S "$1.sock"
+    wait_for 30 "nbdkit for $1" test -s "$1.listening"
     nbdfuse -P "$1.pid" "$1" "nbd+unix:///?socket=$1.sock" >> "$T/nbdfuse.log" 2>&1 < /dev/null &
     at_end "fusermount3 -u -z '$1'"
     at_end "kill -KILL ${kit[$1]}"
@@ -126,7 +126,7 @@ make_cluster() {
 pg() { runuser -u postgres -- "$@"; }
 sql() { pg "$pgbin/psql" -h "$T/out" -d postgres -qAtX -v ON_ERROR_STOP=1 "$@"; }
 gone() { ! grep -qs '^State:.[^ZX]' "/proc/$1/status"; }
-fs='' loop='' fuse_pid='' postmaster=''
+fs='' loop='' fuse_pid='' fuse_mnt='' postmaster=''
 
 # The export as a loop device, as attach of the library does it; but what is taken down is forgotten at once, since in
 # an hour somebody else may have the same loop device.
@@ -367,6 +367,38 @@ moved_by_hand() {
     check
     begin_load
 }
+disk_stutters() { # of any node, on any file; shorter than anybody gives up for
+    pick "${names[@]}"
+    local n=$picked i
+    pick journal db.img meta
+    for i in 1 2 3 4 5; do
+        hang "$T/$n/data/$picked"
+        sleep 0.8
+        wake "$T/$n/data/$picked"
+        sleep 0.2
+    done
+    goes_on "a disk stutters"
+}
+is_suspended() { [ "$(field "$1" 's["suspended"]')" = quorum ]; }
+majority_killed() {
+    kill9 "$victim"
+    kill9 "$heir"
+    wait_for 60 "$primary suspends" is_suspended "$primary"
+    a_while 3
+    start "$victim"
+    start "$heir"
+    goes_on "the majority is back"
+}
+two_killed() {
+    local old=$primary
+    kill9 "$victim"
+    a_while 3
+    kill9 "$old"
+    start "$victim"
+    take_over "$heir"
+    goes_on "after the failover"
+    start "$old"
+}
 all_killed() {
     local n
     for n in "${names[@]}"; do kill -KILL "${node_pid[$n]}"; done
@@ -378,7 +410,7 @@ all_killed() {
 all_faults=(
     secondary_killed secondary_frozen secondary_isolated link_cut link_half_cut secondary_disk_hangs secondary_disk_fails
     primary_journal_hangs primary_killed primary_killed primary_frozen primary_isolated primary_disk_fails primary_store_hangs
-    moved_by_hand all_killed
+    moved_by_hand all_killed two_killed majority_killed disk_stutters
 )
 if [ -n "$only" ]; then read -r -a all_faults <<< "$only"; fi
 
@@ -386,6 +418,7 @@ say "seed $seed, $seconds s"
 fs=$T/fs
 mkdir -p "$fs" "$T/out"
 chown postgres "$T/out"
+at_end '[ -z "$fuse_mnt" ] || fusermount3 -u -z "$fuse_mnt"'
 at_end '[ -z "$loop" ] || losetup -d "$loop"'
 at_end '[ -z "$fuse_pid" ] || kill -KILL "$fuse_pid"'
 at_end "umount -l '$fs'"

@@ -2,12 +2,15 @@
 //! nbdfuse puts that in the file's place.
 
 use std::fs::File;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tempfile::TempDir;
+use tools::demo::scratch_dir;
 
 use crate::BOUND;
 
@@ -33,8 +36,11 @@ impl FailAt {
 #[derive(Debug)]
 pub struct Disk {
     path: PathBuf,
+    /// Where it really is: a directory that may be removed is none that something is mounted in.
+    mounted: PathBuf,
     nbdkit: Child,
     nbdfuse: Child,
+    _home: TempDir,
 }
 
 impl Disk {
@@ -62,18 +68,19 @@ impl Disk {
     /// If that does not work.
     #[must_use]
     pub fn under(path: &Path, delay: Duration) -> Self {
-        let beside = |ending: &str| {
-            let mut name = path.as_os_str().to_owned();
-            name.push(ending);
-            PathBuf::from(name)
-        };
-        let (backing, socket) = (beside(".backing"), beside(".sock"));
+        let home = scratch_dir(None).unwrap_or_else(|error| panic!("{error}"));
+        let file = |name: &str| home.path().join(name);
+        let (backing, socket, mounted) = (file("backing"), file("socket"), file("disk"));
+        let (listening, serving) = (file("listening"), file("serving"));
         std::fs::rename(path, &backing).expect("the file is there");
-        File::create(path).expect("the mount point");
+        File::create(&mounted).expect("the mount point");
+        symlink(&mounted, path).expect("in place of the file");
         let mut command = Command::new("nbdkit");
         command
             .args(["-f", "--filter=delay", "--filter=error", "-U"])
             .arg(&socket)
+            .arg("-P")
+            .arg(&listening)
             .args(["file", "cache=none"])
             .arg(format!("file={}", backing.display()))
             .arg(format!("delay-write={}ms", delay.as_millis()));
@@ -82,30 +89,32 @@ impl Disk {
                 command
                     .arg(format!("error-{request}=EIO"))
                     .arg(format!("error-{request}-rate=100%"))
-                    .arg(format!("error-{request}-file={}", flag(path, at).display()));
+                    .arg(format!(
+                        "error-{request}-file={}",
+                        flag(&mounted, at).display()
+                    ));
             }
         }
         let mut nbdkit = start(&mut command);
-        until("nbdkit listening", &mut nbdkit, || socket.exists());
-        let pid_file = beside(".mounted");
+        until("nbdkit listening", &mut nbdkit, || has_pid(&listening));
         let mut nbdfuse = start(
             Command::new("nbdfuse")
                 .arg("-P")
-                .arg(&pid_file)
-                .arg(path)
+                .arg(&serving)
+                .arg(&mounted)
                 .arg(format!("nbd+unix:///?socket={}", socket.display())),
         );
-        until("nbdfuse serving", &mut nbdfuse, || {
-            std::fs::metadata(&pid_file).is_ok_and(|pid| pid.len() > 0)
-        });
+        until("nbdfuse serving", &mut nbdfuse, || has_pid(&serving));
         Self {
             path: path.to_owned(),
+            mounted,
             nbdkit,
             nbdfuse,
+            _home: home,
         }
     }
 
-    /// Where it is.
+    /// Where the node finds it.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -116,14 +125,14 @@ impl Disk {
     /// # Panics
     /// If it can not be told so.
     pub fn fail(&self, at: FailAt) {
-        File::create(flag(&self.path, at)).expect("a file beside the disk");
+        File::create(flag(&self.mounted, at)).expect("a file beside the disk");
     }
 
     /// Nothing fails any more.
     pub fn mend(&self) {
         for at in [FailAt::Writing, FailAt::Reading] {
             // It may not have failed so.
-            let _ = std::fs::remove_file(flag(&self.path, at));
+            let _ = std::fs::remove_file(flag(&self.mounted, at));
         }
     }
 
@@ -157,11 +166,16 @@ impl Drop for Disk {
         let _ = self.nbdkit.wait();
         let _ = Command::new("fusermount3")
             .args(["-u", "-z", "-q"])
-            .arg(&self.path)
+            .arg(&self.mounted)
             .status();
         let _ = self.nbdfuse.kill();
         let _ = self.nbdfuse.wait();
     }
+}
+
+/// Whether a program has written its process id, which it does when it is ready.
+fn has_pid(file: &Path) -> bool {
+    std::fs::metadata(file).is_ok_and(|pid| pid.len() > 0)
 }
 
 /// The file whose presence makes requests fail.

@@ -259,6 +259,38 @@ pub(crate) fn a_store_that_hangs_on_the_primary_moves_the_service() {
     scene.stop_and_compare(1);
 }
 
+pub(crate) fn a_journal_that_hangs_for_longer_than_memory_reaches_moves_the_service() {
+    let spec = Spec {
+        disk_timeout_ms: Some(2000),
+        ..roomy()
+    };
+    let (mut scene, mut disks) = serving(spec, &[(0, File::Journal)], Duration::ZERO);
+    let disk = disks.pop().expect("one was wanted");
+    let pages = Job::Commit { page: 128 << 10 };
+    let stream = Stream::new(
+        1,
+        &scene.volumes[0],
+        0..16 * MIB,
+        pages,
+        Pace::unbounded(16),
+    );
+    let load = scene.work(0, vec![stream]);
+    scene.await_writes(&load, 20);
+    disk.hang();
+    let streams = dropped(load);
+    assert!(scene.cluster.log(0).contains("demoting"));
+    scene.promote(1);
+    scene.verify(1);
+    let load = scene.work(1, streams);
+    scene.await_writes(&load, 20);
+    scene.finish(load);
+    disk.wake();
+    // What it had written and nobody had asked for goes.
+    scene.await_caught_up(0, 1);
+    scene.verify(1);
+    scene.stop_and_compare(1);
+}
+
 pub(crate) fn disks_that_hang_on_a_secondary_stop_nobody() {
     for file in [File::Journal, File::Store] {
         let (mut scene, disk) = with_disk(2, file);
@@ -277,30 +309,41 @@ pub(crate) fn disks_that_hang_on_a_secondary_stop_nobody() {
     }
 }
 
-pub(crate) fn slow_stores_and_a_full_journal_slow_clients_down() {
+pub(crate) fn a_full_journal_slows_clients_down_and_lets_none_down() {
     let places = [(0, File::Store), (1, File::Store), (2, File::Store)];
-    let (mut scene, disks) = serving(small(), &places, Duration::from_millis(100));
-    // Several times the journal's size, more than the stores take meanwhile.
-    let write = Job::Append {
-        least: 128 << 10,
-        most: 256 << 10,
-        flush_every: 16,
+    let spec = Spec {
+        // Nobody could do better.
+        disk_timeout_ms: Some(3_600_000),
+        ..small()
     };
+    let (mut scene, disks) = serving(spec, &places, Duration::from_millis(50));
+    // Whole blocks: what covers a part of one has to read the rest of it.
+    let write = Job::Commit { page: 128 << 10 };
     let stream = Stream::new(1, &scene.volumes[0], 0..16 * MIB, write, Pace::unbounded(8));
     let load = scene.work(0, vec![stream]);
-    let mut fullest = 0;
+    scene.await_writes(&load, 10);
+    for disk in &disks {
+        disk.hang();
+    }
+    let full = scene
+        .cluster
+        .wait_status(0, "the journal is full", BOUND, |status| {
+            status.journal_used().is_some_and(|bytes| bytes > 12 * MIB)
+        });
+    let full = full.expect("nothing is applied");
+    assert_eq!(
+        (full.role.as_str(), full.suspended.as_str()),
+        ("Primary", "no")
+    );
+    await_blame(&mut scene, 0, &disks[0], "degraded", &["is not answered"]);
+    for disk in &disks {
+        disk.wake();
+    }
+    // Several times the journal's size, at the pace of the stores.
     while scene.tally.write_bytes() < 40 * MIB {
         scene.await_writes(&load, 10);
-        let status = scene.cluster.status(0).expect("answers");
-        assert_eq!(
-            (status.role.as_str(), status.suspended.as_str()),
-            ("Primary", "no")
-        );
-        fullest = fullest.max(status.journal_used().unwrap_or(0));
     }
-    assert!(fullest > 8 * MIB, "the journal was never full: {fullest}");
     scene.finish(load);
     scene.verify(0);
     scene.stop_and_compare(0);
-    drop(disks);
 }

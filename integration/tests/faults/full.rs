@@ -1,8 +1,10 @@
 //! A file system without room for a sparse store.
 
+use std::os::unix::fs::symlink;
 use std::process::Command;
 
 use integration::{BOUND, MIB, Scene, small};
+use tempfile::TempDir;
 use tools::cluster::{Spec, exit};
 use tools::demo::workload::{Job, Pace, Stream};
 
@@ -13,11 +15,12 @@ pub(crate) fn a_full_disk_makes_a_node_step_aside_until_there_is_room() {
         journal_bytes: 64 * MIB,
         ..small()
     };
-    let mut scene = Scene::laid_out(spec);
     // The journal has its room for good; the store does not.
+    let disk = SmallDisk::new("72m");
+    let mut scene = Scene::laid_out(spec);
     let dir = scene.cluster.data_dir(1).to_owned();
-    std::fs::create_dir_all(&dir).expect("a mount point");
-    mount(&dir, "72m");
+    std::fs::create_dir_all(dir.parent().expect("a node's")).expect("made");
+    symlink(disk.0.path(), &dir).expect("in place of the directory");
     for node in 0..3 {
         scene.cluster.create(node).expect("created");
     }
@@ -57,7 +60,7 @@ pub(crate) fn a_full_disk_makes_a_node_step_aside_until_there_is_room() {
             status.health == "down" && status.health_reason.contains("No space left")
         });
     told.expect("it is still full");
-    mount(&dir, "remount,size=160m");
+    disk.mount("remount,size=160m");
     scene.cluster.kill(1).expect("killed");
     scene.cluster.start(1).expect("started again");
     scene.await_caught_up(1, 0);
@@ -68,16 +71,27 @@ pub(crate) fn a_full_disk_makes_a_node_step_aside_until_there_is_room() {
     scene.stop_and_compare(1);
 }
 
-fn mount(dir: &std::path::Path, options: &str) {
-    let options = if options.starts_with("remount") {
-        options.to_owned()
-    } else {
-        format!("size={options}")
-    };
-    let mut command = Command::new("mount");
-    let done = command
-        .args(["-t", "tmpfs", "-o", &options, "none"])
-        .arg(dir)
-        .status();
-    assert!(done.expect("mount starts").success(), "mount -o {options}");
+/// A file system of so many bytes, as long as it lives.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn new(bytes: &str) -> Self {
+        let disk = Self(tempfile::tempdir().expect("a mount point"));
+        disk.mount(&format!("size={bytes}"));
+        disk
+    }
+
+    fn mount(&self, options: &str) {
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", options, "none"]);
+        let done = command.arg(self.0.path()).status();
+        assert!(done.expect("mount starts").success(), "mount -o {options}");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Nothing can be done about an error here.
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
 }

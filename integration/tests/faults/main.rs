@@ -42,8 +42,9 @@ fn main() {
         disks::a_store_that_can_not_be_read_is_an_error_and_named,
         disks::a_journal_that_hangs_on_the_primary_stops_nobody,
         disks::a_store_that_hangs_on_the_primary_moves_the_service,
+        disks::a_journal_that_hangs_for_longer_than_memory_reaches_moves_the_service,
         disks::disks_that_hang_on_a_secondary_stop_nobody,
-        disks::slow_stores_and_a_full_journal_slow_clients_down,
+        disks::a_full_journal_slows_clients_down_and_lets_none_down,
     );
     let on_links = cases!(Network:
         links::a_cut_between_any_two_nodes_stops_nobody,

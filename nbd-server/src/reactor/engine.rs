@@ -176,6 +176,8 @@ pub struct Engine<C> {
     pub reads: ReadBudget,
     /// Who asks the stores for holes.
     pub mapper: Mapper,
+    /// When the core took the last request.
+    pub admitted_at: Time,
     /// The time of this turn.
     pub now: Time,
     /// What takes notes.
@@ -229,6 +231,7 @@ impl<C: Core> Engine<C> {
             kind: RequestKind::Flush,
             bytes: 0,
         })?;
+        self.admitted_at = self.now;
         Some(ReqId(u64::from(key)))
     }
 

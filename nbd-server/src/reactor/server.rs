@@ -132,6 +132,7 @@ impl<C: Core> Server<C> {
             asked: Slab::new(requests_max.max(1) as usize),
             reads: ReadBudget::new(pool.total_blocks(Purpose::Client) / 2),
             mapper,
+            admitted_at: engine::now(),
             now: engine::now(),
             recorder,
             meters: Arc::clone(&control.meters),

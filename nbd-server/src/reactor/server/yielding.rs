@@ -3,7 +3,7 @@
 use replicator::io::{AdminCommand, Input};
 use replicator::view::{ConnectionState, DiskState, PeerView, Suspended};
 
-use super::{Core, Server};
+use super::{Core, Runner, Server};
 use crate::reactor::engine::InWork;
 
 impl<C: Core> Server<C> {
@@ -13,8 +13,15 @@ impl<C: Core> Server<C> {
         let now = self.engine.now;
         self.disks.look(now);
         let (watch, limit) = (self.disks.watch(), self.disk_timeout_nanos);
+        if watch.silent_for_nanos() < limit {
+            return;
+        }
+        // Some wait for an answer, others to be heard: what the disk does not take fills the memory or the ring.
         let is_late = |work: &InWork| watch.age(now, work.asked.since) >= limit;
-        if watch.silent_for_nanos() < limit || self.engine.asked.find(is_late).is_none() {
+        let unanswered = self.engine.asked.find(is_late).is_some();
+        let unheard = watch.age(now, self.engine.admitted_at) >= limit
+            && self.parked.iter().any(|r| matches!(r, Runner::Client(_)));
+        if !unanswered && !unheard {
             return;
         }
         let view = self.engine.core.view();
