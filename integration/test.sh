@@ -4,7 +4,7 @@
 #
 #   integration/test.sh              everything but hosts
 #   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
-#                                    demo copy tools qemu fio filesystems postgres soak kernel hosts
+#                                    demo copy tools qemu fio filesystems compare postgres soak kernel hosts
 #   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
 #                                    hand, since it shuts a whole guest down
 #   NO_INSTALL=1                     install nothing
@@ -150,7 +150,7 @@ prove_checkers() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy tools qemu fio filesystems postgres soak kernel hosts; do
+for name in tests demo copy tools qemu fio filesystems compare postgres soak kernel hosts; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
@@ -181,6 +181,7 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     part qemu integration/real/qemu.sh
     part fio integration/real/fio.sh
     part filesystems integration/real/filesystems.sh
+    part compare integration/real/compare.sh
     part postgres integration/real/postgres.sh
     part soak integration/soak.sh --seconds 30 --seed 1
     part kernel integration/real/kernel.sh
