@@ -1,4 +1,8 @@
 //! The pieces that every request passes: what they cost alone, without disk and network.
+//!
+//! `cargo bench -p benches`; what the whole costs is the matter of `cargo side-by-side`.
+
+mod lone_node;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nbd_server::nbd::protocol::CommandFlags;
@@ -44,6 +48,11 @@ fn journal(c: &mut Criterion) {
     group.bench_function("make a batch of 32 x 4 KiB", |b| {
         b.iter(|| make_batch(&mut draft, black_box(&mut bytes)));
     });
+    group.throughput(Throughput::Bytes(BLOCK_BYTES as u64));
+    group.bench_function("make a batch of one 4 KiB", |b| {
+        b.iter(|| make_batch(&mut draft, black_box(&mut bytes[..2 * BLOCK_BYTES])));
+    });
+    group.throughput(Throughput::Bytes((RECORDS * BLOCK_BYTES) as u64));
     make_batch(&mut draft, &mut bytes);
     group.bench_function("verify a batch of 32 x 4 KiB", |b| {
         b.iter(|| batch::verify(black_box(&bytes)).expect("it was just made"));
@@ -67,6 +76,28 @@ fn overlay(c: &mut Criterion) {
                     block: 1,
                 },
             });
+        });
+    });
+}
+
+/// What a read asks first: which of its blocks are newer than the store.
+fn lookup(c: &mut Criterion) {
+    let mut map = ExtentMap::with_capacity(1 << 17);
+    for n in 0..65536_u64 {
+        map.insert(Extent {
+            volume: VolumeId(0),
+            start: n * 2,
+            blocks: 1,
+            seq: Seq(n + 1),
+            source: Source::Batch { entry: n, block: 1 },
+        });
+    }
+    let mut n = 0_u64;
+    c.bench_function("overlay: look for a random block among 65536", |b| {
+        b.iter(|| {
+            n = n.wrapping_add(0x9e37_79b9);
+            let block = n % 131_072;
+            map.first_overlap(VolumeId(0), block, block + 1)
         });
     });
 }
@@ -100,5 +131,17 @@ fn nbd(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, journal, overlay, frames, nbd);
+/// Everything that the core does for a write, from the request to the reply and to the store.
+fn core(c: &mut Criterion) {
+    const WRITES: u32 = 32;
+    let mut node = lone_node::LoneNode::primary();
+    let mut group = c.benchmark_group("core");
+    group.throughput(Throughput::Elements(u64::from(WRITES)));
+    group.bench_function("a turn with 32 writes of 4 KiB", |b| {
+        b.iter(|| assert_eq!(node.write_at_random(WRITES), WRITES, "all are answered"));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, journal, overlay, lookup, frames, nbd, core);
 criterion_main!(benches);

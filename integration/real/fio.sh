@@ -24,6 +24,18 @@ fio --name=trim --ioengine=nbd --uri="$(uri pbx-a db)" --rw=randtrim --bs=4k --o
 fio --name=readers --ioengine=nbd --uri="$(uri pbx-a db)" --rw=randread --bs=4k --size=16M --iodepth=16 \
     --numjobs=4 --group_reporting > "$T/fio.log" 2>&1 || die "fio with four jobs: $(tail -n 20 "$T/fio.log")"
 
+
+# Four jobs at once, a connection each, each with a part of its own that it writes, trims and verifies again.
+four_jobs() {
+    fio --name=jobs --ioengine=nbd --uri="$(uri "$1" db)" --numjobs=4 --size=12M --offset_increment=12M --iodepth=16 \
+        --randrepeat=1 --randseed=1147 --verify_fatal=1 --verify_state_save=0 --group_reporting "${@:2}" > "$T/fio.log" 2>&1 ||
+        die "fio with four jobs on $1: $(tail -n 20 "$T/fio.log")"
+}
+four_jobs pbx-a --rw=randwrite --bsrange=4k-128k --io_size=16M --serialize_overlap=1 --verify=sha256 --do_verify=1 --fsync=32
+four_jobs pbx-a --rw=randtrimwrite --bs=4k --io_size=4M
+four_jobs pbx-a --rw=trimwrite --bs=64k --verify=crc32c --do_verify=1
+say "four jobs wrote, trimmed and verified"
+
 work pbx-a --do_verify=0
 kill9 pbx-a
 promote pbx-b

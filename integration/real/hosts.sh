@@ -3,10 +3,11 @@
 # printed there, and the systemd unit under systemd as PID 1, in a User-mode Linux guest in which each
 # host is a mount and a host name namespace with a disk of its own.
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/guest.sh"
 need_root
-need linux.uml nbd-client mkfs.ext4 debugfs modprobe ip unshare nsenter sha256sum nbdcopy qemu-img losetup awk
+need nbd-client mkfs.ext4 debugfs modprobe ip nsenter sha256sum nbdcopy qemu-img losetup awk
 [ -x /lib/systemd/systemd ] || skip "no systemd"
-ls /usr/lib/uml/modules/*/kernel/drivers/block/nbd.ko > /dev/null 2>&1 || skip "no nbd.ko for User-mode Linux"
+need_guest
 scratch
 
 # What the guest sees as the source tree after a build.
@@ -36,43 +37,13 @@ END
 
 for n in "${names[@]}"; do truncate -s 512M "$T/$n.disk"; done
 
-linux.uml mem=640M umid=hosts "uml_dir=$T/uml" root=/dev/root rootfstype=hostfs rootflags=/ ro quiet panic=-1 \
-    con=null con0=null,fd:1 ssl=null random.trust_cpu=on "ubda=$T/pbx-a.disk" "ubdb=$T/pbx-b.disk" "ubdc=$T/pbx-c.disk" \
-    "init=$share/guest" "SHARE=$share" selinux=0 systemd.show_status=false \
-    < /dev/null > "$T/guest.log" 2>&1 &
-guest=$!
-# It makes itself a process group.
-at_end "kill -KILL -- $guest -$guest"
-# This kernel loses its one-shot timer now and then and idles for ever; an extra SIGALRM wakes it up.
-(
-    until [ -e "$share/up" ]; do sleep 0.2; done
-    while kill -ALRM "$guest" 2> /dev/null; do sleep 0.5; done
-) &
-at_end "kill $!"
-
-failed() {
-    cp "$share"/*.log "$T" 2> /dev/null
-    die "in the guest, after \"$(tail -n 1 "$share/progress")\": $1"
-}
-running() { [ -d "/proc/$guest" ]; }
-
-end=$((SECONDS + 200)) shown=0
-touch "$share/progress"
-while running; do
-    lines=$(wc -l < "$share/progress")
-    while [ "$shown" -lt "$lines" ]; do
-        shown=$((shown + 1))
-        say "$(sed -n "${shown}p" "$share/progress")"
-    done
-    [ "$SECONDS" -lt "$end" ] || failed "not within 200 s"
-    sleep 0.1
-done
-[ ! -e "$share/failed" ] || failed "$(cat "$share/failed")"
-[ -e "$share/passed" ] || failed "it ended"
+boot hosts 640M "$share/guest" "ubda=$T/pbx-a.disk" "ubdb=$T/pbx-b.disk" "ubdc=$T/pbx-c.disk" \
+    selinux=0 systemd.show_status=false
+until_halted 200
 
 # What the shutdown left on pbx-a: a store that is the file system, cleanly unmounted, with all of it.
 debugfs -R "dump pbx/data.img $T/data.img" "$T/pbx-a.disk" 2> /dev/null
 debugfs -R "dump last $T/last" "$T/data.img" 2> /dev/null
-[ "$(sha256sum < "$T/last")" = "$(sed -n 's, \./last$, -,p' "$share/sums")" ] || failed "what was written last is not in the store"
-e2fsck -fn "$T/data.img" > "$T/fsck" 2>&1 || failed "the store is no clean ext4: $(cat "$T/fsck")"
+[ "$(sha256sum < "$T/last")" = "$(sed -n 's, \./last$, -,p' "$share/sums")" ] || guest_failed "what was written last is not in the store"
+e2fsck -fn "$T/data.img" > "$T/fsck" 2>&1 || guest_failed "the store is no clean ext4: $(cat "$T/fsck")"
 say "it was unmounted before its disk went away: all is there, ext4 is clean"

@@ -2,10 +2,11 @@
 # The kernel's own NBD client, in a User-mode Linux guest on a tap: the README's commands by hand, a
 # failover between two mounts, and one under a mounted file system.
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/guest.sh"
 need_root
-need linux.uml nbd-client mkfs.ext4 ip unshare sha256sum pgrep
+need nbd-client mkfs.ext4 ip sha256sum
 [ -e /dev/net/tun ] || skip "no /dev/net/tun"
-ls /usr/lib/uml/modules/*/kernel/drivers/block/nbd.ko > /dev/null 2>&1 || skip "no nbd.ko for User-mode Linux"
+need_guest
 if [ -z "${IN_NAMESPACE:-}" ]; then
     unshare -n true 2> /dev/null || skip "no network namespaces"
     exec env IN_NAMESPACE=1 unshare -n "$0" "$@"
@@ -19,35 +20,7 @@ ip link set repl0 up
 
 NBD_LISTEN=10.77.0.254:10809 cluster 64MiB db=128MiB
 promote pbx-a
-share=$T/share
-mkdir "$share"
-
-linux.uml mem=256M umid=repl "uml_dir=$T/uml" root=/dev/root rootfstype=hostfs rootflags=/ ro quiet panic=-1 \
-    con=null con0=null,fd:1 ssl=null random.trust_cpu=on "vec0:transport=tap,ifname=repl0,depth=128,gro=1" \
-    "init=$here/kernel-guest.sh" "SHARE=$share" "SERVER=10.77.0.254" < /dev/null > "$T/guest.log" 2>&1 &
-guest=$!
-at_end "kill -KILL $guest \$(pgrep -P $guest)"
-# This kernel loses its one-shot timer now and then and idles for ever; an extra SIGALRM wakes it up.
-(
-    until [ -e "$share/up" ]; do sleep 0.2; done
-    while kill -ALRM "$guest" 2> /dev/null; do sleep 0.5; done
-) &
-at_end "kill $!"
-
-# phase NAME: waits until the guest is done with it
-phase() {
-    local end=$((SECONDS + 90))
-    until [ -e "$share/$1" ]; do
-        [ -d "/proc/$guest" ] || guest_failed "it ended before $1"
-        [ -e "$share/failed" ] && guest_failed "$(cat "$share/failed")"
-        [ "$SECONDS" -lt "$end" ] || guest_failed "$1: not within 90 s"
-        sleep 0.05
-    done
-}
-guest_failed() {
-    tail -n 30 "$T/guest.log" >&2
-    die "in the guest: $1"
-}
+boot kernel 256M "$here/kernel-guest.sh" "vec0:transport=tap,ifname=repl0,depth=128,gro=1" SERVER=10.77.0.254
 
 phase written
 say "mkfs.ext4, mount, write and umount with the kernel's client on pbx-a"

@@ -85,7 +85,7 @@ free_port() {
 }
 
 # cluster JOURNAL VOLUME=SIZE...: writes the config, formats and starts three nodes.
-# NBD_LISTEN=ADDRESS:PORT lets node i also listen on PORT + i.
+# NBD_LISTEN=ADDRESS:PORT lets node i also listen on PORT + i, METRICS=PATH serves metrics there.
 cluster() {
     local journal=$1 n i=0 volume
     shift
@@ -104,6 +104,7 @@ cluster() {
             printf '\n[[volume]]\nname = "%s"\nsize = "%s"\n' "${volume%=*}" "${volume#*=}"
         done
         printf '\n[journal]\nsize = "%s"\n' "$journal"
+        [ -z "${METRICS:-}" ] || printf '\n[metrics]\nlisten = "%s"\n' "$METRICS"
         [ -z "${NBD_LISTEN:-}" ] || printf '\n[tls]\ninsecure = true\n'
     } > "$config"
     for n in "${names[@]}"; do

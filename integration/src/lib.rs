@@ -5,7 +5,13 @@
 //! programs, and `test.sh` runs everything.
 
 mod build;
+mod disk;
+mod network;
+mod reader;
 mod scene;
 
 pub use build::{BuildError, PROGRAMS_DIR, build_programs, programs};
+pub use disk::{Disk, FailAt};
+pub use network::Network;
+pub use reader::read_on;
 pub use scene::{BOUND, MIB, Scene, roomy, small};

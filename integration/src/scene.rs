@@ -118,6 +118,17 @@ impl Scene {
     /// Commits, appends of both kinds and reads, as fast as they are answered.
     #[must_use]
     pub fn busy_streams(&self) -> Vec<Stream> {
+        // Enough to fill any pipeline, and no more than a slow disk digests between two checks.
+        self.streams(Duration::from_millis(10))
+    }
+
+    /// The same work at a pace at which a large journal reaches back for half a minute.
+    #[must_use]
+    pub fn calm_streams(&self) -> Vec<Stream> {
+        self.streams(Duration::from_millis(60))
+    }
+
+    fn streams(&self, every: Duration) -> Vec<Stream> {
         let (db, recordings) = (&self.volumes[0], &self.volumes[1]);
         let commit = Job::Commit { page: 8192 };
         let record = Job::Append {
@@ -134,11 +145,10 @@ impl Scene {
             least: 1,
             most: 20_000,
         };
-        // Enough to fill any pipeline, and no more than a slow disk digests between two checks.
         let brisk = |depth, burst| Pace {
             depth,
             burst,
-            every: Duration::from_millis(10),
+            every,
         };
         vec![
             Stream::new(1, db, 0..16 * MIB, commit, brisk(8, 8)),

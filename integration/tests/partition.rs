@@ -3,8 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use integration::{BOUND, Scene, roomy};
-use nbd_server::nbd::client::{Client, ClientError, ClientRequest};
+use integration::{BOUND, Scene, read_on, roomy};
 use tools::cluster::exit;
 use tools::demo::workload::End;
 
@@ -18,39 +17,6 @@ fn link(scene: &Scene, verb: &str, node: usize, peers: &[usize]) {
             .expect("replctl runs");
         assert_eq!(done.code, exit::DONE, "{verb} {peer}: {}", done.message());
     }
-}
-
-/// Reads a block again and again until the connection ends or `over`; when was the last answer?
-fn read_on(mut client: Client, over: &AtomicBool) -> Instant {
-    client.set_idle_timeout(Some(Duration::from_millis(50)));
-    let mut last = Instant::now();
-    let mut in_flight = false;
-    while !over.load(Ordering::Relaxed) {
-        if !in_flight {
-            if client
-                .submit(&ClientRequest::Read {
-                    offset: 0,
-                    len: 4096,
-                })
-                .is_err()
-            {
-                return last;
-            }
-            in_flight = true;
-        }
-        match client.wait() {
-            Ok(answer) => {
-                answer
-                    .result
-                    .expect("a read is answered with data or not at all");
-                last = Instant::now();
-                in_flight = false;
-            }
-            Err(ClientError::TimedOut) => {}
-            Err(_) => return last,
-        }
-    }
-    last
 }
 
 #[test]

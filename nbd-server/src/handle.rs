@@ -11,9 +11,12 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use nix::sys::eventfd::EventFd;
-use replicator::types::{AdminId, NodeId, Time, VOLUMES_MAX, VolumeId};
+use replicator::types::{AdminId, NODES_MAX, NodeId, Time, VOLUMES_MAX, VolumeId};
 use replicator::view::View;
 use tokio::sync::{mpsc, oneshot};
+
+use crate::meters::Meters;
+use crate::nbd::Terms;
 
 /// A connected stream socket, with no operation in flight on it.
 #[derive(Debug)]
@@ -38,6 +41,11 @@ impl From<Stream> for OwnedFd {
 pub enum DataCommand {
     /// Become Primary, trying for `timeout_ms`.
     Promote {
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+    },
+    /// Become Primary alone, with what is here, in a history of its own.
+    Force {
         /// When to give up, in milliseconds from now.
         timeout_ms: u64,
     },
@@ -85,6 +93,8 @@ pub enum ToData {
         stream: Stream,
         /// The export it chose.
         volume: VolumeId,
+        /// What else was agreed on.
+        terms: Terms,
         /// Bytes that were read past the negotiation.
         leftover: Vec<u8>,
     },
@@ -130,6 +140,17 @@ pub enum ToControl {
     },
 }
 
+/// What is wrong with the disks of this node.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Trouble {
+    /// What failed, of which file or device, and why; the worst since the start.
+    pub failure: Option<Arc<str>>,
+    /// What to do about that.
+    pub advice: &'static str,
+    /// Which operation is not answered.
+    pub silence: Option<Arc<str>>,
+}
+
 /// What the data thread publishes each turn.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -147,6 +168,49 @@ pub struct Snapshot {
     pub memory_bytes: u64,
     /// Bytes of it in use.
     pub memory_used_bytes: u64,
+    /// How full the data thread's queues are.
+    pub queues: Queues,
+    /// What is wrong with the disks.
+    pub trouble: Trouble,
+}
+
+/// How much of something bounded is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    /// How much is used.
+    pub used: u32,
+    /// How much there is.
+    pub limit: u32,
+}
+
+/// How full the queues and shares of the data thread are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Queues {
+    /// The shares of the memory, in blocks: what clients send and read, batches of the core, what is being applied, batches of peers,
+    /// connections' own buffers.
+    pub memory: [Usage; 5],
+    /// Blocks of answers to reads that were not sent yet.
+    pub read_answers: Usage,
+    /// Operations that the ring has.
+    pub operations: Usage,
+    /// Disk operations that the ring has.
+    pub disk_operations: Usage,
+    /// Disk operations that wait for others to end.
+    pub disk_waiting: u32,
+    /// How long the oldest disk operation has not been answered, in nanoseconds, once that is noteworthy.
+    pub disk_silent_nanos: u64,
+    /// NBD connections, those on their way out included.
+    pub nbd_connections: Usage,
+    /// Connections to peers, those on their way out included.
+    pub peer_connections: Usage,
+    /// Connections that wait for memory or for the core.
+    pub starved: u32,
+    /// Frames that wait to be sent, by node.
+    pub peer_frames: [u32; NODES_MAX],
+    /// The bound of each of `peer_frames`.
+    pub peer_frames_max: u32,
+    /// Since when a peer has not acknowledged something, by node; the beginning of time if it has acknowledged everything.
+    pub unacknowledged_since: [Time; NODES_MAX],
 }
 
 /// The control thread's end.
@@ -158,6 +222,8 @@ pub struct DataHandle {
     pub bell: Arc<EventFd>,
     /// What it published last.
     pub snapshot: Arc<Mutex<Snapshot>>,
+    /// What it counts.
+    pub meters: Arc<Meters>,
 }
 
 impl DataHandle {
@@ -184,6 +250,8 @@ pub struct ControlHandle {
     pub bell: Arc<EventFd>,
     /// Where to publish.
     pub snapshot: Arc<Mutex<Snapshot>>,
+    /// Where to count.
+    pub meters: Arc<Meters>,
     /// Messages to the control thread. Unbounded, but only a handful per connection or command are ever sent.
     pub sender: mpsc::UnboundedSender<ToControl>,
 }

@@ -5,5 +5,6 @@ pub mod config;
 pub mod control;
 pub mod handle;
 pub mod lock;
+pub mod meters;
 pub mod nbd;
 pub mod reactor;

@@ -12,6 +12,7 @@ use nbd_server::config::{Ack, Config, Node, NodeRole, OnNoQuorum};
 use nbd_server::control::{self, FILES_MIN, Listeners};
 use nbd_server::handle::{ControlHandle, DataHandle, Snapshot};
 use nbd_server::lock::DataDirLock;
+use nbd_server::meters::Meters;
 use nbd_server::reactor::pool::Pool;
 use nbd_server::reactor::record::Recorder;
 use nbd_server::reactor::{self, Ground, ReactorParams, flusher};
@@ -116,6 +117,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
     let bell = Arc::new(bell.map_err(Failure::failed)?);
     let snapshot = Arc::new(Mutex::new(Snapshot::default()));
+    let meters = Arc::new(Meters::default());
     let (to_data, from_control) = std::sync::mpsc::channel();
     let (to_control, from_data) = tokio::sync::mpsc::unbounded_channel();
     let control = ControlHandle {
@@ -123,6 +125,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         bell: Arc::clone(&bell),
         snapshot: Arc::clone(&snapshot),
         sender: to_control,
+        meters: Arc::clone(&meters),
     };
     let params = ReactorParams {
         journal: node.journal_path(),
@@ -131,6 +134,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         volume_bytes: config.volumes.iter().map(|v| v.size_bytes).collect(),
         memory_bytes: config.policy.memory_bytes,
         requests_max: REQUESTS_MAX,
+        disk_timeout_ms: config.policy.disk_timeout_ms,
         control,
         recorder: Recorder::from_environment().map_err(Failure::failed)?,
     };
@@ -144,6 +148,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         sender: to_data,
         bell,
         snapshot,
+        meters,
     };
     let ready = || {
         tracing::info!("ready: {name} of resource {}", config.resource);

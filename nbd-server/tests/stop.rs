@@ -28,6 +28,7 @@ fn sigterm_stops_the_data_thread_and_removes_the_sockets() {
         sender,
         bell: Arc::new(EventFd::new().unwrap()),
         snapshot: Arc::new(Mutex::new(Snapshot::default())),
+        meters: Arc::default(),
     };
     let (ready, is_ready) = channel();
     let shared = Arc::clone(&config);

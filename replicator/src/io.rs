@@ -134,6 +134,12 @@ pub enum AdminCommand {
         /// When to give up.
         deadline: Time,
     },
+    /// Become Primary alone, with the data that is here, in a history of its own, until `deadline` (protocol D2). The driver has
+    /// made sure that the operator means it.
+    Force {
+        /// When to give up.
+        deadline: Time,
+    },
     /// Stop being Primary. The driver has checked that no client is attached, or that it is forced.
     Demote,
     /// Replicate with this peer again.
@@ -290,6 +296,9 @@ pub enum DropReason {
     /// An operator asked for it.
     #[error("disconnected by an operator")]
     Operator,
+    /// This node begins a history of its own.
+    #[error("this node begins a history of its own")]
+    Forked,
     /// The peer belongs to another resource or history.
     #[error("the peer's data has another identity: {0}")]
     Unrelated(&'static str),

@@ -101,6 +101,10 @@ bugs! {
         BlankGrantCounts,
         /// A candidate with enough promises reigns with the log that it has (P3).
         SkipFetch,
+        /// A forced promotion takes an epoch and goes on alone, in the history that the others are in (D2).
+        ForkKeepsHistory,
+        /// A node that goes on alone serves before its superblock says so (D2).
+        ForkServesEarly,
         /// A witness confirms a config that it has received (N2).
         ConfigAckOnReceipt,
         /// A witness is told the config as soon as the Primary has the record (M4).
@@ -111,6 +115,8 @@ bugs! {
         AnswerPastLease,
         /// A read gets the newest data, whether it is committed or not (N5).
         UncommittedRead,
+        /// A map of holes asks the store alone.
+        MapForgetsUnapplied,
         /// The lease is counted from when a heartbeat's answer came, not from when it was sent (L1).
         LeaseFromReceipt,
     }

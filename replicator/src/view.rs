@@ -144,10 +144,37 @@ pub struct View {
     pub journal_bytes: u64,
     /// Bytes of it that hold records not yet applied durably.
     pub journal_used_bytes: u64,
+    /// Batches of the Primary that are not in the log yet; at most [`INCOMING_MAX`](crate::replica::INCOMING_MAX).
+    pub incoming: u32,
+    /// Until when a Primary may answer; the beginning of time on others, the end of time where nobody is to be asked.
+    pub lease_until: Time,
     /// Client requests being worked on, and their bound.
     pub requests: u32,
     /// The bound of `requests`.
     pub requests_max: u32,
     /// The peers, by node.
     pub peers: ArrayVec<PeerView, NODES_MAX>,
+}
+
+/// A range of blocks for which a store does not have the last word: records that it lacks say otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unapplied {
+    /// The first block.
+    pub start: u64,
+    /// How many blocks; never 0.
+    pub blocks: u64,
+    /// What the range is known to hold.
+    pub holds: Holds,
+}
+
+/// What is known of a range without a look at its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Holds {
+    /// Nothing is known: any bytes.
+    Anything,
+    /// It reads as zeroes, and no failover can change that.
+    Zeroes {
+        /// Whether the stores may deallocate it.
+        may_deallocate: bool,
+    },
 }

@@ -1,7 +1,7 @@
 //! The command line of `replctl`, and what each verb does.
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
+use std::io::{BufRead, IsTerminal, Read};
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -120,14 +120,21 @@ enum Verb {
     Demo(DemoArgs),
 }
 
+/// More than any resource's name.
+const LINE_BYTES_MAX: u64 = 256;
+
 #[derive(Debug, Args)]
 struct PromoteArgs {
     /// How long to try
     #[arg(long, value_name = "SECS", default_value_t = 30,
           value_parser = clap::value_parser!(u64).range(0..=86_400))]
     timeout: u64,
-    /// Also without a majority or up-to-date data; not in this version
-    #[arg(long, hide = true)]
+    /// Only for disasters: alone, with whatever data this node has, in a history of its own
+    ///
+    /// For the day on which the other nodes are gone for good, or for too long. They must be stopped, and what they hold beyond this
+    /// node's data is not in it. They never exchange data with this node again, until theirs is given up. Reads the resource's name
+    /// as one line from stdin, to confirm it.
+    #[arg(long)]
     force: bool,
 }
 
@@ -192,10 +199,10 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Check => return check::check(&config, node),
         Verb::Create { wipe } => create::create(&config, node, wipe)?,
         Verb::Status { json, watch } => return show_status(node, json, watch),
-        Verb::Promote(PromoteArgs { force: true, .. }) => {
-            return Err(Failure::NotSupported("promote --force"));
-        }
         Verb::Promote(PromoteArgs { timeout, force }) => {
+            if force {
+                confirm_force(&config.resource, &node.name)?;
+            }
             return send(
                 node,
                 &Request::Promote {
@@ -234,6 +241,28 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Demo(_) => {}
     }
     Ok(())
+}
+
+/// Reads the resource's name from stdin; anything else is no confirmation.
+fn confirm_force(resource: &str, node: &str) -> Result<(), Failure> {
+    if std::io::stdin().is_terminal() {
+        eprint!(
+            "{node} goes on alone, with the data that it has. What the other nodes hold beyond that is lost to it, and they must be \
+             stopped.\nType the name of the resource to go on: "
+        );
+    }
+    let mut line = String::new();
+    std::io::stdin()
+        .lock()
+        .take(LINE_BYTES_MAX)
+        .read_line(&mut line)
+        .map_err(|error| Failure::Failed(format!("can not read from stdin: {error}")))?;
+    if line.lines().next().map(str::trim) == Some(resource) {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "not forced: to confirm that the other nodes are stopped, give the resource's name, {resource}, as one line on stdin"
+    )))
 }
 
 fn known_peer(config: &Config, node: &Node, name: String) -> Result<String, Failure> {

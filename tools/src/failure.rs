@@ -35,9 +35,6 @@ pub enum Failure {
     /// `repld` answered something else than was asked for.
     #[error("repld answered something unexpected; use the replctl of its version")]
     UnexpectedAnswer,
-    /// Something that later versions can.
-    #[error("{0} is not supported by this version")]
-    NotSupported(&'static str),
     /// `create` failed.
     #[error(transparent)]
     Create(#[from] CreateError),

@@ -1,7 +1,8 @@
 //! What `replctl` says and exits with, where no `repld` runs.
 
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
@@ -127,11 +128,33 @@ fn without_repld_they_exit_with_3() {
         3,
         &["has nobody listening"],
     );
-    refused(
-        &["--config", &config, "--node", "a", "promote", "--force"],
-        1,
-        &["not supported"],
-    );
+}
+
+#[test]
+fn a_forced_promotion_wants_the_name_of_the_resource() {
+    let dir = TempDir::new().unwrap();
+    let config = write_config(dir.path());
+    let args = ["--config", &config, "--node", "a", "promote", "--force"];
+    for (line, code, words) in [
+        ("", 2, "as one line on stdin"),
+        ("yes\n", 2, "as one line on stdin"),
+        ("r", 3, "repld is not running"),
+        ("r\n", 3, "repld is not running"),
+    ] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_replctl"))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(line.as_bytes()).unwrap();
+        drop(stdin);
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{line:?}: {text}");
+        assert!(text.contains(words) && text.lines().count() == 1, "{text}");
+    }
 }
 
 #[test]

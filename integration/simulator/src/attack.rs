@@ -82,6 +82,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         command(c, rng, AdminCommand::Demote)
     }),
     attack("promote everywhere", 25, 30, promote_everywhere),
+    attack("force", 16, 15, force),
     attack("disconnect", 30, 25, disconnect),
     attack("connect", 100, 14, connect),
     attack("suspend-io", 30, 20, suspend),
@@ -117,7 +118,8 @@ fn pair(c: &Cluster, rng: &mut Rng) -> Option<(usize, usize)> {
 
 /// A node whose durable data may be harmed, and that runs.
 fn victim(c: &Cluster, rng: &mut Rng) -> Option<usize> {
-    if c.victims.is_empty() {
+    // A node that went on alone is one that the others have lost: that is as much as they can bear.
+    if c.victims.is_empty() || c.nodes.iter().any(|n| n.forced) {
         return None;
     }
     let node = rng.pick(&c.victims);
@@ -476,6 +478,22 @@ fn promote_everywhere(c: &mut Cluster, rng: &mut Rng) -> bool {
             c.admin(node, AdminCommand::Promote { deadline });
         }
     }
+    true
+}
+
+/// An operator believes that the others are gone, and mostly is wrong.
+fn force(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let members = c.options.nodes;
+    let node = rng.index(members);
+    let lost = |n: &usize| *n == node || c.nodes[*n].hurt || c.nodes[*n].forced;
+    let bearable = (members - 1) / 2;
+    // In small clusters nobody is left then, and that is a life too.
+    let too_many = (0..members).filter(lost).count() > bearable.max(1);
+    if !c.up(node) || c.nodes[node].hurt || too_many {
+        return false;
+    }
+    let time = rng.between(1, 6) * lease(c);
+    c.force(node, time);
     true
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use replicator::journal::batch::Header;
 use replicator::memory::{Memory, Purpose};
+use replicator::replica::{INCOMING_MAX, UNAPPLIED_MAX};
 use replicator::types::*;
 use replicator::view::{PeerView, ReplicationState, Suspended, View};
 use replicator::{AckPolicy, OnNoQuorum};
@@ -93,6 +94,18 @@ impl Cluster {
             view.requests,
             view.requests_max
         );
+        let unapplied = view.admitted.0 - view.applied.0;
+        assert!(
+            view.incoming as usize <= INCOMING_MAX && unapplied <= UNAPPLIED_MAX as u64,
+            "P8: node {node} has {} batches of its Primary, and {unapplied} records to apply",
+            view.incoming
+        );
+        assert!(
+            view.lease_until <= self.lease_of(node),
+            "P5: node {node} shows a lease until {:?}, its voters support {:?}",
+            view.lease_until,
+            self.lease_of(node)
+        );
         let free = replica.memory().free_blocks(Purpose::Client);
         assert!(
             more == 0 || free >= SMALL_WRITE_BLOCKS,
@@ -174,7 +187,7 @@ impl Cluster {
             .chain([view.durable])
             .collect();
         durable.sort_unstable_by(|a, b| b.cmp(a));
-        let floor = durable.get(self.options.nodes / 2).copied();
+        let floor = durable.get(self.members() / 2).copied();
         let floor = floor.unwrap_or(Seq(0));
         assert!(
             view.committed >= floor,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use replicator::journal::batch::{self, Kind};
-use replicator::types::BLOCK_BYTES;
+use replicator::types::{BLOCK_BYTES, RecordId};
 
 use crate::disk::Disk;
 
@@ -54,6 +54,7 @@ pub(crate) struct Checks {
     /// Who served which epoch.
     served: BTreeMap<u64, usize>,
     pub(crate) majority: usize,
+    voters: usize,
     /// Batches of which a harmed disk lost its copy and nothing on it can prove that there was one, by epoch and first record.
     silently_lost: BTreeSet<(u64, u64)>,
     /// More was lost than anything can keep: from here on nothing is promised.
@@ -99,9 +100,41 @@ impl Checks {
             blocks: BTreeMap::new(),
             served: BTreeMap::new(),
             majority: nodes / 2 + 1,
+            voters: nodes + witnesses,
             silently_lost: BTreeSet::new(),
             beyond: false,
         }
+    }
+
+    /// A node goes on alone from a record on (D2): all that its log holds is committed by that.
+    pub(crate) fn fork(&self, node: usize, at: RecordId) -> Self {
+        let mut fork = Self::new(self.logs.len(), self.witnesses.len());
+        (fork.majority, fork.voters) = (1, 1);
+        let log = &self.logs[node].batches;
+        let from = log
+            .first_key_value()
+            .map_or(at.seq.0 + 1, |(first, _)| *first);
+        let before = self.chain.range(..from).map(|(_, batch)| batch);
+        for batch in before.chain(log.values().map(|j| &j.batch)) {
+            let key = (batch.epoch, batch.first);
+            let made = self.made[&key].clone();
+            for &(volume, block, crc) in made.1.iter() {
+                let history = fork.blocks.entry((volume, block)).or_default();
+                history.push((batch.last, crc));
+            }
+            fork.made.insert(key, made);
+            fork.chain.insert(batch.first, batch.clone());
+            fork.chain_end = batch.last;
+        }
+        assert_eq!(
+            fork.chain_end, at.seq.0,
+            "D2: node {node} goes on with the log that it has"
+        );
+        fork.logs[node] = NodeLog {
+            batches: log.clone(),
+            checked: at.seq.0,
+        };
+        fork
     }
 
     /// A node writes or sends the batch whose first block this is; its first record.
@@ -382,9 +415,8 @@ impl Checks {
             // An epoch record: of the voters a witness counts with the config.
             let told = |held: &&(u64, u64)| **held >= (batch.epoch, batch.last);
             let votes = copies + self.witnesses.iter().filter(told).count();
-            let voters = self.logs.len() + self.witnesses.len();
             assert!(
-                votes > voters / 2,
+                votes > self.voters / 2,
                 "N4: node {node} says that {batch:?} is committed, {votes} voters have it"
             );
         }

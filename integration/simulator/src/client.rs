@@ -25,6 +25,16 @@ pub(crate) struct Request {
     pub(crate) node: usize,
     /// The core has it.
     pub(crate) handed_in: bool,
+    /// With a flush the first blocks are mapped: which of them the core calls zeroes, and on which the store has the last word.
+    pub(crate) map: Vec<Mapped>,
+}
+
+/// What the core says of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mapped {
+    Zeroes,
+    Anything,
+    AsStored,
 }
 
 /// What a client does.

@@ -62,8 +62,10 @@ impl Cluster {
             }
             self.new_clock(node);
         }
-        self.checks.crashed(node);
-        self.drop_clients(node);
+        self.within(node, |c| {
+            c.checks.crashed(node);
+            c.drop_clients(node);
+        });
         let n = &mut self.nodes[node];
         n.replica = None;
         n.inbox.clear();
@@ -214,10 +216,10 @@ impl Cluster {
         chosen.superblock.config.map(|c| c.at)
     }
 
-    /// The node that serves, if one does.
+    /// The node that serves, if one does. Those that went on alone are not meant.
     pub(crate) fn primary(&self) -> Option<usize> {
         (0..self.nodes.len())
-            .filter(|&n| self.up(n) && self.nodes[n].view.serving)
+            .filter(|&n| self.up(n) && self.nodes[n].view.serving && !self.is_exile(n))
             .max_by_key(|&n| self.nodes[n].view.epoch)
     }
 
@@ -232,6 +234,7 @@ impl Cluster {
                 || self.is_too_far(primary, node)
                 || self.nodes[node].ruined
                 || self.nodes[node].wiped
+                || self.is_exile(node)
                 || self.nodes[node].hurt && self.nodes[node].view.disk_state == DiskState::Failed
         })
     }

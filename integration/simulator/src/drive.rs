@@ -129,6 +129,10 @@ impl Cluster {
                 assert!(
                     !matches!(reason, DropReason::Protocol(_) | DropReason::Unrelated(_))
                         || self.net.conns[conn].spoilt
+                        || self.net.conns[conn]
+                            .nodes
+                            .iter()
+                            .any(|&n| self.nodes[n].forced)
                         || self.checks.is_beyond(),
                     "node {node} takes offence at a sound peer: {reason}"
                 );
@@ -339,6 +343,7 @@ impl Cluster {
             return;
         };
         let disk = disk_of(&mut n.disks, flight.which);
+        let of_meta = flight.which == Which::Meta;
         let mut result = Ok(());
         match flight.what {
             What::Write {
@@ -379,6 +384,9 @@ impl Cluster {
             self.checks.witness_holds(node, at.epoch.0, at.seq.0);
         }
         self.post(node, Happening::Disk(flight.ticket, result));
+        if of_meta && self.nodes[node].forced && self.superblock_is_settled(node) {
+            self.note_fork(node);
+        }
     }
 
     /// Whether something could change what disks and streams hold.

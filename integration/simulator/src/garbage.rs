@@ -155,7 +155,7 @@ pub(crate) fn garbled(mut frame: Frame, blocks: u32, rng: &mut Rng) -> Option<Fr
 impl Cluster {
     /// The end of a life in which nodes that were never told so are lied to by their peers. Only what stops a node counts.
     pub(crate) fn suffer_garbage(&mut self, rng: &mut Rng) {
-        self.checks.ends_beyond();
+        self.all_end_beyond();
         self.trace(|| "-- from here on peers lie".into());
         for _ in 0..rng.between(3, 10) {
             self.garbage_permille = rng.between(1, 300);

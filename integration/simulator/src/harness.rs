@@ -14,6 +14,7 @@ use crate::checks::Checks;
 use crate::client::{Client, Request};
 use crate::disk::{Disks, Fate};
 use crate::drive::Flight;
+use crate::exile::Exile;
 use crate::hash::Hash;
 use crate::lives::Tally;
 use crate::memory::{SimBuffer, SimMemory};
@@ -140,6 +141,8 @@ pub(crate) struct Node {
     pub(crate) wiped: bool,
     /// It was told to drain, and does nothing more.
     pub(crate) drained: bool,
+    /// It was told to go on alone.
+    pub(crate) forced: bool,
     pub(crate) snapshot: Option<Disks>,
     /// Connections that a power cut left half open.
     pub(crate) orphans: Vec<(usize, usize)>,
@@ -164,7 +167,10 @@ pub(crate) struct Cluster {
     pub(crate) checks: Checks,
     pub(crate) watch: Watch,
     pub(crate) bounds: Bounds,
-    served: u64,
+    /// Nodes that went on alone.
+    pub(crate) exiles: BTreeMap<usize, Exile>,
+    /// Whose world is in force, if it is not everybody's.
+    pub(crate) inside: Option<usize>,
     pub(crate) next_id: u64,
     pub(crate) tracing: bool,
     pub(crate) faults: [u64; ATTACKS.len()],
@@ -209,7 +215,8 @@ impl Cluster {
             checks: Checks::new(options.nodes, options.witnesses),
             watch: Watch::new(options.nodes + options.witnesses),
             bounds: Bounds::default(),
-            served: 0,
+            exiles: BTreeMap::new(),
+            inside: None,
             next_id: 0,
             tracing: false,
             faults: [0; ATTACKS.len()],
@@ -249,6 +256,7 @@ impl Cluster {
                 ruined: false,
                 wiped: false,
                 drained: false,
+                forced: false,
                 snapshot: None,
                 orphans: Vec::new(),
                 wrapped: None,
@@ -305,12 +313,13 @@ impl Cluster {
 
     /// What it came to so far.
     pub(crate) fn tally(&self) -> Tally {
+        let (writes, reads, epochs) = self.exiles_tally();
         Tally {
             operations: self.operations,
-            writes: self.oracle.acknowledged,
-            reads: self.oracle.read,
+            writes: self.oracle.acknowledged + writes,
+            reads: self.oracle.read + reads,
             faults: self.faults,
-            promotions: self.checks.epochs_served(),
+            promotions: self.checks.epochs_served() + epochs,
             turns: self.turns,
             beyond: u64::from(self.checks.is_beyond()),
             stuck: u64::from(self.stuck),
@@ -339,8 +348,10 @@ impl Cluster {
         let ((at, _), event) = entry.remove_entry();
         self.now = self.now.max(at);
         match event {
-            Event::Wake(node) => self.wake(node, at),
-            Event::Disk { node, life, flight } => self.flight_ends(node, life, flight),
+            Event::Wake(node) => self.within(node, |c| c.wake(node, at)),
+            Event::Disk { node, life, flight } => {
+                self.within(node, |c| c.flight_ends(node, life, flight));
+            }
             Event::Readable(conn, side) => self.tell(conn, side, Happening::Readable(conn, side)),
             Event::Sent(conn, side) => self.tell(conn, side, Happening::Sent(conn, side)),
             Event::PeerUp(conn, side) => self.connection_up(conn, side),
@@ -481,9 +492,9 @@ impl Cluster {
         self.watch.suspended = view.suspended != Suspended::No && !view.quorum;
         if view.serving {
             self.nodes[node].reign = epoch;
+            let newest = self.checks.newest_epoch();
             self.checks.serves(node, epoch);
-            if epoch > self.served {
-                self.served = epoch;
+            if epoch > newest {
                 self.has_promises(node, epoch);
                 self.trace(|| format!("{node} serves epoch {epoch}"));
                 self.oracle.epoch_serves(epoch, self.now);

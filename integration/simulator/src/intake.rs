@@ -4,14 +4,33 @@ use replicator::Replica;
 use replicator::io::*;
 use replicator::memory::{Buffer, Memory, Purpose};
 use replicator::types::*;
+use replicator::view::Holds;
 use replicator::wire::frame::{FRAME_HEADER_BYTES, Frame, FrameHeader};
 
-use crate::client::Kind;
+use crate::client::{Kind, Mapped};
 use crate::garbage::garbled;
 use crate::harness::*;
 use crate::memory::SimMemory;
 use crate::net::Then;
 use crate::oracle::{UNITS_PER_BLOCK, content, unit_offset};
+
+/// Blocks of a map, those that most of the requests are about.
+const MAPPED_BLOCKS: u64 = 12;
+
+/// What the core says of the first blocks of a volume.
+fn map_of(replica: &Replica<SimMemory>, volume: VolumeId, blocks: u64) -> Vec<Mapped> {
+    let end = usize::try_from(blocks).expect("few blocks");
+    let mut map = vec![Mapped::AsStored; end];
+    for part in replica.unapplied(volume, 0..blocks) {
+        let mapped = match part.holds {
+            Holds::Zeroes { .. } => Mapped::Zeroes,
+            Holds::Anything => Mapped::Anything,
+        };
+        let from = usize::try_from(part.start).expect("few blocks");
+        map[from..from + usize::try_from(part.blocks).expect("few blocks")].fill(mapped);
+    }
+    map
+}
 
 impl Cluster {
     /// Takes frames from a stream, as far as there is memory for their batches.
@@ -136,7 +155,12 @@ impl Cluster {
             return;
         }
         let op = match request.kind {
-            Kind::Flush => ClientOp::Flush,
+            Kind::Flush => {
+                // A driver would look at the store between the two. Here it is looked at when the answer comes.
+                let blocks = self.options.volumes[request.volume].min(MAPPED_BLOCKS);
+                request.map = map_of(replica, volume, blocks);
+                ClientOp::Flush
+            }
             Kind::Read => ClientOp::Read {
                 volume,
                 offset,

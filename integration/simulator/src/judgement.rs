@@ -63,7 +63,12 @@ impl Cluster {
 
     /// Promotes one of these nodes, whichever can be; `None` if the life ends here: more was lost than anything can keep.
     pub(crate) fn promote_any(&mut self, nodes: &[usize]) -> Option<usize> {
-        let data = self.data_of(nodes);
+        let mut data = self.data_of(nodes);
+        data.retain(|&n| !self.is_exile(n));
+        if data.is_empty() {
+            self.stuck = true;
+            return None;
+        }
         let mut said = Vec::new();
         for attempt in 0..40 {
             let node = data[attempt % data.len()];
@@ -95,7 +100,8 @@ impl Cluster {
     /// How many of these nodes can be fed from the journal of the one among them that has trimmed its own furthest. The others need a
     /// resync, which does not exist yet: until then they do not count.
     fn within_the_journal(&self, nodes: &[usize]) -> usize {
-        let there = |n: &&usize| self.up(**n) && !self.nodes[**n].wiped;
+        let gone = |n: usize| self.nodes[n].wiped || self.is_exile(n);
+        let there = |n: &&usize| self.up(**n) && !gone(**n);
         let floor = |n: &usize| self.nodes[*n].view.journal_floor.0;
         let highest = nodes.iter().filter(there).map(floor).max().unwrap_or(0);
         let near = |n: &&usize| self.nodes[**n].view.committed.0 + 1 >= highest;
@@ -113,7 +119,8 @@ impl Cluster {
     /// answered, whatever happened before.
     fn a_majority_goes_on(&mut self) {
         let (members, voters) = (self.options.nodes, self.nodes.len());
-        let mut core: Vec<usize> = (0..members).filter(|&n| !self.nodes[n].hurt).collect();
+        let whole = |n: &usize| !self.nodes[*n].hurt && !self.nodes[*n].forced;
+        let mut core: Vec<usize> = (0..members).filter(whole).collect();
         while core.len() > members / 2 + 1 {
             core.remove(self.rng.turns.index(core.len()));
         }
@@ -183,6 +190,14 @@ impl Cluster {
         if self.checks.is_beyond() {
             return;
         }
+        self.judge_those_together();
+        self.stop_clients();
+        if !self.checks.is_beyond() {
+            self.conclude_exiles();
+        }
+    }
+
+    fn judge_those_together(&mut self) {
         let Some(primary) = self.promote_any(&self.all()) else {
             return;
         };
@@ -221,7 +236,7 @@ impl Cluster {
         let mut equal = equal;
         equal.retain(|&n| !self.nodes[n].hurt || all_there);
         for node in 0..self.nodes.len() {
-            if self.up(node) {
+            if self.up(node) && !self.is_exile(node) {
                 let drained = self.command(node, AdminCommand::Drain);
                 assert!(
                     drained == Ok(()) || self.nodes[node].hurt,
@@ -232,7 +247,9 @@ impl Cluster {
         }
         self.compare(&equal);
         self.run_for(SECOND);
-        (0..self.nodes.len()).for_each(|n| self.leaks_nothing(n));
+        for node in (0..self.nodes.len()).filter(|&n| !self.is_exile(n)) {
+            self.leaks_nothing(node);
+        }
         if let Err(error) = self.oracle.judge() {
             panic!("{error}");
         }
@@ -263,7 +280,7 @@ impl Cluster {
     }
 
     /// P10: drained stores are equal, and hold what was committed.
-    fn compare(&mut self, equal: &[usize]) {
+    pub(crate) fn compare(&self, equal: &[usize]) {
         let end = self.checks.chain_end();
         let Some(&primary) = equal.first() else {
             return;

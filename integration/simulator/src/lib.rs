@@ -9,6 +9,7 @@ mod client;
 mod control;
 mod disk;
 mod drive;
+mod exile;
 mod forge;
 mod garbage;
 mod harness;

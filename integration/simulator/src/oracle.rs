@@ -105,11 +105,45 @@ pub(crate) struct Oracle {
     reads: BTreeMap<(usize, u64), BTreeMap<u64, (u64, u64)>>,
     zero_reads: BTreeMap<(usize, u64), Vec<(u64, u64)>>,
     next: u64,
+    /// When a node went on alone with what it had, and the newest write that may be in that.
+    forked: Option<(u64, u64)>,
+    /// What units are found to have had then.
+    bases: BTreeMap<(usize, u64), u64>,
     pub(crate) acknowledged: u64,
     pub(crate) read: u64,
 }
 
+/// Writes of a world that has forked are numbered from so much further on.
+const FORK_STAMPS: u64 = 1 << 40;
+
 impl Oracle {
+    /// The history that begins when a node goes on alone. Which of the writes before are in it is not known here, but that each unit
+    /// has one value to begin with.
+    pub(crate) fn fork(&self, now: u64) -> Self {
+        Self {
+            next: self.next + FORK_STAMPS,
+            forked: Some((now, self.next)),
+            ..Self::default()
+        }
+    }
+
+    /// A write from before the fork was read; whether that can be.
+    fn base(&mut self, key: (usize, u64), stamp: u64) -> Result<(), String> {
+        let (volume, unit) = key;
+        let Some((_, newest)) = self.forked.filter(|(_, newest)| stamp <= *newest) else {
+            return Err(format!(
+                "unit {unit} of volume {volume} reads as write {stamp}, which never was"
+            ));
+        };
+        let base = *self.bases.entry(key).or_insert(stamp);
+        if base != stamp {
+            return Err(format!(
+                "unit {unit} of volume {volume} began as write {base}, and reads as {stamp}, both from before {newest}"
+            ));
+        }
+        Ok(())
+    }
+
     /// A write is asked for; its stamp.
     pub(crate) fn write(&mut self, volume: usize, units: Range<u64>, zero: bool, now: u64) -> u64 {
         self.next += 1;
@@ -177,9 +211,7 @@ impl Oracle {
                 .get(&stamp)
                 .filter(|w| w.volume == volume && w.units.contains(&unit));
             if write.is_none() {
-                return Err(format!(
-                    "unit {unit} of volume {volume} reads as write {stamp}, which never was"
-                ));
+                self.base((volume, unit), stamp)?;
             }
             let reads = self.reads.entry((volume, unit)).or_default();
             let zone = reads.entry(stamp).or_insert((now, asked));
@@ -210,6 +242,17 @@ impl Oracle {
                     _stamp: stamp,
                 });
             }
+        }
+        for (&key, stamp) in &self.bases {
+            let (forked, _) = self.forked.expect("only then there are any");
+            let read = self.reads.get(&key).and_then(|r| r.get(stamp));
+            let (end, begin) = read.copied().unwrap_or((NEVER, 0));
+            by_unit.entry(key).or_default().0.push(Zone {
+                first_end: end.min(forked),
+                last_begin: begin.max(1),
+                asked: 1,
+                _stamp: *stamp,
+            });
         }
         for ((volume, unit), (zones, zeroes)) in &by_unit {
             judge_zones(zones).map_err(|e| format!("volume {volume} unit {unit}: {e}"))?;

@@ -28,6 +28,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::UncommittedRead
         | Bug::CommitWaitsForAll
         | Bug::ReadsWaitForAll
+        | Bug::MapForgetsUnapplied
         | Bug::UnboundedApply
         | Bug::TrimIsAHint => 20,
         Bug::OverlayBackwards
@@ -51,9 +52,11 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::LeakedRead
         | Bug::WindowIgnored
         | Bug::LaterEpochTaken
-        | Bug::NumbersUnchecked => 200,
+        | Bug::NumbersUnchecked
+        | Bug::ForkServesEarly => 200,
         // These need a rare fault, or two at a time.
-        Bug::CutAcknowledged
+        Bug::ForkKeepsHistory
+        | Bug::CutAcknowledged
         | Bug::AppliedBeforeKnown
         | Bug::RecycledTooEarly
         | Bug::BlankGrantCounts

@@ -3,7 +3,8 @@
 use replicator::io::*;
 use replicator::memory::Buffer;
 
-use crate::client::{Client, Kind, Request, draw};
+use crate::client::{Client, Kind, Mapped, Request, draw};
+use crate::disk::Block;
 use crate::harness::*;
 use crate::memory::SimBuffer;
 use crate::oracle::UNITS_PER_BLOCK;
@@ -32,7 +33,7 @@ impl Cluster {
                     self.answers_in_time(node);
                 }
                 match (request.kind, answer) {
-                    (Kind::Flush, Answer::Done) => {}
+                    (Kind::Flush, Answer::Done) => self.was_mapped(node, &request),
                     (Kind::Write { .. } | Kind::Zero { .. }, Answer::Done) => {
                         self.oracle.answered(request.stamp, self.now);
                     }
@@ -67,6 +68,33 @@ impl Cluster {
         if request.client.is_none() {
             let outcome = if done { Outcome::Done } else { Outcome::Error };
             self.outcomes.insert(id, outcome);
+        }
+    }
+
+    /// A map of holes is complete: the store was looked at, and then the flush was answered. Each hole is a read of zeroes.
+    fn was_mapped(&mut self, node: usize, request: &Request) {
+        if self.options.loose_clocks || self.checks.is_beyond() {
+            return;
+        }
+        for (block, mapped) in (0..).zip(&request.map) {
+            let stored = self.nodes[node].disks.stores[request.volume].block(block);
+            let zeroes = match mapped {
+                Mapped::Zeroes => true,
+                Mapped::Anything => false,
+                Mapped::AsStored => stored.is_none_or(|bytes| bytes.iter().all(|&b| b == 0)),
+            };
+            if zeroes {
+                let units = block * UNITS_PER_BLOCK..(block + 1) * UNITS_PER_BLOCK;
+                self.oracle
+                    .was_read(
+                        request.volume,
+                        units,
+                        &Block::zero(),
+                        request.asked,
+                        self.now,
+                    )
+                    .expect("zeroes are nobody's write");
+            }
         }
     }
 
@@ -116,8 +144,8 @@ impl Cluster {
         request.asked = self.now;
         if matches!(request.kind, Kind::Write { .. } | Kind::Zero { .. }) {
             let zero = matches!(request.kind, Kind::Zero { .. });
-            let units = request.units.clone();
-            request.stamp = self.oracle.write(request.volume, units, zero, self.now);
+            let (volume, units, now) = (request.volume, request.units.clone(), self.now);
+            request.stamp = self.within(node, |c| c.oracle.write(volume, units, zero, now));
         }
         if let Some(client) = request.client {
             self.clients[client].under_way += 1;
@@ -152,6 +180,7 @@ impl Cluster {
             asked: 0,
             node,
             handed_in: false,
+            map: Vec::new(),
         };
         self.ask(node, request);
     }
@@ -193,6 +222,7 @@ impl Cluster {
             asked: 0,
             node,
             handed_in: false,
+            map: Vec::new(),
         };
         self.ask(node, request)
     }

@@ -66,6 +66,11 @@ impl Cluster {
 
     /// Starts a node from its disks.
     pub(crate) fn restart(&mut self, node: usize) {
+        self.within(node, |c| c.note_fork(node));
+        self.within(node, |c| c.start(node));
+    }
+
+    fn start(&mut self, node: usize) {
         let n = &mut self.nodes[node];
         assert!(n.replica.is_none(), "node {node} runs");
         n.life += 1;

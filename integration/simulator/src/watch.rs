@@ -84,6 +84,21 @@ impl Watch {
         }
     }
 
+    /// A node goes on alone from a record on: what it promised to others is nothing to its new world.
+    pub(crate) fn fork(&self, node: usize, at: RecordId) -> Self {
+        let mut fork = Self::new(self.nodes.len());
+        let before = &self.nodes[node];
+        fork.nodes[node].ring = before.ring.clone();
+        fork.nodes[node].newest = before.newest;
+        fork.nodes[node].promised = before.promised;
+        let had = |first: u64| first <= at.seq.0;
+        let stamps = self.stamps.iter().filter(|(_, (_, first, _))| had(*first));
+        fork.stamps = stamps.map(|(s, b)| (*s, *b)).collect();
+        let learned = self.learned.iter().filter(|(_, first)| had(*first));
+        fork.learned = learned.copied().collect();
+        fork
+    }
+
     /// A node has other disks than before, blank ones or older ones, and what it said with the old ones binds it no more.
     pub(crate) fn replaced(&mut self, node: usize, blank: bool) {
         self.nodes[node] = Watched {
@@ -145,7 +160,7 @@ fn stamps_of(bytes: &[u8], block: u64) -> impl Iterator<Item = u64> {
     stamps.into_iter().filter(|&stamp| stamp != 0)
 }
 
-fn superblock_on(disk: &Disk) -> Option<Superblock> {
+pub(crate) fn superblock_on(disk: &Disk) -> Option<Superblock> {
     let mut copies = [[0; BLOCK_BYTES]; COPIES];
     for (index, copy) in copies.iter_mut().enumerate() {
         disk.read(copy_offset(index) / BLOCK_BYTES_U64, copy).ok()?;
@@ -263,6 +278,12 @@ impl Cluster {
         self.checks.acknowledges(node, report.tail.seq.0);
         let epoch = report.granted.0;
         let on_disk = superblock_on(&self.nodes[node].disks.meta);
+        let known = on_disk.as_ref().map_or(HistoryId(0), |s| s.history);
+        assert!(
+            known == report.history || known == HistoryId(0) || !self.nodes[node].forced,
+            "S2, D2: node {node} says that its history is {}, its superblock says {known}",
+            report.history
+        );
         let on_disk = on_disk.map_or(0, |s| s.promised.0);
         assert!(
             on_disk >= epoch && on_disk >= report.promised.0,
@@ -341,7 +362,7 @@ impl Cluster {
 
     /// Until when a node may answer, on its own clock, by the heartbeats that it sent and the answers that it was handed.
     pub(crate) fn lease_of(&self, node: usize) -> Time {
-        let others = self.nodes.len() / 2;
+        let others = self.voters() / 2;
         if others == 0 {
             return Time(u64::MAX);
         }
@@ -364,12 +385,12 @@ impl Cluster {
     /// A node serves an epoch: enough voters with whole disks have promised it.
     pub(crate) fn has_promises(&self, node: usize, epoch: u64) {
         let by = self.watch.grants.get(&epoch);
-        let count = by.map_or(0, BTreeSet::len) + usize::from(self.nodes.len() == 1);
+        let count = by.map_or(0, BTreeSet::len) + usize::from(self.voters() == 1);
         let blank = |node: usize| self.watch.nodes[node].blank;
         let hurt = (0..self.nodes.len()).filter(|&n| self.nodes[n].hurt && !blank(n));
         let hurt = hurt.count();
         assert!(
-            count + hurt > self.nodes.len() / 2 || self.checks.is_beyond(),
+            count + hurt > self.voters() / 2 || self.checks.is_beyond(),
             "P4: node {node} serves epoch {epoch}, promised by {by:?} alone"
         );
     }

@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use nbd_server::handle::{
     ControlHandle, DataCommand, DataError, DataHandle, Snapshot, Stream, ToControl, ToData,
 };
+use nbd_server::meters::Meters;
+use nbd_server::nbd::Terms;
 use nbd_server::reactor::record::Recorder;
 use nbd_server::reactor::ring::RingError;
 use nbd_server::reactor::{ReactorParams, spawn};
@@ -118,6 +120,7 @@ impl Node {
         let bell = Arc::new(EventFd::new().expect("an eventfd"));
         let snapshot = Arc::new(Mutex::new(Snapshot::default()));
         let config = config(me);
+        let meters = Arc::new(Meters::default());
         let params = ReactorParams {
             journal: path("journal"),
             meta: path("meta"),
@@ -125,11 +128,13 @@ impl Node {
             volume_bytes: VOLUMES.to_vec(),
             memory_bytes: 64 << 20,
             requests_max: config.requests_max,
+            disk_timeout_ms: 3_600_000,
             control: ControlHandle {
                 receiver,
                 bell: Arc::clone(&bell),
                 snapshot: Arc::clone(&snapshot),
                 sender: to_control,
+                meters: Arc::clone(&meters),
             },
             recorder: Recorder::create(&tape(dir, me)).expect("a new file"),
         };
@@ -150,6 +155,7 @@ impl Node {
                 sender,
                 bell,
                 snapshot,
+                meters,
             },
             _events: events,
             thread: thread.expect("the data thread starts"),
@@ -246,6 +252,7 @@ impl Cluster {
         assert!(self.nodes[node].handle.send(ToData::Client {
             stream: Stream::Unix(theirs),
             volume,
+            terms: Terms::default(),
             leftover: Vec::new(),
         }));
         ours

@@ -43,7 +43,7 @@ pub enum Request {
     Promote {
         /// How long to try, in milliseconds.
         timeout_ms: u64,
-        /// Without a majority; not supported by this version.
+        /// Alone, with the data that is here, in a history of its own. Whoever asks has made sure that it is meant.
         #[serde(default)]
         force: bool,
     },

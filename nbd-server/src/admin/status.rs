@@ -144,6 +144,9 @@ macro_rules! words {
         }
 
         impl $name {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
             /// The word that operators know.
             pub const fn as_str(self) -> &'static str {
                 match self {

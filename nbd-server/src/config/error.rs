@@ -4,8 +4,8 @@ use std::io;
 use std::path::PathBuf;
 
 use super::{
-    DATA_NODES_MAX, JOURNAL_BYTES_MIN, LEASE_MS_RANGE, MEMORY_BYTES_MIN, NAME_BYTES_MAX,
-    SOCKET_PATH_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX, WITNESSES_MAX, size,
+    DATA_NODES_MAX, DISK_TIMEOUT_MS_RANGE, JOURNAL_BYTES_MIN, LEASE_MS_RANGE, MEMORY_BYTES_MIN,
+    NAME_BYTES_MAX, SOCKET_PATH_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX, WITNESSES_MAX, size,
 };
 
 /// Why a config file could not be used. Its text is one line.
@@ -200,6 +200,15 @@ pub enum Refusal {
         /// The value.
         found: i128,
     },
+    /// A number outside its range.
+    #[error(
+        "disk_timeout_ms = {found} is out of range; write a number of milliseconds from {} to {}",
+        DISK_TIMEOUT_MS_RANGE.start(), DISK_TIMEOUT_MS_RANGE.end()
+    )]
+    DiskTimeoutOutOfRange {
+        /// The value.
+        found: i128,
+    },
     /// An address with a host name, or none at all.
     #[error(
         "{key} = {found:?} is no address; write \"IP:PORT\", for example \"10.0.0.1:7789\" or \
@@ -292,6 +301,15 @@ pub enum Refusal {
          network"
     )]
     Tls(&'static str),
+    /// Metrics for everybody.
+    #[error(
+        "listen {found:?} under [metrics] is no loopback address and no absolute path: metrics are not protected, so \
+         only this host may reach them; write listen = \"127.0.0.1:9783\" or listen = \"/run/replicator/%n-metrics.sock\""
+    )]
+    MetricsListen {
+        /// The value.
+        found: String,
+    },
     /// A network address without TLS and without consent.
     #[error(
         "{key} {address} is not loopback and there is no TLS: everybody on that network could read \

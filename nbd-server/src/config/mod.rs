@@ -34,6 +34,10 @@ pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 pub const LEASE_MS_DEFAULT: u32 = 1000;
 /// The leases that can be configured, in milliseconds.
 pub const LEASE_MS_RANGE: RangeInclusive<u32> = 200..=60_000;
+/// The disk timeout where the config gives none, in milliseconds.
+pub const DISK_TIMEOUT_MS_DEFAULT: u32 = 5000;
+/// The disk timeouts that can be configured, in milliseconds.
+pub const DISK_TIMEOUT_MS_RANGE: RangeInclusive<u32> = 2000..=3_600_000;
 /// The longest name of a resource, node or volume.
 pub const NAME_BYTES_MAX: usize = 63;
 /// The most data nodes.
@@ -81,9 +85,20 @@ pub struct Node {
     pub nbd_listen: Option<SocketAddr>,
     /// What it is there for.
     pub role: NodeRole,
+    /// Where its metrics are served; nowhere unless the config says so.
+    pub metrics_listen: Option<MetricsListen>,
     pub(crate) journal_device: Option<PathBuf>,
     /// One per volume, in the order of [`Config::volumes`], with `%n` replaced.
     pub(crate) stores: Vec<StorePath>,
+}
+
+/// Where metrics are served. They are not protected, so nothing but this host reaches them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MetricsListen {
+    /// A loopback address.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
 }
 
 /// Where a volume's bytes are on one node.
@@ -135,6 +150,8 @@ pub struct Policy {
     pub ack: Ack,
     /// How long a Primary may serve after a majority answered it.
     pub lease_ms: u32,
+    /// How long a Primary's clients wait for its disks before it leaves the service to another node.
+    pub disk_timeout_ms: u32,
     /// The memory of the data path.
     pub memory_bytes: u64,
 }

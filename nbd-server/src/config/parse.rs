@@ -10,9 +10,10 @@ use toml::de::DeTable;
 
 use super::table::{Located, Refused, Result, Table, line_of};
 use super::{
-    Ack, Config, DATA_NODES_MAX, JOURNAL_BYTES_MIN, Journal, LEASE_MS_DEFAULT, LEASE_MS_RANGE,
-    MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, Node, NodeRole, OnNoQuorum, Policy, Refusal,
-    SOCKET_PATH_BYTES_MAX, StorePath, Tls, VOLUMES_MAX, Volume, WITNESSES_MAX,
+    Ack, Config, DATA_NODES_MAX, DISK_TIMEOUT_MS_DEFAULT, DISK_TIMEOUT_MS_RANGE, JOURNAL_BYTES_MIN,
+    Journal, LEASE_MS_DEFAULT, LEASE_MS_RANGE, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN,
+    MetricsListen, Node, NodeRole, OnNoQuorum, Policy, Refusal, SOCKET_PATH_BYTES_MAX, StorePath,
+    Tls, VOLUMES_MAX, Volume, WITNESSES_MAX,
 };
 
 pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
@@ -26,14 +27,17 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
         span: root.span(),
         table: root.get_ref(),
     };
-    root.only(&["resource", "node", "volume", "journal", "policy", "tls"])?;
+    root.only(&[
+        "resource", "node", "volume", "journal", "policy", "tls", "metrics",
+    ])?;
 
     let resource = root.name("resource", "resource = \"pbx\" at the top")?.0;
     let tls = tls(&root)?;
     let volumes = volumes(&root)?;
     let journal = journal(&root)?;
     let policy = policy(&root)?;
-    let nodes = nodes(&root, &tls, &volumes, &journal)?;
+    let mut nodes = nodes(&root, &tls, &volumes, &journal)?;
+    metrics(&root, &mut nodes)?;
     Ok(Config {
         file: file.to_owned(),
         resource,
@@ -152,6 +156,7 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         on_no_quorum: OnNoQuorum::SuspendIo,
         ack: Ack::Majority,
         lease_ms: LEASE_MS_DEFAULT,
+        disk_timeout_ms: DISK_TIMEOUT_MS_DEFAULT,
         memory_bytes: MEMORY_BYTES_DEFAULT,
     };
     let Some(table) = root.opt_table("policy", "a table [policy]")? else {
@@ -161,7 +166,13 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         place: "[policy]",
         ..table
     };
-    table.only(&["on_no_quorum", "ack", "lease_ms", "memory"])?;
+    table.only(&[
+        "on_no_quorum",
+        "ack",
+        "lease_ms",
+        "disk_timeout_ms",
+        "memory",
+    ])?;
 
     let known = "\"suspend-io\" or \"io-error\"";
     if let Some(word) = table.opt_text("on_no_quorum", known)? {
@@ -200,6 +211,13 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
             _ => return table.refuse(&lease.span, Refusal::LeaseOutOfRange { found: lease.value }),
         }
     }
+    if let Some(timeout) = table.opt_integer("disk_timeout_ms", "disk_timeout_ms = 5000")? {
+        let found = timeout.value;
+        match u32::try_from(found) {
+            Ok(ms) if DISK_TIMEOUT_MS_RANGE.contains(&ms) => policy.disk_timeout_ms = ms,
+            _ => return table.refuse(&timeout.span, Refusal::DiskTimeoutOutOfRange { found }),
+        }
+    }
     if let Some(memory) = table.opt_size("memory", "memory = \"256MiB\"")? {
         if memory.value < MEMORY_BYTES_MIN {
             return table.refuse(&memory.span, Refusal::MemoryTooSmall(memory.value));
@@ -207,6 +225,88 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         policy.memory_bytes = memory.value;
     }
     Ok(policy)
+}
+
+/// Works out where each node serves its metrics.
+fn metrics(root: &Table<'_>, nodes: &mut [Node]) -> Result<()> {
+    let Some(table) = root.opt_table("metrics", "a table [metrics]")? else {
+        return Ok(());
+    };
+    let table = Table {
+        place: "[metrics]",
+        ..table
+    };
+    table.only(&["listen"])?;
+    let listen = table.text("listen", "listen = \"127.0.0.1:9783\"")?;
+    for index in 0..nodes.len() {
+        let place = if listen.value.starts_with('/') {
+            let path = table.expand("listen", &listen, &nodes[index].name)?;
+            if path.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+                let path = path.display().to_string();
+                return table.refuse(&listen.span, Refusal::SocketPathTooLong { path });
+            }
+            metrics_path_is_free(&table, &listen, &path, &nodes[index])?;
+            MetricsListen::Unix(path)
+        } else {
+            MetricsListen::Tcp(metrics_address(&table, &listen, nodes)?)
+        };
+        nodes[index].metrics_listen = Some(place);
+    }
+    Ok(())
+}
+
+fn metrics_address(
+    table: &Table<'_>,
+    listen: &Located<&str>,
+    nodes: &[Node],
+) -> Result<SocketAddr> {
+    let found = || listen.value.to_owned();
+    let address = listen.value.parse::<SocketAddr>().ok();
+    let Some(address) = address.filter(|a| a.ip().to_canonical().is_loopback()) else {
+        return table.refuse(&listen.span, Refusal::MetricsListen { found: found() });
+    };
+    if address.port() == 0 {
+        let (key, found) = ("listen", found());
+        return table.refuse(&listen.span, Refusal::PortZero { key, found });
+    }
+    let taken = |node: &&Node| node.address == address || node.nbd_listen == Some(address);
+    match nodes.iter().find(taken) {
+        None => Ok(address),
+        Some(node) => {
+            let (address, node) = (found(), node.name.clone());
+            table.refuse(&listen.span, Refusal::DuplicateAddress { address, node })
+        }
+    }
+}
+
+/// Nothing else of the node may be at the path of the metrics.
+fn metrics_path_is_free(
+    table: &Table<'_>,
+    listen: &Located<&str>,
+    path: &Path,
+    node: &Node,
+) -> Result<()> {
+    let sockets = [
+        (node.admin_socket(), "the admin socket".to_owned()),
+        (node.nbd_socket(), "the NBD socket".to_owned()),
+        (node.meta_path(), "the metadata".to_owned()),
+        (node.lock_path(), "the lock".to_owned()),
+        (node.journal_path(), "the journal".to_owned()),
+    ];
+    let stores = node.stores.iter();
+    let stores = stores.map(|s| (s.path.clone(), format!("volume {:?}", s.volume)));
+    match sockets.into_iter().chain(stores).find(|(p, _)| p == path) {
+        None => Ok(()),
+        Some((_, other)) => table.refuse(
+            &listen.span,
+            Refusal::DuplicatePath {
+                what: "the socket for metrics".to_owned(),
+                path: path.display().to_string(),
+                node: node.name.clone(),
+                other,
+            },
+        ),
+    }
 }
 
 fn nodes(
@@ -326,6 +426,7 @@ fn node(
         run_dir,
         nbd_listen: nbd_listen.map(|listen| listen.value),
         role,
+        metrics_listen: None,
         journal_device: None,
         stores: Vec::new(),
     };

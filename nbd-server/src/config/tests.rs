@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Ack, Config, OnNoQuorum, size};
+use super::{Ack, Config, MetricsListen, OnNoQuorum, size};
 
 const CONTRACT: &str = r#"resource = "pbx"
 
@@ -75,6 +75,30 @@ fn parse(text: &str) -> Result<Config, String> {
 }
 
 #[test]
+fn metrics_are_served_nowhere_unless_the_config_says_where() {
+    let listen = |place: &str| {
+        let text = format!("{SMALL}[metrics]\nlisten = \"{place}\"\n");
+        let nodes = parse(&text).unwrap().nodes.into_iter();
+        nodes.map(|node| node.metrics_listen).collect::<Vec<_>>()
+    };
+    let none = parse(SMALL).unwrap();
+    assert!(none.nodes.iter().all(|node| node.metrics_listen.is_none()));
+    for place in [
+        "127.0.0.1:9783",
+        "127.8.8.8:1",
+        "[::1]:9783",
+        "[::ffff:127.0.0.1]:9783",
+    ] {
+        let address = MetricsListen::Tcp(place.parse().unwrap());
+        assert_eq!(listen(place), [Some(address.clone()), Some(address)]);
+    }
+    assert_eq!(
+        listen("/run/%n.sock"),
+        ["/run/a.sock", "/run/b.sock"].map(|path| Some(MetricsListen::Unix(path.into())))
+    );
+}
+
+#[test]
 fn the_contracts_example_is_taken() {
     let config = parse(CONTRACT).unwrap();
     assert_eq!(config.resource, "pbx");
@@ -82,6 +106,7 @@ fn the_contracts_example_is_taken() {
     assert_eq!(config.volumes[0].size_bytes, 8 << 30);
     assert_eq!(config.journal.size_bytes, 1 << 30);
     assert_eq!(config.policy.lease_ms, 1000);
+    assert_eq!(config.policy.disk_timeout_ms, 5000);
     assert_eq!(config.policy.memory_bytes, 256 << 20);
     assert!(config.tls.insecure);
     let (index, node) = config.node("pbx-b").unwrap();
@@ -119,13 +144,14 @@ volume = [
   { name = "a", size = "4 KiB" },
 ]
 journal = { size = 0x1000000, device = "/dev/vg/%n-j" }
-policy = { on_no_quorum = "io-error", ack = "all", lease_ms = 200, memory = "1GiB" }
+policy = { on_no_quorum = "io-error", ack = "all", lease_ms = 200, disk_timeout_ms = 30000, memory = "1GiB" }
 tls = { insecure = true }
 "#;
     let config = parse(text).unwrap();
     assert_eq!(config.policy.on_no_quorum, OnNoQuorum::IoError);
     assert_eq!(config.policy.ack, Ack::All);
     assert_eq!(config.policy.lease_ms, 200);
+    assert_eq!(config.policy.disk_timeout_ms, 30_000);
     assert_eq!(config.policy.memory_bytes, 1 << 30);
     assert_eq!(config.volumes[0].name, "a");
     let node = &config.nodes[0];
@@ -302,6 +328,60 @@ const BAD: &[(&str, &str, &[&str])] = &[
         ],
     ),
     (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = \"0.0.0.0:9783\"\n",
+        &[
+            "pbx.toml:18: ",
+            "\"0.0.0.0:9783\"",
+            "only this host may reach them",
+            "write listen = \"127.0.0.1:9783\" or",
+        ],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = \"10.0.0.1:9783\"\n",
+        &["pbx.toml:18: ", "no loopback address and no absolute path"],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = \"metrics.sock\"\n",
+        &["pbx.toml:18: ", "no loopback address and no absolute path"],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = \"127.0.0.1:0\"\n",
+        &["pbx.toml:18: ", "port 0"],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = \"127.0.0.1:7002\"\n",
+        &["pbx.toml:18: ", "already used by node \"b\""],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = \"/r/%n/admin.sock\"\n",
+        &[
+            "pbx.toml:18: ",
+            "the socket for metrics",
+            "the admin socket does",
+        ],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlisten = 9783\n",
+        &["pbx.toml:18: ", "listen is a number", "\"127.0.0.1:9783\""],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\n",
+        &["pbx.toml:17: ", "[metrics] has no \"listen\""],
+    ),
+    (
+        "size = \"16MiB\"\n",
+        "size = \"16MiB\"\n[metrics]\nlistn = \"127.0.0.1:9783\"\n",
+        &["pbx.toml:18: ", "did you mean \"listen\"?"],
+    ),
+    (
         "run_dir = \"/r/%n\"\n[[vol",
         "run_dir = \"/r\"\nrole = \"witness\"\n[[vol",
         &[
@@ -422,6 +502,10 @@ const BAD_TAIL: &[(&str, &[&str])] = &[
     (
         "[policy]\nlease_ms = \"1s\"",
         &["pbx.toml:18: ", "lease_ms = 1000"],
+    ),
+    (
+        "[policy]\ndisk_timeout_ms = 1000",
+        &["pbx.toml:18: ", "from 2000 to 3600000"],
     ),
     (
         "[policy]\nmemory = \"32MiB\"",

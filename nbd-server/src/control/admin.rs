@@ -185,15 +185,15 @@ impl Shared {
         let done = |notice| Ok(Response::Done { notice });
         match request {
             Request::Status => Ok(Response::Status(Box::new(self.status()))),
-            Request::Promote { force: true, .. } => {
-                let text = "promote --force is not supported by this version";
-                Err(AdminError::new(ExitCode::Failed, text))
-            }
-            Request::Promote { timeout_ms, .. } => {
+            Request::Promote { timeout_ms, force } => {
                 let timeout_ms = timeout_ms.min(86_400_000);
                 let timeout = COMMAND_TIMEOUT + Duration::from_millis(timeout_ms);
-                self.command(DataCommand::Promote { timeout_ms }, timeout)
-                    .await?;
+                let command = if force {
+                    DataCommand::Force { timeout_ms }
+                } else {
+                    DataCommand::Promote { timeout_ms }
+                };
+                self.command(command, timeout).await?;
                 done(None)
             }
             Request::Demote { force } => {

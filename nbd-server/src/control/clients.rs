@@ -10,7 +10,7 @@ use super::runtime::{self, Socket, TcpListener, UnixListener};
 use super::waiting::Place;
 use super::{NBD_CONNECTIONS_MAX, Shared};
 use crate::handle::{Stream, ToData};
-use crate::nbd::{ExportIndex, Limits, NegotiationEvent, Session};
+use crate::nbd::{ExportIndex, Limits, NegotiationEvent, Session, Terms};
 
 /// How long a client may take to choose an export.
 const NEGOTIATION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,7 +64,7 @@ async fn negotiate(shared: Rc<Shared>, stream: Stream, place: Place) {
         () = place.lost() => return,
     };
     match chosen {
-        Ok(Ok(Some((ExportIndex(index), leftover)))) => {
+        Ok(Ok(Some((ExportIndex(index), terms, leftover)))) => {
             let Ok(volume) = u16::try_from(index) else {
                 return;
             };
@@ -76,6 +76,7 @@ async fn negotiate(shared: Rc<Shared>, stream: Stream, place: Place) {
             if !shared.data.send(ToData::Client {
                 stream,
                 volume,
+                terms,
                 leftover,
             }) {
                 tracing::warn!("an NBD client is turned away: the data thread has ended");
@@ -87,8 +88,11 @@ async fn negotiate(shared: Rc<Shared>, stream: Stream, place: Place) {
     }
 }
 
-/// The export that the client chose, with the bytes that were read past its choice; `None` if it chose none.
-async fn choose(shared: &Shared, socket: &Socket) -> io::Result<Option<(ExportIndex, Vec<u8>)>> {
+/// The export that a client chose, what else was agreed on, and the bytes that were read past its choice.
+type Choice = (ExportIndex, Terms, Vec<u8>);
+
+/// What the client chose; `None` if it chose nothing.
+async fn choose(shared: &Shared, socket: &Socket) -> io::Result<Option<Choice>> {
     let mut session = Session::new(Limits::default());
     let mut input = Vec::new();
     loop {
@@ -114,7 +118,9 @@ async fn choose(shared: &Shared, socket: &Socket) -> io::Result<Option<(ExportIn
                 }
                 input.extend_from_slice(&bytes);
             }
-            NegotiationEvent::Transmission { export } => return Ok(Some((export, input))),
+            NegotiationEvent::Transmission { export } => {
+                return Ok(Some((export, session.terms(), input)));
+            }
             NegotiationEvent::Close(reason) => {
                 tracing::debug!("an NBD client's negotiation ended: {reason}");
                 return Ok(None);

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -14,14 +14,14 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 
 use super::runtime;
-use crate::config::Node;
+use crate::config::{MetricsListen, Node};
 
 /// Why a socket can not be listened on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenError {
     /// No directory for it.
-    #[error("can not make the directory {}: {source}; make it for this user, or correct run_dir", path.display())]
+    #[error("can not make the directory {}: {source}; make it for this user, or correct the config", path.display())]
     Directory {
         /// The directory.
         path: PathBuf,
@@ -32,7 +32,7 @@ pub enum ListenError {
     #[error("another program answers on {}; stop it, or give this node its own run_dir", .0.display())]
     Taken(PathBuf),
     /// Something else is there.
-    #[error("{} exists and is no socket; remove it, or correct run_dir", .0.display())]
+    #[error("{} exists and is no socket; remove it, or correct the config", .0.display())]
     NoSocket(PathBuf),
     /// Anything else about a Unix socket.
     #[error(
@@ -71,7 +71,14 @@ pub struct Listeners {
     nbd_unix: UnixListener,
     nbd_tcp: Option<TcpListener>,
     peers: TcpListener,
-    paths: [PathBuf; 2],
+    metrics: Option<MetricsListener>,
+    paths: Vec<PathBuf>,
+}
+
+#[derive(Debug)]
+enum MetricsListener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
 }
 
 /// The same, watched by the runtime.
@@ -80,6 +87,13 @@ pub(super) struct WatchedListeners {
     pub(super) nbd_unix: runtime::UnixListener,
     pub(super) nbd_tcp: Option<runtime::TcpListener>,
     pub(super) peers: runtime::TcpListener,
+    pub(super) metrics: Option<WatchedMetrics>,
+}
+
+/// Where metrics are asked for.
+pub(super) enum WatchedMetrics {
+    Tcp(runtime::TcpListener),
+    Unix(runtime::UnixListener),
 }
 
 impl Listeners {
@@ -99,19 +113,30 @@ impl Listeners {
         // Addresses first: a second daemon does not get as far as the sockets.
         let peers = tcp_listener(node.address)?;
         let nbd_tcp = node.nbd_listen.map(tcp_listener).transpose()?;
-        let paths = [node.admin_socket(), node.nbd_socket()];
+        let mut metrics = match &node.metrics_listen {
+            Some(MetricsListen::Tcp(address)) => {
+                Some(MetricsListener::Tcp(tcp_listener(*address)?))
+            }
+            _ => None,
+        };
+        let mut paths = vec![node.admin_socket(), node.nbd_socket()];
         let admin = unix_listener(&paths[0])?;
         let nbd_unix = unix_listener(&paths[1])?;
+        if let Some(MetricsListen::Unix(path)) = &node.metrics_listen {
+            metrics = Some(MetricsListener::Unix(open_to_all(path)?));
+            paths.push(path.clone());
+        }
         Ok(Self {
             admin,
             nbd_unix,
             nbd_tcp,
             peers,
+            metrics,
             paths,
         })
     }
 
-    pub(super) fn paths(&self) -> [PathBuf; 2] {
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
         self.paths.clone()
     }
 
@@ -121,6 +146,15 @@ impl Listeners {
             nbd_unix: runtime::UnixListener::new(self.nbd_unix)?,
             nbd_tcp: self.nbd_tcp.map(runtime::TcpListener::new).transpose()?,
             peers: runtime::TcpListener::new(self.peers)?,
+            metrics: match self.metrics {
+                None => None,
+                Some(MetricsListener::Tcp(listener)) => {
+                    Some(WatchedMetrics::Tcp(runtime::TcpListener::new(listener)?))
+                }
+                Some(MetricsListener::Unix(listener)) => {
+                    Some(WatchedMetrics::Unix(runtime::UnixListener::new(listener)?))
+                }
+            },
         })
     }
 }
@@ -149,6 +183,27 @@ fn unix_listener(path: &Path) -> Result<UnixListener, ListenError> {
         path: path.to_owned(),
         source: errno.into(),
     })
+}
+
+/// A listening Unix socket for whoever can reach its directory: a collector is rarely root.
+fn open_to_all(path: &Path) -> Result<UnixListener, ListenError> {
+    let parent = path.parent().unwrap_or(path);
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(parent)
+        .map_err(|source| ListenError::Directory {
+            path: parent.to_owned(),
+            source,
+        })?;
+    let listener = unix_listener(path)?;
+    // Not by the mode at its binding, from which the umask is taken.
+    let permissions = std::fs::Permissions::from_mode(0o666);
+    std::fs::set_permissions(path, permissions).map_err(|source| ListenError::Unix {
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(listener)
 }
 
 fn remove_stale(path: &Path) -> Result<(), ListenError> {
@@ -191,6 +246,10 @@ impl Slots {
             taken: Rc::default(),
             max,
         }
+    }
+
+    pub(super) fn taken(&self) -> u32 {
+        self.taken.get()
     }
 
     pub(super) fn take(&self) -> Option<Slot> {

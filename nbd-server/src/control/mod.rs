@@ -11,11 +11,13 @@
 //! | `admin` | operators |
 //! | `clients` | NBD clients, until they have chosen an export |
 //! | `peers` | other nodes, until the hellos are exchanged |
+//! | `metrics` | collectors of metrics |
 //! | `status` | from a snapshot to what operators read |
 
 mod admin;
 mod clients;
 mod listen;
+mod metrics;
 mod peers;
 pub mod runtime;
 mod status;
@@ -116,6 +118,7 @@ pub fn run(
             admin_slots: Slots::new(ADMIN_CONNECTIONS_MAX),
             admin_waiting: WaitingRoom::new(ADMIN_CONNECTIONS_MAX, "operators"),
             nbd_waiting: WaitingRoom::new(NBD_NEGOTIATING_MAX, "NBD clients"),
+            metrics_slots: Slots::new(metrics::CONNECTIONS_MAX),
             stopping: Cell::new(false),
             config,
         });
@@ -142,6 +145,9 @@ async fn serve(
     runtime::spawn(clients::accept_unix(Rc::clone(shared), listeners.nbd_unix));
     if let Some(nbd_tcp) = listeners.nbd_tcp {
         runtime::spawn(clients::accept_tcp(Rc::clone(shared), nbd_tcp));
+    }
+    if let Some(listener) = listeners.metrics {
+        runtime::spawn(metrics::accept(Rc::clone(shared), listener));
     }
     runtime::spawn(peers::accept(Rc::clone(shared), listeners.peers));
     for peer in shared.me + 1..shared.config.nodes.len() {
@@ -202,6 +208,7 @@ struct Shared {
     admin_slots: Slots,
     admin_waiting: WaitingRoom,
     nbd_waiting: WaitingRoom,
+    metrics_slots: Slots,
     stopping: Cell<bool>,
 }
 

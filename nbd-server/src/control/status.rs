@@ -8,7 +8,7 @@ use crate::admin::{
     Connection, DiskState, Health, JournalStatus, Limits, MemoryStatus, PeerStatus, Replication,
     Role, SeqStatus, Status, Suspended, VolumeStatus,
 };
-use crate::handle::Snapshot;
+use crate::handle::{Snapshot, Trouble};
 
 /// A data thread that did not move for so long hangs.
 const HANGS_AFTER_MS: u64 = 5_000;
@@ -45,7 +45,11 @@ impl StatusBuilder {
                     ms / 1000
                 ),
             ),
-            Some(_) => (health(view.health), view.health_reason.to_owned()),
+            Some(_) => with_trouble(
+                (health(view.health), view.health_reason.to_owned()),
+                view,
+                &snapshot.trouble,
+            ),
         };
         let known = |value: u64| seen.then_some(value);
         let disk_state = disk_state(view.disk_state);
@@ -152,6 +156,59 @@ impl StatusBuilder {
             sync_percent: peer.behind_bytes.map(|behind| percent(behind, *most)),
             connection_reason: reason,
         }
+    }
+}
+
+/// Which device it is, and what to do, when the core's verdict comes from a disk or hides one.
+fn with_trouble(
+    (health, reason): (Health, String),
+    view: &view::View,
+    trouble: &Trouble,
+) -> (Health, String) {
+    let Trouble {
+        failure,
+        advice,
+        silence,
+    } = trouble;
+    let and_reason = if reason.is_empty() {
+        String::new()
+    } else {
+        format!("; {reason}")
+    };
+    match (failure, silence) {
+        (Some(failure), _) if view.disk_state == view::DiskState::Failed => (
+            Health::Down,
+            format!("{reason}: {failure}; {advice}, then restart repld"),
+        ),
+        // The node that serves goes on with the others' disks; any other one is of no use meanwhile.
+        (_, Some(silence)) => {
+            let verdict = if view.serving && health != Health::Down {
+                Health::Degraded
+            } else {
+                Health::Down
+            };
+            (
+                verdict,
+                format!("{silence}; look at that device{and_reason}"),
+            )
+        }
+        (Some(failure), None) => {
+            let verdict = if health == Health::Ok {
+                Health::Degraded
+            } else {
+                health
+            };
+            let what_to_do = if view.serving {
+                "promote another node, "
+            } else {
+                ""
+            };
+            (
+                verdict,
+                format!("{failure}; {what_to_do}{advice}, then restart repld{and_reason}"),
+            )
+        }
+        (None, None) => (health, reason),
     }
 }
 

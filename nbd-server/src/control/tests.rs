@@ -1,5 +1,7 @@
 //! The control thread against a data thread that the test plays.
 
+mod metrics;
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EventFd;
 use replicator::types::{NodeId, Time};
-use replicator::view::{ConnectionState, Health, PeerView, Role};
+use replicator::view::{ConnectionState, DiskState, Health, PeerView, Role};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
@@ -21,6 +23,8 @@ use crate::admin::client::{Client, status};
 use crate::admin::{Connection, ExitCode, LINE_BYTES_MAX, Request, Response};
 use crate::config::Config;
 use crate::handle::{DataCommand, DataError, DataHandle, Snapshot, Stream, ToControl, ToData};
+use crate::meters::Meters;
+use crate::nbd::Terms;
 
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -30,6 +34,7 @@ struct Daemon {
     from_control: Receiver<ToData>,
     to_control: mpsc::UnboundedSender<ToControl>,
     snapshot: Arc<Mutex<Snapshot>>,
+    meters: Arc<Meters>,
     thread: Option<JoinHandle<Result<(), ControlError>>>,
 }
 
@@ -43,7 +48,9 @@ impl Daemon {
             sender,
             bell: Arc::new(EventFd::new().unwrap()),
             snapshot: Arc::clone(&snapshot),
+            meters: Arc::default(),
         };
+        let meters = Arc::clone(&data.meters);
         let (ready_sender, ready) = channel();
         let shared = Arc::clone(config);
         let thread = std::thread::spawn(move || {
@@ -58,6 +65,7 @@ impl Daemon {
             from_control,
             to_control,
             snapshot,
+            meters,
             thread: Some(thread),
         }
     }
@@ -190,6 +198,57 @@ fn status_is_answered_before_the_data_thread_has_moved() {
 }
 
 #[test]
+fn status_names_the_disk_that_is_at_fault_and_the_remedy() {
+    let dir = TempDir::new().unwrap();
+    let daemon = Daemon::start(&config(&dir, 1), 0);
+    let told = |change: fn(&mut Snapshot)| {
+        daemon.publish(change);
+        let Response::Status(status) = daemon.call(&Request::Status) else {
+            panic!()
+        };
+        (status.health, status.health_reason)
+    };
+    // It serves, and a disk hangs: the others' disks do.
+    let (health, reason) = told(|snapshot| {
+        snapshot.view.serving = true;
+        snapshot.view.health = Health::Ok;
+        snapshot.trouble.silence = Some("/dev/vg0/j: writing 4096 bytes at byte 0".into());
+    });
+    assert_eq!(health, crate::admin::Health::Degraded);
+    assert_eq!(
+        reason,
+        "/dev/vg0/j: writing 4096 bytes at byte 0; look at that device"
+    );
+    // One that could only take over can not.
+    let (health, _) = told(|snapshot| snapshot.view.serving = false);
+    assert_eq!(health, crate::admin::Health::Down);
+    // A read failed: whoever asked for it got an error.
+    let (health, reason) = told(|snapshot| {
+        snapshot.view.serving = true;
+        snapshot.trouble.silence = None;
+        snapshot.trouble.failure = Some("/dev/vg0/s: reading failed".into());
+        snapshot.trouble.advice = "mend or replace that device";
+    });
+    assert_eq!(health, crate::admin::Health::Degraded);
+    assert_eq!(
+        reason,
+        "/dev/vg0/s: reading failed; promote another node, mend or replace that device, then restart repld"
+    );
+    // A write failed: the node has stepped aside.
+    let (health, reason) = told(|snapshot| {
+        snapshot.view.serving = false;
+        snapshot.view.disk_state = DiskState::Failed;
+        snapshot.view.health = Health::Down;
+        snapshot.view.health_reason = "a store can not be written";
+    });
+    assert_eq!(health, crate::admin::Health::Down);
+    assert_eq!(
+        reason,
+        "a store can not be written: /dev/vg0/s: reading failed; mend or replace that device, then restart repld"
+    );
+}
+
+#[test]
 fn commands_are_forwarded_and_their_refusals_come_back() {
     let dir = TempDir::new().unwrap();
     let daemon = Daemon::start(&config(&dir, 1), 0);
@@ -220,14 +279,6 @@ fn commands_are_forwarded_and_their_refusals_come_back() {
         (ExitCode::OtherPrimary, "node b is Primary")
     );
 
-    let (code, text) = daemon.error(&Request::Promote {
-        timeout_ms: 1,
-        force: true,
-    });
-    assert!(
-        code == ExitCode::Failed && text.contains("not supported"),
-        "{text}"
-    );
     let (code, text) = daemon.error(&Request::Connect {
         peer: "x".to_owned(),
     });
@@ -370,12 +421,14 @@ fn clients_are_refused_or_handed_over_with_what_they_sent_early() {
         let ToData::Client {
             stream,
             volume,
+            terms,
             leftover,
         } = message
         else {
             panic!("{message:?}")
         };
         assert_eq!(volume.0, 0);
+        assert_eq!(terms, Terms::default());
         assert_eq!(leftover, b"\x25\x60\x95\x13early");
         // Nothing reads on it any more but the data thread.
         match (stream, is_tcp) {

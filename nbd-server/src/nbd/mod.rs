@@ -13,17 +13,20 @@
 //! | [`session`] | the connection's phases, and which bytes belong to which |
 //! | [`negotiation`] | options: the fixed newstyle handshake |
 //! | [`transmission`] | requests: the one place that validates them |
+//! | [`reply`] | replies, simple ones and chunks |
 //! | [`client`] | the other end, for our own tools and tests |
 //!
 //! What is offered: EXPORT_NAME, ABORT, LIST, STARTTLS (when the owner of the socket can do it),
-//! INFO and GO; READ, WRITE, DISC, FLUSH, TRIM and WRITE_ZEROES with FUA on all of them; several
-//! connections to one export. Structured replies, metadata contexts, extended headers and CACHE are
-//! refused in the way that lets a client go on without them.
+//! INFO, GO, STRUCTURED_REPLY, and LIST_META_CONTEXT and SET_META_CONTEXT with `base:allocation`;
+//! READ with DF, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES with NO_HOLE and FAST_ZERO, and
+//! BLOCK_STATUS with REQ_ONE, with FUA on all of them; several connections to one export. Extended
+//! headers are refused in the way that lets a client go on without them.
 
 pub mod client;
 pub mod exports;
 pub mod negotiation;
 pub mod protocol;
+pub mod reply;
 pub mod session;
 #[cfg(test)]
 mod testing;
@@ -33,6 +36,7 @@ pub mod wire;
 pub use exports::{Export, ExportIndex, ExportTable, ExportTableError};
 pub use negotiation::{CloseReason, NegotiationEvent};
 pub use protocol::{Cookie, NbdError};
-pub use session::{Limits, Session};
+pub use reply::{EXTENTS_MAX, Extent, Extents, HEAD_BYTES_MAX, Head};
+pub use session::{Limits, Session, Terms};
 pub use transmission::{FatalReason, Op, Request, TransmissionEvent};
 pub use wire::{SIMPLE_REPLY_BYTES, simple_reply};

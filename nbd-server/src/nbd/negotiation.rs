@@ -4,6 +4,8 @@
 //! them is bounded, and every answer leaves the stream in step or ends the connection. INFO leaves
 //! no trace: a GO after it gets the same answer as one without it.
 
+mod contexts;
+
 use thiserror::Error;
 use zerocopy::byteorder::big_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -14,7 +16,7 @@ use super::protocol::{
     FLAG_NO_ZEROES, GREETING_MAGIC, InfoType, OPTION_MAGIC, OPTION_REPLY_MAGIC, OptionCode,
     PAYLOAD_BYTES_MAX, ReplyCode, STRING_BYTES_MAX, TransmissionFlags,
 };
-use super::session::Limits;
+use super::session::{Limits, Terms};
 use super::wire::{
     BlockSizeInfo, ExportInfo, ExportNameReply, Greeting, OptionHeader, OptionReplyHeader,
 };
@@ -88,6 +90,7 @@ pub(super) enum Outcome {
     Chosen {
         export: ExportIndex,
         size_bytes: u64,
+        terms: Terms,
     },
     Close(CloseReason),
 }
@@ -124,6 +127,9 @@ pub(super) struct Negotiation {
     tls: Tls,
     fixed_newstyle: bool,
     no_zeroes: bool,
+    structured: bool,
+    /// The export for which the client chose the metadata context that there is.
+    allocation_of: Option<ExportIndex>,
     options: u32,
     state: State,
     buffer: Vec<u8>,
@@ -151,6 +157,8 @@ impl Negotiation {
             tls,
             fixed_newstyle: false,
             no_zeroes: false,
+            structured: false,
+            allocation_of: None,
             options: 0,
             state: State::ClientFlags,
             buffer: Vec::new(),
@@ -272,7 +280,14 @@ impl Negotiation {
                 Err(CloseReason::InvalidName)
             }
             OptionCode::ExportName => Ok(State::Collect(received)),
-            OptionCode::Info | OptionCode::Go if !tls_missing => Ok(State::Collect(received)),
+            OptionCode::Info
+            | OptionCode::Go
+            | OptionCode::ListMetaContext
+            | OptionCode::SetMetaContext
+                if !tls_missing =>
+            {
+                Ok(State::Collect(received))
+            }
             _ => Ok(State::Skip(received, received.len)),
         }
     }
@@ -304,6 +319,9 @@ impl Negotiation {
                 Tls::Required => {
                     reply.put(ReplyCode::Ack, &[]);
                     self.tls = Tls::Active;
+                    // What was agreed on in the clear may be somebody else's work.
+                    self.structured = false;
+                    self.allocation_of = None;
                     return Ok(Outcome::StartTls);
                 }
             },
@@ -322,13 +340,28 @@ impl Negotiation {
                 reply.put(ReplyCode::Ack, &[]);
             }
             O::Info | O::Go => {
-                if let Some((export, size_bytes)) = describe(data, exports, &mut reply)
+                let flags = transmission_flags(self.structured);
+                if let Some((export, size_bytes)) = describe(data, exports, flags, &mut reply)
                     && received.option == O::Go
                 {
-                    return Ok(Outcome::Chosen { export, size_bytes });
+                    return Ok(self.chosen(export, size_bytes));
                 }
             }
-            O::PeekExport | O::StructuredReply | O::ListMetaContext | O::SetMetaContext => {
+            O::StructuredReply if received.len > 0 => {
+                reply.error(ReplyCode::ErrInvalid, "STRUCTURED_REPLY takes no data");
+            }
+            O::StructuredReply => {
+                self.structured = true;
+                reply.put(ReplyCode::Ack, &[]);
+            }
+            O::ListMetaContext | O::SetMetaContext => {
+                let found = contexts::answer(data, self.structured, exports, &mut reply);
+                if received.option == O::SetMetaContext {
+                    // Each replaces the one before, also when it fails.
+                    self.allocation_of = found;
+                }
+            }
+            O::PeekExport => {
                 reply.error(
                     ReplyCode::ErrUnsup,
                     "this server does not offer that option",
@@ -358,16 +391,33 @@ impl Negotiation {
             output,
             &ExportNameReply {
                 size: found.size_bytes.into(),
-                flags: TransmissionFlags::SERVED.to_wire().into(),
+                flags: transmission_flags(self.structured).to_wire().into(),
             },
         );
         if !self.no_zeroes {
             output.extend_from_slice(&[0; EXPORT_NAME_ZEROES_BYTES]);
         }
-        Ok(Outcome::Chosen {
+        Ok(self.chosen(export, found.size_bytes))
+    }
+
+    fn chosen(&self, export: ExportIndex, size_bytes: u64) -> Outcome {
+        let terms = Terms {
+            structured: self.structured,
+            allocation: self.allocation_of == Some(export),
+        };
+        Outcome::Chosen {
             export,
-            size_bytes: found.size_bytes,
-        })
+            size_bytes,
+            terms,
+        }
+    }
+}
+
+fn transmission_flags(structured: bool) -> TransmissionFlags {
+    if structured {
+        TransmissionFlags::SERVED_STRUCTURED
+    } else {
+        TransmissionFlags::SERVED
     }
 }
 
@@ -375,6 +425,7 @@ impl Negotiation {
 fn describe(
     data: &[u8],
     exports: &ExportTable,
+    flags: TransmissionFlags,
     reply: &mut Reply<'_>,
 ) -> Option<(ExportIndex, u64)> {
     let query = match Query::parse(data) {
@@ -384,22 +435,11 @@ fn describe(
             return None;
         }
     };
-    if let Err(text) = exports.serving() {
-        reply.error(ReplyCode::ErrPolicy, text);
-        return None;
-    }
-    let Some((export, found)) = exports.find(query.name) else {
-        let text = match query.name {
-            "" => "there is no default export: name one of those that LIST shows",
-            _ => "there is no export of that name: LIST shows those that exist",
-        };
-        reply.error(ReplyCode::ErrUnknown, text);
-        return None;
-    };
+    let (export, found) = find(query.name, exports, reply)?;
     let info = ExportInfo {
         info: InfoType::Export.to_wire().into(),
         size: found.size_bytes.into(),
-        flags: TransmissionFlags::SERVED.to_wire().into(),
+        flags: flags.to_wire().into(),
     };
     reply.put(ReplyCode::Info, &[info.as_bytes()]);
     if query.name_wanted {
@@ -418,20 +458,36 @@ fn describe(
     Some((export, found.size_bytes))
 }
 
+/// The export of this name, or the error that says why it can not be opened.
+fn find<'a>(
+    name: &str,
+    exports: &'a ExportTable,
+    reply: &mut Reply<'_>,
+) -> Option<(ExportIndex, &'a Export)> {
+    if let Err(text) = exports.serving() {
+        reply.error(ReplyCode::ErrPolicy, text);
+        return None;
+    }
+    let found = exports.find(name);
+    if found.is_none() {
+        let text = match name {
+            "" => "there is no default export: name one of those that LIST shows",
+            _ => "there is no export of that name: LIST shows those that exist",
+        };
+        reply.error(ReplyCode::ErrUnknown, text);
+    }
+    found
+}
+
 impl<'a> Query<'a> {
     /// Parses the data of INFO or GO, in which every length has to be exact.
     fn parse(data: &'a [u8]) -> Result<Self, &'static str> {
-        const TOO_SHORT: &str = "the option's data is shorter than its contents";
-        let (name_len, rest) = U32::read_from_prefix(data).map_err(|_| TOO_SHORT)?;
-        let (name, rest) = usize::try_from(name_len.get())
-            .ok()
-            .and_then(|len| rest.split_at_checked(len))
-            .ok_or(TOO_SHORT)?;
+        let (name, rest) = split_string(data).ok_or(TOO_SHORT)?;
         let (count, rest) = U16::read_from_prefix(rest).map_err(|_| TOO_SHORT)?;
         if rest.len() != usize::from(count.get()) * size_of::<U16>() {
             return Err("the number of information requests does not match the option's length");
         }
-        let name = valid_name(name).ok_or("export names are UTF-8 of up to 4096 bytes, no NUL")?;
+        let name = valid_name(name).ok_or(BAD_NAME)?;
         let wanted = InfoType::Name.to_wire();
         let name_wanted = rest.chunks_exact(size_of::<U16>()).any(|request| {
             U16::read_from_bytes(request).is_ok_and(|request| request.get() == wanted)
@@ -469,6 +525,15 @@ impl Reply<'_> {
         let text = &text[..text.floor_char_boundary(STRING_BYTES_MAX)];
         self.put(code, &[text.as_bytes()]);
     }
+}
+
+const TOO_SHORT: &str = "the option's data is shorter than its contents";
+const BAD_NAME: &str = "export names are UTF-8 of up to 4096 bytes, no NUL";
+
+/// A string that begins with its length, and what follows it.
+fn split_string(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = U32::read_from_prefix(data).ok()?;
+    rest.split_at_checked(usize::try_from(len.get()).ok()?)
 }
 
 /// The name as a string, if the protocol allows it.

@@ -16,6 +16,20 @@ pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
 /// Start of every simple reply of the transmission phase.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+/// Start of every chunk of a structured reply.
+pub const CHUNK_MAGIC: u32 = 0x668e_33ef;
+
+/// Flag of a chunk: it is the last one of its reply.
+pub const CHUNK_FLAG_DONE: u16 = 1 << 0;
+
+/// The one metadata context that there is: which ranges are allocated, and which read as zeroes.
+pub const ALLOCATION_CONTEXT: &str = "base:allocation";
+/// The number that stands for it in transmission.
+pub const ALLOCATION_CONTEXT_ID: u32 = 1;
+/// Status of an extent in it: not allocated in the store.
+pub const STATE_HOLE: u32 = 1 << 0;
+/// Status of an extent in it: reads as zeroes.
+pub const STATE_ZERO: u32 = 1 << 1;
 
 /// Handshake flag, server and client: option replies and errors exist.
 pub const FLAG_FIXED_NEWSTYLE: u16 = 1 << 0;
@@ -34,6 +48,8 @@ pub const BLOCK_BYTES_PREFERRED: u32 = 4096;
 /// Largest payload of one READ or WRITE, in bytes. TRIM and WRITE_ZEROES carry no payload and may
 /// be longer.
 pub const PAYLOAD_BYTES_MAX: u32 = 32 << 20;
+/// Longest READ that is answered in one piece when a client insists on that (DF), in bytes. The protocol asks for 64 KiB.
+pub const UNFRAGMENTED_BYTES_MAX: u32 = 1 << 20;
 
 const _: () = assert!(BLOCK_BYTES_PREFERRED.is_power_of_two() && BLOCK_BYTES_PREFERRED >= 512);
 const _: () = assert!(PAYLOAD_BYTES_MAX.is_multiple_of(BLOCK_BYTES_PREFERRED));
@@ -114,6 +130,8 @@ pub enum ReplyCode {
     Server,
     /// One piece of information about an export (answer to INFO and GO).
     Info,
+    /// One metadata context (answer to LIST_META_CONTEXT and SET_META_CONTEXT).
+    MetaContext,
     /// The option is not supported.
     ErrUnsup,
     /// The server's policy or present state forbids it.
@@ -148,6 +166,7 @@ impl ReplyCode {
             1 => Self::Ack,
             2 => Self::Server,
             3 => Self::Info,
+            4 => Self::MetaContext,
             0x8000_0001 => Self::ErrUnsup,
             0x8000_0002 => Self::ErrPolicy,
             0x8000_0003 => Self::ErrInvalid,
@@ -168,6 +187,7 @@ impl ReplyCode {
             Self::Ack => 1,
             Self::Server => 2,
             Self::Info => 3,
+            Self::MetaContext => 4,
             Self::ErrUnsup => REPLY_ERROR_BIT | 1,
             Self::ErrPolicy => REPLY_ERROR_BIT | 2,
             Self::ErrInvalid => REPLY_ERROR_BIT | 3,
@@ -244,8 +264,14 @@ impl TransmissionFlags {
     pub const SEND_TRIM: Self = Self(1 << 5);
     /// WRITE_ZEROES and NO_HOLE are understood.
     pub const SEND_WRITE_ZEROES: Self = Self(1 << 6);
+    /// DF is understood.
+    pub const SEND_DF: Self = Self(1 << 7);
     /// FLUSH and FUA hold across all connections to the export.
     pub const CAN_MULTI_CONN: Self = Self(1 << 8);
+    /// CACHE is understood.
+    pub const SEND_CACHE: Self = Self(1 << 10);
+    /// FAST_ZERO is understood.
+    pub const SEND_FAST_ZERO: Self = Self(1 << 11);
 
     /// What every export of this server can do.
     pub const SERVED: Self = Self(
@@ -254,8 +280,13 @@ impl TransmissionFlags {
             | Self::SEND_FUA.0
             | Self::SEND_TRIM.0
             | Self::SEND_WRITE_ZEROES.0
-            | Self::CAN_MULTI_CONN.0,
+            | Self::CAN_MULTI_CONN.0
+            | Self::SEND_CACHE.0
+            | Self::SEND_FAST_ZERO.0,
     );
+
+    /// What every export can do for a client that takes structured replies.
+    pub const SERVED_STRUCTURED: Self = Self(Self::SERVED.0 | Self::SEND_DF.0);
 
     /// The flags with this number on the wire; unknown bits are kept.
     pub fn from_wire(bits: u16) -> Self {
@@ -286,11 +317,11 @@ pub enum Command {
     Flush,
     /// A byte range is not needed any more.
     Trim,
-    /// Prefetch; not offered.
+    /// Prefetch.
     Cache,
     /// Write zeroes without a payload.
     WriteZeroes,
-    /// Ask for metadata; not offered.
+    /// Ask for metadata.
     BlockStatus,
     /// Withdrawn from the protocol; not offered.
     Resize,
@@ -344,7 +375,7 @@ impl CommandFlags {
     pub const DF: Self = Self(1 << 2);
     /// One extent is enough; BLOCK_STATUS only.
     pub const REQ_ONE: Self = Self(1 << 3);
-    /// Write zeroes only if that is faster than writing them; not offered.
+    /// Write zeroes only if that is faster than writing them.
     pub const FAST_ZERO: Self = Self(1 << 4);
     /// The length is a payload's; extended headers only.
     pub const PAYLOAD_LEN: Self = Self(1 << 5);
@@ -452,6 +483,53 @@ impl NbdError {
             95 => Self::NotSup,
             108 => Self::Shutdown,
             _ => Self::Io,
+        }
+    }
+}
+
+/// The type of a chunk of a structured reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChunkType {
+    /// Nothing; ends a reply.
+    None,
+    /// A part of what was read.
+    Data,
+    /// A part of what was read, all zeroes.
+    Hole,
+    /// Extents of a metadata context.
+    BlockStatus,
+    /// The request failed.
+    Error,
+    /// The request failed at an offset; not used here.
+    ErrorOffset,
+    /// A number that we do not know.
+    Other(u16),
+}
+
+impl ChunkType {
+    /// The chunk type with this number on the wire.
+    pub fn from_wire(code: u16) -> Self {
+        match code {
+            0 => Self::None,
+            1 => Self::Data,
+            2 => Self::Hole,
+            5 => Self::BlockStatus,
+            0x8001 => Self::Error,
+            0x8002 => Self::ErrorOffset,
+            other => Self::Other(other),
+        }
+    }
+
+    /// The chunk type's number on the wire.
+    pub fn to_wire(self) -> u16 {
+        match self {
+            Self::None => 0,
+            Self::Data => 1,
+            Self::Hole => 2,
+            Self::BlockStatus => 5,
+            Self::Error => 0x8001,
+            Self::ErrorOffset => 0x8002,
+            Self::Other(code) => code,
         }
     }
 }

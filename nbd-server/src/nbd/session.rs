@@ -35,6 +35,15 @@ impl Default for Limits {
     }
 }
 
+/// What client and server have agreed on for the transmission, besides the export.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Replies are made of chunks.
+    pub structured: bool,
+    /// The client may ask for `base:allocation`.
+    pub allocation: bool,
+}
+
 /// The server's side of one connection. See the [module](self) for how to drive it.
 #[derive(Debug)]
 pub struct Session {
@@ -62,10 +71,22 @@ impl Session {
         Self::start(limits, Tls::Required)
     }
 
-    /// A session in transmission on an export of `size_bytes`, as if a client had just chosen it.
-    /// For benches, fuzzers and tests of what comes after the negotiation.
+    /// A session in transmission on an export of `size_bytes`, as if a client had just chosen it
+    /// and agreed on nothing else. For benches, fuzzers and tests of what comes after the
+    /// negotiation.
     pub fn transmitting(export: ExportIndex, size_bytes: u64, limits: Limits) -> Self {
-        let transmission = Transmission::new(size_bytes, limits.skip_bytes_max);
+        Self::transmitting_on(export, size_bytes, Terms::default(), limits)
+    }
+
+    /// A session in transmission on these terms, for whoever takes over where another session's
+    /// negotiation has ended.
+    pub fn transmitting_on(
+        export: ExportIndex,
+        size_bytes: u64,
+        terms: Terms,
+        limits: Limits,
+    ) -> Self {
+        let transmission = Transmission::new(size_bytes, terms, limits.skip_bytes_max);
         let phase = Phase::Transmission(transmission, export);
         Self {
             phase,
@@ -124,8 +145,12 @@ impl Session {
             Outcome::NeedInput => NegotiationEvent::NeedInput,
             Outcome::Answered => NegotiationEvent::Send,
             Outcome::StartTls => NegotiationEvent::StartTls,
-            Outcome::Chosen { export, size_bytes } => {
-                let transmission = Transmission::new(size_bytes, limits.skip_bytes_max);
+            Outcome::Chosen {
+                export,
+                size_bytes,
+                terms,
+            } => {
+                let transmission = Transmission::new(size_bytes, terms, limits.skip_bytes_max);
                 self.phase = Phase::Transmission(transmission, export);
                 NegotiationEvent::Transmission { export }
             }
@@ -150,6 +175,14 @@ impl Session {
             Phase::Negotiation(..) | Phase::Closed(_) => {
                 (0, TransmissionEvent::Fatal(FatalReason::NotInTransmission))
             }
+        }
+    }
+
+    /// What was agreed on; nothing before transmission.
+    pub fn terms(&self) -> Terms {
+        match &self.phase {
+            Phase::Transmission(transmission, _) => transmission.terms(),
+            Phase::Negotiation(..) | Phase::Closed(_) => Terms::default(),
         }
     }
 

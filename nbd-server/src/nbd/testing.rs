@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::protocol::{OPTION_MAGIC, OPTION_REPLY_MAGIC, ReplyCode};
 use super::wire::{Greeting, OptionHeader, OptionReplyHeader};
-use super::{Export, ExportTable, Limits, NegotiationEvent, Session};
+use super::{Export, ExportTable, Limits, NegotiationEvent, Session, Terms};
 
 pub(super) const DB_BYTES: u64 = 8 << 30;
 pub(super) const FIXED_NO_ZEROES: u32 = 3;
@@ -54,6 +54,17 @@ pub(super) fn query(name: &[u8], infos: &[u16]) -> Vec<u8> {
     data
 }
 
+/// The data of LIST_META_CONTEXT or SET_META_CONTEXT.
+pub(super) fn contexts(name: &[u8], queries: &[&[u8]]) -> Vec<u8> {
+    let string = |text: &[u8]| [U32::new(text.len() as u32).as_bytes(), text].concat();
+    let mut data = string(name);
+    data.extend_from_slice(U32::new(queries.len() as u32).as_bytes());
+    for query in queries {
+        data.extend(string(query));
+    }
+    data
+}
+
 /// What a session made of some input.
 #[derive(Debug, PartialEq)]
 pub(super) struct Transcript {
@@ -63,6 +74,8 @@ pub(super) struct Transcript {
     pub(super) events: Vec<NegotiationEvent>,
     /// Input that it did not take.
     pub(super) rest: Vec<u8>,
+    /// What was agreed on.
+    pub(super) terms: Terms,
 }
 
 impl Transcript {
@@ -129,6 +142,7 @@ pub(super) fn negotiate_pieces<'a>(
         output,
         events,
         rest,
+        terms: session.terms(),
     }
 }
 

@@ -1,12 +1,17 @@
 //! Requests: from bytes to operations that are known to lie within the export.
 //!
 //! This is the only place that validates a request. The order of the checks decides which error a
-//! client sees: magic, payload that is too long to skip, command, flags, length, range.
+//! client sees: magic, payload that is too long to skip, command, flags, length, range. With structured replies the error
+//! comes with a sentence.
 
 use thiserror::Error;
 use zerocopy::transmute;
 
-use super::protocol::{Command, CommandFlags, Cookie, NbdError, PAYLOAD_BYTES_MAX, REQUEST_MAGIC};
+use super::protocol::{
+    Command, CommandFlags, Cookie, NbdError, PAYLOAD_BYTES_MAX, REQUEST_MAGIC,
+    UNFRAGMENTED_BYTES_MAX,
+};
+use super::session::Terms;
 use super::wire::{REQUEST_BYTES, RequestHeader};
 
 /// What the client's bytes amount to.
@@ -16,8 +21,9 @@ pub enum TransmissionEvent {
     NeedInput,
     /// A valid request, with more than zero bytes unless it is a FLUSH.
     Request(Request),
-    /// A valid request about zero bytes: answer it with success, now. There is nothing to order or
-    /// to make durable, so it does not reach the core.
+    /// A valid request that asks for nothing: it is about zero bytes, or it is a CACHE, and there is
+    /// no cache. Answer it with success, now. There is nothing to order or to make durable, so it
+    /// does not reach the core.
     Done {
         /// The request's cookie.
         cookie: Cookie,
@@ -30,6 +36,8 @@ pub enum TransmissionEvent {
         cookie: Cookie,
         /// What to answer.
         error: NbdError,
+        /// What is wrong, for people.
+        text: &'static str,
     },
     /// The client is going: take no more from it, let all outstanding requests finish, send their
     /// replies, then close. Repeated by every further call.
@@ -57,6 +65,8 @@ pub enum Op {
         offset: u64,
         /// How many bytes.
         len: u32,
+        /// Answer in one piece; they are at most [`UNFRAGMENTED_BYTES_MAX`] then.
+        whole: bool,
     },
     /// Write `1..=`[`PAYLOAD_BYTES_MAX`] bytes, which are the next `len` bytes of the stream.
     Write {
@@ -89,6 +99,15 @@ pub enum Op {
         /// Keep the range allocated.
         no_hole: bool,
     },
+    /// Tell which of up to 4 GiB - 1 bytes are allocated, and which read as zeroes.
+    BlockStatus {
+        /// Where to begin.
+        offset: u64,
+        /// How many bytes.
+        len: u32,
+        /// One extent is enough.
+        one: bool,
+    },
 }
 
 /// Why a connection in transmission can not go on.
@@ -113,6 +132,7 @@ pub enum FatalReason {
 #[derive(Debug)]
 pub(super) struct Transmission {
     size_bytes: u64,
+    terms: Terms,
     payload_bytes_max: u32,
     skipping: Option<Skip>,
     ended: Option<TransmissionEvent>,
@@ -125,20 +145,26 @@ pub(super) struct Transmission {
 struct Skip {
     cookie: Cookie,
     error: NbdError,
+    text: &'static str,
     left_bytes: u32,
 }
 
 impl Transmission {
     /// The phase on an export of `size_bytes`. WRITEs of more than `skip_bytes_max` are fatal.
-    pub(super) fn new(size_bytes: u64, skip_bytes_max: u32) -> Self {
+    pub(super) fn new(size_bytes: u64, terms: Terms, skip_bytes_max: u32) -> Self {
         Self {
             size_bytes,
+            terms,
             payload_bytes_max: skip_bytes_max.max(PAYLOAD_BYTES_MAX),
             skipping: None,
             ended: None,
             partial: [0; REQUEST_BYTES],
             partial_bytes: 0,
         }
+    }
+
+    pub(super) fn terms(&self) -> Terms {
+        self.terms
     }
 
     /// Takes bytes up to the end of one request; says how many it took and what it found.
@@ -184,12 +210,13 @@ impl Transmission {
             let reason = FatalReason::PayloadTooLong { len: payload_bytes };
             return Ok(self.end(TransmissionEvent::Fatal(reason)));
         }
-        match validate(command, header, self.size_bytes) {
+        match validate(command, header, self.size_bytes, self.terms) {
             Ok(Some(op)) => Ok(TransmissionEvent::Request(Request { cookie, op })),
             Ok(None) => Ok(TransmissionEvent::Done { cookie }),
-            Err(error) => Err(Skip {
+            Err(Refusal(error, text)) => Err(Skip {
                 cookie,
                 error,
+                text,
                 left_bytes: payload_bytes,
             }),
         }
@@ -200,6 +227,7 @@ impl Transmission {
         let Skip {
             cookie,
             error,
+            text,
             left_bytes,
         } = skip;
         let taken = input.len().min(left_bytes as usize);
@@ -209,7 +237,12 @@ impl Transmission {
             return (taken, TransmissionEvent::NeedInput);
         }
         self.skipping = None;
-        (taken, TransmissionEvent::Reject { cookie, error })
+        let event = TransmissionEvent::Reject {
+            cookie,
+            error,
+            text,
+        };
+        (taken, event)
     }
 
     fn end(&mut self, event: TransmissionEvent) -> TransmissionEvent {
@@ -218,59 +251,83 @@ impl Transmission {
     }
 }
 
+/// An error, and what is wrong.
+struct Refusal(NbdError, &'static str);
+
 /// The operation that a request stands for on an export of `size_bytes`; `None` if it has nothing
 /// to do.
 fn validate(
     command: Option<Command>,
     header: &RequestHeader,
     size_bytes: u64,
-) -> Result<Option<Op>, NbdError> {
+    terms: Terms,
+) -> Result<Option<Op>, Refusal> {
+    let invalid = |text| Err(Refusal(NbdError::Inval, text));
     let flags = CommandFlags::from_wire(header.flags.get());
     let (offset, len) = (header.offset.get(), header.len.get());
     let fua = flags.contains(CommandFlags::FUA);
     let no_hole = flags.contains(CommandFlags::NO_HOLE);
+    let whole = flags.contains(CommandFlags::DF);
+    let one = flags.contains(CommandFlags::REQ_ONE);
 
-    // FUA is offered, so every command has to accept it, also where it means nothing.
-    let (op, accepted, out_of_range) = match command {
-        Some(Command::Read) => (Op::Read { offset, len }, CommandFlags::FUA, NbdError::Inval),
-        Some(Command::Write) => (
-            Op::Write { offset, len, fua },
-            CommandFlags::FUA,
-            NbdError::NoSpc,
-        ),
-        Some(Command::Flush) => (Op::Flush, CommandFlags::FUA, NbdError::Inval),
-        Some(Command::Trim) => (
-            Op::Trim { offset, len, fua },
-            CommandFlags::FUA,
-            NbdError::Inval,
-        ),
-        Some(Command::WriteZeroes) => (
-            Op::WriteZeroes {
+    let mut out_of_range = NbdError::Inval;
+    let mut accepted = CommandFlags::NONE;
+    let op = match command {
+        Some(Command::Read) => {
+            accepted = CommandFlags::DF.when(terms.structured);
+            Some(Op::Read { offset, len, whole })
+        }
+        Some(Command::Write) => {
+            out_of_range = NbdError::NoSpc;
+            Some(Op::Write { offset, len, fua })
+        }
+        Some(Command::Flush) => Some(Op::Flush),
+        Some(Command::Trim) => Some(Op::Trim { offset, len, fua }),
+        Some(Command::Cache) => None,
+        Some(Command::WriteZeroes) => {
+            out_of_range = NbdError::NoSpc;
+            // Zeroes carry no payload, neither here nor to the peers: they are always fast.
+            accepted = CommandFlags::NO_HOLE.with(CommandFlags::FAST_ZERO);
+            Some(Op::WriteZeroes {
                 offset,
                 len,
                 fua,
                 no_hole,
-            },
-            CommandFlags::FUA.with(CommandFlags::NO_HOLE),
-            NbdError::NoSpc,
-        ),
-        _ => return Err(NbdError::Inval),
+            })
+        }
+        Some(Command::BlockStatus) if terms.allocation => {
+            accepted = CommandFlags::REQ_ONE;
+            Some(Op::BlockStatus { offset, len, one })
+        }
+        Some(Command::BlockStatus) => {
+            return invalid("base:allocation was not chosen for this export");
+        }
+        _ => return invalid("this server does not know that command"),
     };
-    if !accepted.contains(flags) {
-        return Err(NbdError::Inval);
+    // FUA is offered, so every command has to accept it, also where it means nothing.
+    if !accepted.with(CommandFlags::FUA).contains(flags) {
+        return invalid("the command does not take those flags");
     }
     match op {
         // Its offset and length are reserved; some clients leave rubbish there.
-        Op::Flush => return Ok(Some(op)),
-        Op::Read { .. } | Op::Write { .. } if len > PAYLOAD_BYTES_MAX => {
-            return Err(NbdError::Inval);
+        Some(Op::Flush) => return Ok(op),
+        Some(Op::Read { .. } | Op::Write { .. }) if len > PAYLOAD_BYTES_MAX => {
+            return invalid("the payload is longer than the largest block size, 32 MiB");
+        }
+        Some(Op::BlockStatus { .. }) if len == 0 => {
+            return invalid("the status of zero bytes has no extent");
         }
         _ => {}
     }
     match offset.checked_add(u64::from(len)) {
-        Some(end) if end <= size_bytes => Ok((len > 0).then_some(op)),
-        _ => Err(out_of_range),
+        Some(end) if end <= size_bytes => {}
+        _ => return Err(Refusal(out_of_range, "the range reaches beyond the export")),
     }
+    if whole && len > UNFRAGMENTED_BYTES_MAX {
+        let text = "more than 1 MiB is not read in one piece";
+        return Err(Refusal(NbdError::Overflow, text));
+    }
+    Ok(op.filter(|_| len > 0))
 }
 
 #[cfg(test)]

@@ -112,10 +112,58 @@ pub struct SimpleReplyHeader {
     pub cookie: U64,
 }
 
+/// What precedes the payload of a chunk of a structured reply.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ChunkHeader {
+    /// [`CHUNK_MAGIC`](super::protocol::CHUNK_MAGIC).
+    pub magic: U32,
+    /// [`CHUNK_FLAG_DONE`](super::protocol::CHUNK_FLAG_DONE), or nothing.
+    pub flags: U16,
+    /// A [`ChunkType`](super::protocol::ChunkType).
+    pub chunk: U16,
+    /// The request's cookie.
+    pub cookie: U64,
+    /// Bytes of payload that follow.
+    pub len: U32,
+}
+
+/// Payload of a [`ChunkType::Hole`](super::protocol::ChunkType::Hole).
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct HoleChunk {
+    /// The first byte.
+    pub offset: U64,
+    /// How many bytes.
+    pub len: U32,
+}
+
+/// Beginning of the payload of a [`ChunkType::Error`](super::protocol::ChunkType::Error); a text follows.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ErrorChunk {
+    /// An [`NbdError`].
+    pub error: U32,
+    /// Bytes of text.
+    pub text_len: U16,
+}
+
+/// One extent in a [`ChunkType::BlockStatus`](super::protocol::ChunkType::BlockStatus), behind the context's number.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+pub struct ExtentStatus {
+    /// How many bytes.
+    pub len: U32,
+    /// What holds for them.
+    pub status: U32,
+}
+
 /// Bytes of a [`RequestHeader`].
 pub const REQUEST_BYTES: usize = size_of::<RequestHeader>();
 /// Bytes of a [`SimpleReplyHeader`].
 pub const SIMPLE_REPLY_BYTES: usize = size_of::<SimpleReplyHeader>();
+/// Bytes of a [`ChunkHeader`].
+pub const CHUNK_HEADER_BYTES: usize = size_of::<ChunkHeader>();
 
 const _: () = assert!(size_of::<Greeting>() == 18);
 const _: () = assert!(size_of::<OptionHeader>() == 16);
@@ -125,6 +173,10 @@ const _: () = assert!(size_of::<BlockSizeInfo>() == 14);
 const _: () = assert!(size_of::<ExportNameReply>() == 10);
 const _: () = assert!(REQUEST_BYTES == 28);
 const _: () = assert!(SIMPLE_REPLY_BYTES == 16);
+const _: () = assert!(CHUNK_HEADER_BYTES == 20);
+const _: () = assert!(size_of::<HoleChunk>() == 12);
+const _: () = assert!(size_of::<ErrorChunk>() == 6);
+const _: () = assert!(size_of::<ExtentStatus>() == 8);
 
 /// The 16 bytes that answer a request. After a READ that succeeded its data must follow, all of
 /// it: once this header says success there is no way left to report an error but to disconnect.

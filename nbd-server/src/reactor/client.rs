@@ -8,20 +8,23 @@
 //! may come between its pieces on the wire.
 
 mod pieces;
+mod status;
 
 use nix::errno::Errno;
 use replicator::io::{Answer, ClientError, ClientOp, Input, READ_BYTES_MAX};
 use replicator::types::VolumeId;
 
-use self::pieces::{LargeRead, LargeWrite, Ready};
+use self::pieces::{LargeRead, LargeWrite};
+use self::status::Status;
 
 use super::engine::{Asked, Core, Engine, Progress, ReadBudget};
 use super::link::{Link, LinkError, Sent};
 use super::pool::PoolBuffer;
-use super::replies::{Replies, Reply};
+use super::replies::{Data, Place, Replies};
 use super::slab::Slab;
 use super::tag::Tag;
-use crate::nbd::{Cookie, FatalReason, NbdError, Op, Request, Session, TransmissionEvent};
+use crate::nbd::protocol::UNFRAGMENTED_BYTES_MAX;
+use crate::nbd::{Cookie, Extents, FatalReason, NbdError, Op, Request, Session, TransmissionEvent};
 
 /// The most requests of a connection that are being worked on.
 pub const JOBS_MAX: usize = 128;
@@ -34,6 +37,11 @@ const READ_AHEAD: usize = 4;
 
 /// How many requests a connection hands in before the others get their turn.
 const REQUESTS_PER_TURN: u32 = 32;
+
+/// What a client that takes sentences is told of an error of the core.
+const FAILED: &str = "this node could not do it: its log and replctl status say why";
+
+const _: () = assert!(UNFRAGMENTED_BYTES_MAX <= READ_BYTES_MAX);
 
 /// Why a connection is closed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -67,6 +75,8 @@ pub struct Client {
     /// What it holds of the budget for reads.
     held: u32,
     over: Option<CloseReason>,
+    /// Whether a map of holes is being made for it.
+    mapping: bool,
     /// Whether the server has it in one of its queues.
     pub queued: bool,
     /// Whether it has new replies to send.
@@ -81,7 +91,7 @@ enum Intake {
     /// The next request.
     Requests,
     /// A read in one piece.
-    Read { job: u32, offset: u64, length: u32 },
+    Read { job: u32, length: u32 },
     /// A write whose payload comes through the receive buffer.
     SmallWrite { job: u32, offset: u64, length: u32 },
     /// A write whose payload is received to where it stays.
@@ -97,6 +107,8 @@ enum Intake {
     Flush { job: u32 },
     /// A read in pieces.
     LargeRead(LargeRead),
+    /// A map of holes.
+    Status(Status),
     /// Nothing any more.
     Ended,
 }
@@ -105,6 +117,11 @@ enum Intake {
 #[derive(Debug)]
 struct Job {
     cookie: Cookie,
+    /// Where it begins, and whether it is to be answered in one piece: for reads.
+    offset: u64,
+    whole: bool,
+    /// What it is answered with, if it is a map of holes.
+    extents: Option<Box<Extents>>,
     /// Pieces that the core works on.
     waiting: u32,
     /// Whether all pieces were handed in.
@@ -124,6 +141,7 @@ impl Client {
             replies,
             held: 0,
             over: None,
+            mapping: false,
             queued: false,
             dirty: false,
             counted: true,
@@ -140,9 +158,9 @@ impl Client {
         self.over.as_ref()
     }
 
-    /// Whether the kernel still works on it.
+    /// Whether the kernel still works on it, or a map of holes is being made for it.
     pub fn is_busy(&self) -> bool {
-        self.link.is_busy()
+        self.link.is_busy() || self.mapping
     }
 
     /// Closes the connection without answering what is pending.
@@ -215,11 +233,7 @@ impl Client {
                     left -= 1;
                     self.next_request(engine, key)
                 }
-                Intake::Read {
-                    job,
-                    offset,
-                    length,
-                } => self.hand_in_read(engine, key, job, (offset, length)),
+                Intake::Read { job, length } => self.hand_in_read(engine, key, job, length),
                 Intake::SmallWrite {
                     job,
                     offset,
@@ -231,6 +245,7 @@ impl Client {
                     .hand_in(engine, key, job, (0, 0, 0), ClientOp::Flush)
                     .map(|()| self.complete(job)),
                 Intake::LargeRead(_) => self.hand_in_large_read(engine, key),
+                Intake::Status(_) => self.hand_in_status(engine, key),
                 Intake::Ended => {
                     let idle = self.jobs.is_empty() && self.replies.is_empty();
                     if idle && !self.link.is_sending() {
@@ -275,10 +290,12 @@ impl Client {
         match event {
             TransmissionEvent::NeedInput => {}
             TransmissionEvent::Request(request) => self.begin(request),
-            TransmissionEvent::Done { cookie } => self.replies.push(Reply::done(cookie)),
-            TransmissionEvent::Reject { cookie, error, .. } => {
-                self.replies.push(Reply::error(cookie, error));
-            }
+            TransmissionEvent::Done { cookie } => self.replies.done(cookie),
+            TransmissionEvent::Reject {
+                cookie,
+                error,
+                text,
+            } => self.replies.error(cookie, error, text),
             TransmissionEvent::Disconnect => self.intake = Intake::Ended,
             TransmissionEvent::Fatal(reason) => {
                 self.close(&mut engine.reads, CloseReason::Fatal(reason));
@@ -288,8 +305,15 @@ impl Client {
     }
 
     fn begin(&mut self, request: Request) {
+        let (offset, whole) = match request.op {
+            Op::Read { offset, whole, .. } => (offset, whole),
+            _ => (0, false),
+        };
         let job = Job {
             cookie: request.cookie,
+            offset,
+            whole,
+            extents: None,
             waiting: 0,
             complete: false,
             failed: false,
@@ -298,15 +322,12 @@ impl Client {
             return;
         };
         self.intake = match request.op {
-            Op::Read { offset, len } if len <= READ_BYTES_MAX => Intake::Read {
-                job,
-                offset,
-                length: len,
-            },
-            Op::Read { offset, len } => Intake::LargeRead(LargeRead {
+            Op::Read { len, .. } if len <= READ_BYTES_MAX => Intake::Read { job, length: len },
+            Op::Read { offset, len, .. } => Intake::LargeRead(LargeRead {
                 job,
                 offset,
                 left: len,
+                sent_to: offset,
                 asked: 0,
                 queued: 0,
                 ready: [const { None }; READ_AHEAD],
@@ -348,6 +369,13 @@ impl Client {
                 left: u64::from(len),
                 may_deallocate: !no_hole,
             },
+            Op::BlockStatus { offset, len, one } => Intake::Status(Status {
+                job,
+                offset,
+                len,
+                one,
+                extents: None,
+            }),
         };
     }
 
@@ -371,6 +399,7 @@ impl Client {
             piece,
             blocks,
             bytes,
+            since: engine.now,
         };
         let req = engine.admit(asked).ok_or(Progress::Starved)?;
         if let Some(job) = self.jobs.get_mut(job) {
@@ -395,14 +424,16 @@ impl Client {
         let Some(job) = self.jobs.get(key) else {
             return;
         };
-        if job.complete && job.waiting == 0 {
-            let result = if job.failed {
-                Err(NbdError::Io)
-            } else {
-                Ok(())
-            };
-            self.replies.push(Reply::header(job.cookie, result));
-            self.jobs.remove(key);
+        if !job.complete || job.waiting > 0 {
+            return;
+        }
+        let Some(job) = self.jobs.remove(key) else {
+            return;
+        };
+        match job.extents {
+            _ if job.failed => self.replies.error(job.cookie, NbdError::Io, FAILED),
+            Some(extents) => self.replies.status(job.cookie, extents),
+            None => self.replies.done(job.cookie),
         }
     }
 
@@ -423,7 +454,7 @@ impl Client {
                 buffer,
                 start,
                 length,
-            }) if length == asked.bytes as usize && length > 0 => Some(Ready {
+            }) if length == asked.bytes as usize && length > 0 => Some(Data {
                 buffer,
                 start,
                 length,
@@ -436,6 +467,12 @@ impl Client {
             }
         };
         let (cookie, waiting) = (job.cookie, job.waiting);
+        let place = Place {
+            offset: job.offset,
+            first: true,
+            last: true,
+            whole: job.whole,
+        };
         if data.is_none() {
             self.give_back(reads, asked.blocks);
         }
@@ -448,10 +485,10 @@ impl Client {
                 self.go_on_with_large_read(reads, cookie, waiting);
             }
             _ => {
-                if let Some(ready) = data {
-                    let data = ready.into_data();
+                if let Some(data) = data {
                     self.jobs.remove(asked.job);
-                    self.replies.push(Reply::read(Some(cookie), data));
+                    let blocks = self.replies.read(cookie, place, data);
+                    self.give_back(reads, blocks);
                 } else {
                     self.finish(asked.job);
                 }

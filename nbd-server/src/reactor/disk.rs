@@ -4,26 +4,24 @@
 //! operations than [`OPERATIONS_MAX`] wait their turn in order.
 
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::rc::Rc;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::stat;
 use replicator::io::{DiskError, DiskOp, PARTS_MAX, Parts};
 use replicator::memory::Buffer;
-use replicator::recover::BlockRead;
-use replicator::types::{BLOCK_BYTES, Ticket};
+use replicator::types::{BLOCK_BYTES, Ticket, Time, VolumeId};
 
+use super::file::DirectFile;
 use super::pool::{Pool, PoolBuffer};
 use super::record::{Event, Recorder};
 use super::ring::{Completion, Ring, Segment, Segments, WriteAt};
 use super::slab::Slab;
 use super::tag::Tag;
+use super::trouble::{Doing, Operation, Watch};
+use crate::handle::Usage;
+use crate::meters::{DiskFile, DiskKind, Meters};
 
 /// The most disk operations that the kernel is given at a time.
 pub const OPERATIONS_MAX: usize = 256;
@@ -35,148 +33,6 @@ const RETRIES_MAX: u32 = 100;
 const ZERO_BLOCKS: u32 = 256;
 
 const _: () = assert!(PARTS_MAX <= super::ring::SEGMENTS_MAX);
-
-/// Why a file can not be used.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The filesystem has no O_DIRECT.
-    #[error(
-        "{path}: the filesystem has no O_DIRECT (ramfs, tmpfs before Linux 6.6 and some network and FUSE \
-         filesystems do not): put it on ext4, XFS, btrfs or a block device"
-    )]
-    NoDirect {
-        /// Which file.
-        path: PathBuf,
-    },
-    /// A device whose smallest write is larger than what is written.
-    #[error(
-        "{path}: has sectors of {bytes} bytes, the largest that work are {BLOCK_BYTES}; use another device"
-    )]
-    Sectors {
-        /// Which device.
-        path: PathBuf,
-        /// Bytes of a logical sector.
-        bytes: u64,
-    },
-    /// It can not be opened or read.
-    #[error("{path}: {error}")]
-    Other {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        error: io::Error,
-    },
-}
-
-/// A file or device that is read and written without the page cache.
-#[derive(Clone, Debug)]
-pub struct DirectFile {
-    fd: Rc<OwnedFd>,
-    bytes: u64,
-}
-
-impl DirectFile {
-    /// Opens an existing file or device for reading and writing.
-    ///
-    /// # Errors
-    /// It can not be opened so.
-    pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let other = |error| OpenError::Other {
-            path: path.to_owned(),
-            error,
-        };
-        let mut file: File = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(path)
-            .map_err(|error| match error.raw_os_error() {
-                Some(libc::EINVAL) => OpenError::NoDirect {
-                    path: path.to_owned(),
-                },
-                _ => other(error),
-            })?;
-        let bytes = file.seek(SeekFrom::End(0)).map_err(other)?;
-        if let Some(sector_bytes) = sector_bytes(&file)
-            && sector_bytes > BLOCK_BYTES as u64
-        {
-            return Err(OpenError::Sectors {
-                path: path.to_owned(),
-                bytes: sector_bytes,
-            });
-        }
-        Ok(Self {
-            fd: Rc::new(file.into()),
-            bytes,
-        })
-    }
-
-    /// Its size.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    fn has(&self, offset: u64, length: u64) -> bool {
-        offset
-            .checked_add(length)
-            .is_some_and(|end| end <= self.bytes)
-    }
-}
-
-/// Bytes of a logical sector of a block device, as the kernel shows it; `None` of a file.
-fn sector_bytes(file: &File) -> Option<u64> {
-    let metadata = file.metadata().ok()?;
-    if !metadata.file_type().is_block_device() {
-        return None;
-    }
-    let (major, minor) = (stat::major(metadata.rdev()), stat::minor(metadata.rdev()));
-    let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    // A partition has the queue of its disk.
-    let queues = ["queue", "../queue"].map(|queue| device.join(queue).join("logical_block_size"));
-    let text = queues
-        .iter()
-        .find_map(|path| std::fs::read_to_string(path).ok())?;
-    text.trim().parse().ok()
-}
-
-/// Reads a file before the data path runs, by way of an aligned buffer.
-#[derive(Debug)]
-pub struct BlockingReader<'a> {
-    file: &'a DirectFile,
-    bounce: PoolBuffer,
-}
-
-impl<'a> BlockingReader<'a> {
-    /// A reader with a buffer from `pool`; `None` if that is used up.
-    pub fn new(file: &'a DirectFile, pool: &Pool) -> Option<Self> {
-        let bounce = pool.alloc_connection(ZERO_BLOCKS)?;
-        Some(Self { file, bounce })
-    }
-}
-
-impl BlockRead for BlockingReader<'_> {
-    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        let (mut offset, mut rest) = (offset, buffer);
-        while !rest.is_empty() {
-            let bounce = self.bounce.bytes_mut();
-            let wanted = rest.len().min(bounce.len());
-            let at = i64::try_from(offset).map_err(|_| DiskError::Short)?;
-            let aligned = wanted.next_multiple_of(BLOCK_BYTES);
-            let moved = match nix::sys::uio::pread(&self.file.fd, &mut bounce[..aligned], at) {
-                Ok(0) => return Err(DiskError::Short),
-                Ok(moved) => moved.min(wanted),
-                Err(Errno::EINTR) => continue,
-                Err(errno) => return Err(DiskError::Os(errno as i32)),
-            };
-            let (filled, left) = rest.split_at_mut(moved);
-            filled.copy_from_slice(&bounce[..moved]);
-            offset += moved as u64;
-            rest = left;
-        }
-        Ok(())
-    }
-}
 
 /// How a disk operation ended.
 pub type DiskDone = (Ticket, Result<(), DiskError>);
@@ -193,11 +49,14 @@ pub struct Disks {
     ended: VecDeque<DiskDone>,
     zeroes: PoolBuffer,
     recorder: Recorder,
+    meters: Arc<Meters>,
+    watch: Watch,
 }
 
 #[derive(Debug)]
 struct Active {
     ticket: Ticket,
+    began: Time,
     file: DirectFile,
     offset: u64,
     length: u64,
@@ -205,6 +64,14 @@ struct Active {
     done: u64,
     retries: u32,
     work: Work,
+    counted: Counted,
+}
+
+/// What an operation is counted as.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    file: DiskFile,
+    kind: DiskKind,
 }
 
 // A write's parts are in place, so that an operation costs no allocation.
@@ -242,7 +109,29 @@ impl Disks {
             ended: VecDeque::with_capacity(OPERATIONS_MAX),
             zeroes,
             recorder: Recorder::default(),
+            meters: Arc::default(),
+            watch: Watch::default(),
         })
+    }
+
+    /// The same, counted.
+    #[must_use]
+    pub fn metered(mut self, meters: Arc<Meters>) -> Self {
+        self.meters = meters;
+        self
+    }
+
+    /// How many operations the kernel has.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            used: u32::try_from(self.active.taken_places()).unwrap_or(u32::MAX),
+            limit: OPERATIONS_MAX as u32,
+        }
+    }
+
+    /// How many operations wait for others to end.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     /// The same, with notes taken of what happens to the files.
@@ -260,14 +149,29 @@ impl Disks {
     }
 
     /// Begins an operation, or queues it behind others.
-    pub fn start(&mut self, ring: &mut Ring<Tag>, ticket: Ticket, op: DiskOp<PoolBuffer>) {
+    pub fn start(
+        &mut self,
+        ring: &mut Ring<Tag>,
+        now: Time,
+        ticket: Ticket,
+        op: DiskOp<PoolBuffer>,
+    ) {
         let total = |parts: &Parts<PoolBuffer>| {
             let bytes = parts
                 .iter()
                 .map(|part| u64::from(part.blocks()) * BLOCK_BYTES as u64);
             bytes.sum::<u64>()
         };
-        let store = |volume: replicator::types::VolumeId| self.stores.get(usize::from(volume.0));
+        let counted = match &op {
+            DiskOp::JournalWrite { .. } => (DiskFile::Journal, DiskKind::Write),
+            DiskOp::JournalRead { .. } => (DiskFile::Journal, DiskKind::Read),
+            DiskOp::MetaWrite { .. } => (DiskFile::Meta, DiskKind::Write),
+            DiskOp::StoreRead { volume, .. } => (store_of(*volume), DiskKind::Read),
+            DiskOp::StoreWrite { volume, .. } => (store_of(*volume), DiskKind::Write),
+            DiskOp::StoreZero { volume, .. } => (store_of(*volume), DiskKind::Zero),
+            DiskOp::StoreFlush { volume } => (store_of(*volume), DiskKind::Flush),
+        };
+        let store = |volume: VolumeId| self.stores.get(usize::from(volume.0));
         let (file, offset, length, work) = match op {
             DiskOp::JournalWrite { offset, parts } => {
                 let (length, durable) = (total(&parts), true);
@@ -320,12 +224,17 @@ impl Disks {
         };
         let active = Active {
             ticket,
+            began: now,
             file: file.clone(),
             offset,
             length,
             done: 0,
             retries: 0,
             work,
+            counted: Counted {
+                file: counted.0,
+                kind: counted.1,
+            },
         };
         if !self.waiting.is_empty() || self.active.is_full() {
             self.waiting.push_back(active);
@@ -347,8 +256,8 @@ impl Disks {
             return;
         };
         let tag = Tag::Disk(key);
-        let fd = &active.file.fd;
-        let file = fd.as_raw_fd();
+        let target = active.file.target();
+        let file = target.file.as_raw_fd();
         let offset = active.offset + active.done;
         let left = active.length - active.done;
         let recorder = &self.recorder;
@@ -360,7 +269,7 @@ impl Disks {
                 durable,
                 segments,
             });
-            ring.write(tag, fd, WriteAt { offset, durable }, segments);
+            ring.write(tag, target, WriteAt { offset, durable }, segments);
         };
         let zero = |mode| Event::Zero {
             key,
@@ -372,7 +281,7 @@ impl Disks {
         match &active.work {
             Work::Read(buffer) => {
                 let into = (buffer.clone(), active.done as usize, left as usize);
-                ring.read(tag, fd, offset, into);
+                ring.read(tag, target, offset, into);
             }
             Work::Write { parts, durable } => {
                 write(*durable, &segments_after(parts, active.done as usize));
@@ -380,12 +289,12 @@ impl Disks {
             Work::Deallocate => {
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
                 recorder.note(|| zero(mode));
-                ring.fallocate(tag, fd, mode, (offset, left));
+                ring.fallocate(tag, target, mode, (offset, left));
             }
             Work::ZeroRange => {
                 let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
                 recorder.note(|| zero(mode));
-                ring.fallocate(tag, fd, mode, (offset, left));
+                ring.fallocate(tag, target, mode, (offset, left));
             }
             Work::WriteZeroes => {
                 let (mut segments, mut left) = (Segments::new(), left);
@@ -402,7 +311,7 @@ impl Disks {
             }
             Work::Flush => {
                 recorder.note(|| Event::Flush { key, file });
-                ring.data_sync(tag, fd);
+                ring.data_sync(tag, target);
             }
         }
     }
@@ -411,6 +320,7 @@ impl Disks {
     pub fn completed(
         &mut self,
         ring: &mut Ring<Tag>,
+        now: Time,
         key: u32,
         completion: Completion<Tag>,
     ) -> Option<DiskDone> {
@@ -426,12 +336,41 @@ impl Disks {
             }
             Next::Ended(result) => result,
         };
+        if let Err(error) = result {
+            self.watch.failed(now, &active.operation(), error);
+        }
         // With this the handles go, before the core hears of the end.
-        let ticket = self.active.remove(key)?.ticket;
+        let Active {
+            ticket,
+            length,
+            counted,
+            began,
+            ..
+        } = self.active.remove(key)?;
+        let work = self.meters.disk(counted.file, counted.kind);
+        work.duration.observe(now.since(began));
+        match result {
+            Ok(()) => work.bytes.add(length),
+            Err(_) => work.failed.add(1),
+        }
         if let Some(next) = self.waiting.pop_front() {
             self.begin(ring, next);
         }
         Some((ticket, result))
+    }
+
+    /// Looks after operations that are not answered, every now and then.
+    pub fn look(&mut self, now: Time) {
+        if self.watch.is_due(now) {
+            let oldest = self.active.iter().map(|(_, active)| active);
+            let oldest = oldest.min_by_key(|active| active.began);
+            self.watch.look(now, oldest.map(Active::operation));
+        }
+    }
+
+    /// What is known to be wrong with the files.
+    pub fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// What ended without the kernel, because it was impossible.
@@ -442,6 +381,27 @@ impl Disks {
     /// Whether [`Disks::pop_ended`] has something.
     pub fn has_ended(&self) -> bool {
         !self.ended.is_empty()
+    }
+}
+
+fn store_of(volume: VolumeId) -> DiskFile {
+    DiskFile::Store(usize::from(volume.0))
+}
+
+impl Active {
+    fn operation(&self) -> Operation<'_> {
+        Operation {
+            path: &self.file.path,
+            doing: match self.work {
+                Work::Read(_) => Doing::Reading,
+                Work::Write { .. } => Doing::Writing,
+                Work::Deallocate | Work::ZeroRange | Work::WriteZeroes => Doing::Zeroing,
+                Work::Flush => Doing::Flushing,
+            },
+            offset: self.offset,
+            length: self.length,
+            began: self.began,
+        }
     }
 }
 

@@ -1,20 +1,24 @@
 //! What connections work with: the core, the ring, and the books about what was asked.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use replicator::Replica;
-use replicator::io::{Answer, ClientError, Input, Output};
+use replicator::io::{Answer, ClientError, ClientOp, Input, Output};
 use replicator::memory::{Memory, Purpose};
 use replicator::replica::Capacity;
 use replicator::types::*;
 use replicator::view::View;
 
+use super::holes::{Cover, Mapper};
 use super::pool::{Pool, PoolBuffer};
 use super::record::{Event, Recorder};
 use super::ring::Ring;
 use super::slab::Slab;
 use super::tag::Tag;
+use crate::handle::Usage;
+use crate::meters::{Meters, RequestKind};
 
 /// The state machine that the reactor drives. A [`Replica`], or what stands in for it in a test.
 pub trait Core {
@@ -32,6 +36,9 @@ pub trait Core {
     fn memory_mut(&mut self) -> &mut Pool;
     /// A snapshot.
     fn view(&self) -> View;
+    /// For which parts of a range, of so many bytes from an offset on, a store does not have the last word: the first of them
+    /// in order, as many as fit.
+    fn unapplied(&self, volume: VolumeId, range: (u64, u32), into: &mut Cover);
 }
 
 impl Core for Replica<Pool> {
@@ -56,6 +63,11 @@ impl Core for Replica<Pool> {
     fn view(&self) -> View {
         Self::view(self)
     }
+    fn unapplied(&self, volume: VolumeId, (offset, len): (u64, u32), into: &mut Cover) {
+        let end = (offset + u64::from(len)).div_ceil(BLOCK_BYTES_U64);
+        let parts = Self::unapplied(self, volume, offset / BLOCK_BYTES_U64..end);
+        into.extend(parts.take(into.remaining_capacity()));
+    }
 }
 
 /// A request that the core works on.
@@ -71,6 +83,17 @@ pub struct Asked {
     pub blocks: u32,
     /// Bytes of the answer.
     pub bytes: u32,
+    /// Since when.
+    pub since: Time,
+}
+
+/// The same, with what is counted of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InWork {
+    /// What the connection knows of it.
+    pub asked: Asked,
+    kind: RequestKind,
+    bytes: u64,
 }
 
 /// Blocks that answers to reads may take until they have been sent.
@@ -92,6 +115,14 @@ impl ReadBudget {
     /// What is left of it.
     pub fn free(&self) -> u32 {
         self.free
+    }
+
+    /// How much of it is taken.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            used: self.total - self.free,
+            limit: self.total,
+        }
     }
 
     /// The most that one connection may hold of it, so that one that takes nothing does not stop the others.
@@ -140,13 +171,17 @@ pub struct Engine<C> {
     /// The ring.
     pub ring: Ring<Tag>,
     /// What the core works on.
-    pub asked: Slab<Asked>,
+    pub asked: Slab<InWork>,
     /// What answers to reads may take.
     pub reads: ReadBudget,
+    /// Who asks the stores for holes.
+    pub mapper: Mapper,
     /// The time of this turn.
     pub now: Time,
     /// What takes notes.
     pub recorder: Recorder,
+    /// What counts.
+    pub meters: Arc<Meters>,
 }
 
 impl<C: Core> Engine<C> {
@@ -158,6 +193,16 @@ impl<C: Core> Engine<C> {
                 op,
                 admitted: self.core.view().admitted,
             });
+            let (kind, bytes) = match op {
+                ClientOp::Read { length, .. } => (RequestKind::Read, u64::from(*length)),
+                ClientOp::Write { length, .. } => (RequestKind::Write, u64::from(*length)),
+                ClientOp::Zero { length, .. } => (RequestKind::Zero, *length),
+                ClientOp::Flush => (RequestKind::Flush, 0),
+            };
+            let work = u32::try_from(req.0).ok();
+            if let Some(work) = work.and_then(|key| self.asked.get_mut(key)) {
+                (work.kind, work.bytes) = (kind, bytes);
+            }
         }
         self.core.handle(self.now, input);
     }
@@ -179,20 +224,35 @@ impl<C: Core> Engine<C> {
         {
             return None;
         }
-        let key = self.asked.insert(asked)?;
+        let key = self.asked.insert(InWork {
+            asked,
+            kind: RequestKind::Flush,
+            bytes: 0,
+        })?;
         Some(ReqId(u64::from(key)))
     }
 
     /// What a request was, now that it is answered.
-    pub fn answered(&mut self, req: ReqId) -> Option<Asked> {
+    pub fn answered(&mut self, req: ReqId) -> Option<InWork> {
         self.asked.remove(u32::try_from(req.0).ok()?)
+    }
+
+    /// Counts a request to `volume` that is answered.
+    pub fn count(&self, volume: VolumeId, work: &InWork, done: bool) {
+        let counted = self.meters.requests(usize::from(volume.0), work.kind);
+        counted.duration.observe(self.now.since(work.asked.since));
+        if done {
+            counted.bytes.add(work.bytes);
+        } else {
+            counted.failed.add(1);
+        }
     }
 
     /// Forgets all requests: no answer comes any more.
     pub fn forget_all(&mut self) {
         while let Some(key) = self.asked.find(|_| true) {
-            if let Some(asked) = self.asked.remove(key) {
-                self.reads.give_back(asked.blocks);
+            if let Some(work) = self.asked.remove(key) {
+                self.reads.give_back(work.asked.blocks);
             }
         }
     }

@@ -7,24 +7,30 @@
 //! | [`peer`] | a connection to a peer |
 //! | [`link`], [`stage`] | a socket, and the place for encryption |
 //! | [`disk`] | journal, metadata and stores |
+//! | [`holes`] | which parts of the stores are holes |
 //! | [`engine`] | what all of them work with |
 //! | [`ring`], [`tag`], [`slab`] | operations in flight |
 //! | [`pool`], [`runs`] | memory |
 //! | [`publish`], [`admin`] | the door to the control thread |
+//! | [`acks`], [`queues`] | how long peers take, how full everything is |
 //! | [`flusher`] | what the kernel should know |
 //! | [`record`] | what tests want to know afterwards |
 //!
 //! Everything that can fail happens in [`prepare`], on the thread that then runs what it returns; [`spawn`] does both.
 
+pub mod acks;
 pub mod admin;
 pub mod client;
 pub mod disk;
 pub mod engine;
+pub mod file;
 pub mod flusher;
+pub mod holes;
 pub mod link;
 pub mod peer;
 pub mod pool;
 pub mod publish;
+pub mod queues;
 pub mod record;
 pub mod replies;
 pub mod ring;
@@ -33,16 +39,19 @@ pub mod server;
 pub mod slab;
 pub mod stage;
 pub mod tag;
+pub mod trouble;
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use replicator::types::{BLOCK_BYTES_U64, Time};
 
-use self::disk::{BlockingReader, DirectFile, Disks, OpenError};
+use self::disk::Disks;
 use self::engine::Core;
+use self::file::{BlockingReader, DirectFile, OpenError};
+use self::holes::Mapper;
 use self::pool::{Pool, PoolSizes};
 use self::record::Recorder;
 use self::ring::{Ring, RingError};
@@ -81,6 +90,8 @@ pub struct ReactorParams {
     pub memory_bytes: u64,
     /// The bound of requests that the core works on.
     pub requests_max: u32,
+    /// How long clients wait for this node's disks while another node could serve them, in milliseconds.
+    pub disk_timeout_ms: u32,
     /// The control thread.
     pub control: ControlHandle,
     /// What takes notes.
@@ -152,6 +163,13 @@ pub fn prepare<C: Core>(
     make_core: impl FnOnce(Ground<'_>) -> Result<C, String>,
 ) -> Result<Server<C>, ReactorError> {
     let ring = Ring::new(OPERATIONS_MAX)?;
+    if ring.defers_work() {
+        tracing::info!("io_uring works for one thread, when that waits");
+    } else {
+        tracing::info!(
+            "io_uring works without SINGLE_ISSUER and DEFER_TASKRUN, which this kernel lacks"
+        );
+    }
     let journal = DirectFile::open(&params.journal)?;
     let meta = DirectFile::open(&params.meta)?;
     let mut stores = Vec::with_capacity(params.stores.len());
@@ -183,14 +201,18 @@ pub fn prepare<C: Core>(
     .map_err(ReactorError::Core)?;
     let disks = Disks::new(journal, meta, stores, &pool)
         .ok_or_else(used_up)?
-        .recorded(params.recorder.clone());
+        .recorded(params.recorder.clone())
+        .metered(Arc::clone(&params.control.meters));
+    let mapper = Mapper::start(&params.stores, params.control.bell.clone())?;
     Ok(Server::new(Parts {
         core,
         ring,
         disks,
         pool,
+        mapper,
         volume_bytes: params.volume_bytes,
         requests_max: params.requests_max,
+        disk_timeout_ms: params.disk_timeout_ms,
         control: params.control,
         recorder: params.recorder,
     })?)

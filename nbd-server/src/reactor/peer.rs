@@ -119,6 +119,11 @@ impl Peer {
         self.over.as_ref()
     }
 
+    /// How many frames wait to be sent.
+    pub fn frames_waiting(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Whether the kernel still works on it.
     pub fn is_busy(&self) -> bool {
         self.link.is_busy()

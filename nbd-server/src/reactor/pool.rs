@@ -15,11 +15,12 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use nix::libc::c_void;
-use nix::sys::mman::{MapFlags, ProtFlags, mlock, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mlock, mmap_anonymous, munmap};
 use replicator::memory::{Buffer, Memory, Purpose};
 use replicator::types::BLOCK_BYTES;
 
 use super::runs::{CHUNK_BLOCKS, Runs};
+use crate::handle::Usage;
 
 const SHARES: usize = 5;
 /// The driver's own share: receive buffers and frames of connections.
@@ -102,10 +103,12 @@ impl Pool {
         });
         let map_bytes = NonZeroUsize::new(total as usize * BLOCK_BYTES)
             .expect("every share has a chunk at least");
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice touches no memory that exists.
-        let map = unsafe { mmap_anonymous(None, map_bytes, protection, flags) }?;
+        let map = unsafe { mmap_anonymous(None, map_bytes, protection, MapFlags::MAP_PRIVATE) }?;
+        // Huge pages are a wish: with them the kernel finds the pages behind a disk operation faster.
+        // SAFETY: the range is the new mapping, and the advice changes nothing about its contents.
+        let _ = unsafe { madvise(map, map_bytes.get(), MmapAdvise::MADV_HUGEPAGE) };
         let base = map.cast::<u8>();
         for block in 0..total as usize {
             // SAFETY: the offset is within the mapping.
@@ -142,6 +145,18 @@ impl Pool {
     pub fn used_bytes(&self) -> u64 {
         let free: u64 = self.shared.shares.iter().map(Share::free_bytes).sum();
         self.total_bytes() - free
+    }
+
+    /// How much of each share is lent, in blocks: of clients, core, applies, peers and connections.
+    pub fn shares(&self) -> [Usage; SHARES] {
+        std::array::from_fn(|share| {
+            let runs = self.shared.shares[share].runs.borrow();
+            let limit = runs.total_blocks();
+            Usage {
+                used: limit - runs.free_blocks(),
+                limit,
+            }
+        })
     }
 
     /// Blocks for a connection's own buffers.

@@ -4,7 +4,7 @@ use replicator::types::{Time, VOLUMES_MAX};
 use replicator::view::View;
 
 use super::pool::Pool;
-use crate::handle::{ControlHandle, Snapshot, ToControl};
+use crate::handle::{ControlHandle, Queues, Snapshot, ToControl, Trouble};
 
 /// A snapshot is not older than this while the data thread lives, in nanoseconds.
 pub const HEARTBEAT_NANOS: u64 = 200_000_000;
@@ -50,9 +50,13 @@ impl Publisher {
         now: Time,
         view: View,
         nbd_clients: [u32; VOLUMES_MAX],
+        queues: impl FnOnce() -> Queues,
+        trouble: &Trouble,
         (control, about_to_wait): (&ControlHandle, bool),
     ) {
-        let changed = !self.published || self.has_changed(&view, &nbd_clients);
+        let changed = !self.published
+            || self.has_changed(&view, &nbd_clients)
+            || self.last.trouble != *trouble;
         let age = now.since(self.last.at);
         let numbers = view != self.last.view;
         let is_due = changed
@@ -65,6 +69,8 @@ impl Publisher {
         let clients = std::mem::replace(&mut self.last.nbd_clients, nbd_clients);
         let at = std::mem::replace(&mut self.last.at, now);
         self.last.memory_used_bytes = self.pool.used_bytes();
+        self.last.queues = queues();
+        let troubled = std::mem::replace(&mut self.last.trouble, trouble.clone());
         let tries = if changed { TRIES } else { 1 };
         if (0..tries).any(|_| self.try_once(control)) {
             self.published = true;
@@ -77,6 +83,7 @@ impl Publisher {
             self.last.view = before;
             self.last.nbd_clients = clients;
             self.last.at = at;
+            self.last.trouble = troubled;
         }
     }
 

@@ -40,6 +40,15 @@ pub struct Segment {
 /// The parts of memory of one operation.
 pub type Segments = ArrayVec<Segment, SEGMENTS_MAX>;
 
+/// A file or device, and how to ask for something there.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The file.
+    pub file: &'a Rc<OwnedFd>,
+    /// Whether the kernel may block this thread while it takes an operation, so that another one has to hand it in.
+    pub may_block: bool,
+}
+
 /// Where in a file an operation works, and how.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WriteAt {
@@ -126,6 +135,16 @@ impl<T> Slot<T> {
     }
 }
 
+impl Target<'_> {
+    fn flagged(&self, entry: squeue::Entry) -> squeue::Entry {
+        if self.may_block {
+            entry.flags(squeue::Flags::ASYNC)
+        } else {
+            entry
+        }
+    }
+}
+
 impl<T: Copy> Ring<T> {
     /// A ring for at most `operations` in flight. It belongs to the thread that makes it.
     ///
@@ -171,6 +190,11 @@ impl<T: Copy> Ring<T> {
                 return Err(RingError::Lacks(name));
             }
         }
+        // The kernel's own threads, for what it can not do without waiting. By default there are few, and a disk that
+        // hangs would take those that another disk needs. Where it can not be told (before Linux 5.15), few have to do.
+        let _ = uring
+            .submitter()
+            .register_iowq_max_workers(&mut [operations, 0]);
         Ok(Self {
             uring,
             slots: (0..operations).map(|_| Slot::new()).collect(),
@@ -225,53 +249,53 @@ impl<T: Copy> Ring<T> {
         self.push(index, entry.build());
     }
 
-    /// Reads at most `length` bytes from byte `offset` of `file` to byte `start` of `buffer`. No other handle to those
+    /// Reads at most `length` bytes from byte `offset` of a file to byte `start` of `buffer`. No other handle to those
     /// blocks may be looked at before the end.
     pub fn read(
         &mut self,
         tag: T,
-        file: &Rc<OwnedFd>,
+        target: Target<'_>,
         offset: u64,
         into: (PoolBuffer, usize, usize),
     ) {
-        let (slot, fd) = self.take(tag, file);
+        let (slot, fd) = self.take(tag, target.file);
         let (buffer, start, length) = into;
         let filling = buffer.fill(start, length);
         let entry = opcode::Read::new(fd, filling.pointer(), bytes32(length)).offset(offset);
         self.slots[slot as usize].filled = Some(filling);
-        self.push(slot, entry.build());
+        self.push(slot, target.flagged(entry.build()));
     }
 
-    /// Writes `segments` to `file`, one after the other.
-    pub fn write(&mut self, tag: T, file: &Rc<OwnedFd>, at: WriteAt, segments: &[Segment]) {
-        let (index, fd) = self.take(tag, file);
+    /// Writes `segments` to a file, one after the other.
+    pub fn write(&mut self, tag: T, target: Target<'_>, at: WriteAt, segments: &[Segment]) {
+        let (index, fd) = self.take(tag, target.file);
         let slot = &mut self.slots[index as usize];
         let count = slot.hold(segments);
         let flags = if at.durable { libc::RWF_DSYNC } else { 0 };
         let entry = opcode::Writev::new(fd, slot.vectors.as_ptr(), count)
             .offset(at.offset)
             .rw_flags(flags);
-        self.push(index, entry.build());
+        self.push(index, target.flagged(entry.build()));
     }
 
     /// `fallocate(2)`.
     pub fn fallocate(
         &mut self,
         tag: T,
-        file: &Rc<OwnedFd>,
+        target: Target<'_>,
         mode: i32,
         (offset, length): (u64, u64),
     ) {
-        let (slot, fd) = self.take(tag, file);
+        let (slot, fd) = self.take(tag, target.file);
         let entry = opcode::Fallocate::new(fd, length).offset(offset).mode(mode);
-        self.push(slot, entry.build());
+        self.push(slot, target.flagged(entry.build()));
     }
 
     /// `fdatasync(2)`.
-    pub fn data_sync(&mut self, tag: T, file: &Rc<OwnedFd>) {
-        let (slot, fd) = self.take(tag, file);
+    pub fn data_sync(&mut self, tag: T, target: Target<'_>) {
+        let (slot, fd) = self.take(tag, target.file);
         let entry = opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC);
-        self.push(slot, entry.build());
+        self.push(slot, target.flagged(entry.build()));
     }
 
     fn take(&mut self, tag: T, file: &Rc<OwnedFd>) -> (u32, Fd) {

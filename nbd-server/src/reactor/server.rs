@@ -3,22 +3,28 @@
 //! A turn takes all completions first, then reads the time, hands everything in, closes the core's batch, and takes
 //! its outputs; what they start is submitted by the one system call that also waits for the next turn.
 
+mod yielding;
+
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use replicator::io::{AdminCommand, Input, LogLevel, LogLine, Output};
 use replicator::types::*;
 
+use super::acks::Acknowledgements;
 use super::admin::{Commands, refusal};
 use super::client::{Client, CloseReason};
 use super::disk::Disks;
 use super::engine::{self, Asked, Core, Engine, Progress, ReadBudget};
+use super::holes::{Mapped, Mapper};
 use super::link::Link;
 use super::peer::{Peer, PeerError};
 use super::pool::{Pool, PoolBuffer};
 use super::publish::Publisher;
+use super::queues;
 use super::record::{Event, Recorder};
 use super::replies::Replies;
 use super::ring::{Completion, Ring, RingError};
@@ -26,7 +32,7 @@ use super::slab::Slab;
 use super::tag::Tag;
 use super::{CLIENTS_MAX, PEERS_MAX};
 use crate::handle::{ControlHandle, DataCommand, Stream, ToControl, ToData};
-use crate::nbd::{ExportIndex, Limits, Session};
+use crate::nbd::{ExportIndex, Limits, Session, Terms};
 
 /// How long a stop waits for the core to apply what is committed. The journal has it all in any case.
 const STOP_NANOS_MAX: u64 = 20_000_000_000;
@@ -42,10 +48,14 @@ pub struct Parts<C> {
     pub disks: Disks,
     /// The memory.
     pub pool: Pool,
+    /// Who asks the stores for holes, and rings the bell.
+    pub mapper: Mapper,
     /// The sizes of the volumes.
     pub volume_bytes: Vec<u64>,
     /// The bound of requests that the core works on.
     pub requests_max: u32,
+    /// How long clients wait for this node's disks while another node could serve them, in milliseconds.
+    pub disk_timeout_ms: u32,
     /// The control thread.
     pub control: ControlHandle,
     /// What takes notes.
@@ -74,8 +84,12 @@ pub struct Server<C> {
     bell: Rc<OwnedFd>,
     commands: Commands,
     publisher: Publisher,
+    acks: Acknowledgements,
+    /// Since when there has been nothing to do.
+    idle_since: Option<Time>,
     completions: Vec<Completion<Tag>>,
     stop: Option<Stop>,
+    disk_timeout_nanos: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -103,8 +117,10 @@ impl<C: Core> Server<C> {
             ring,
             disks,
             pool,
+            mapper,
             volume_bytes,
             requests_max,
+            disk_timeout_ms,
             control,
             recorder,
         } = parts;
@@ -115,8 +131,10 @@ impl<C: Core> Server<C> {
             ring,
             asked: Slab::new(requests_max.max(1) as usize),
             reads: ReadBudget::new(pool.total_blocks(Purpose::Client) / 2),
+            mapper,
             now: engine::now(),
             recorder,
+            meters: Arc::clone(&control.meters),
         };
         Ok(Self {
             engine,
@@ -136,8 +154,11 @@ impl<C: Core> Server<C> {
             control,
             bell,
             commands: Commands::default(),
+            acks: Acknowledgements::default(),
+            idle_since: None,
             completions: Vec::with_capacity(super::OPERATIONS_MAX as usize),
             stop: None,
+            disk_timeout_nanos: u64::from(disk_timeout_ms) * 1_000_000,
         })
     }
 
@@ -189,7 +210,9 @@ impl<C: Core> Server<C> {
         if let Some(stop) = &self.stop {
             until = until.min(stop.deadline);
         }
-        Duration::from_nanos(until.since(engine::now()))
+        let now = engine::now();
+        self.idle_since = Some(now);
+        Duration::from_nanos(until.since(now))
     }
 
     fn has_work(&mut self) -> bool {
@@ -203,6 +226,7 @@ impl<C: Core> Server<C> {
         let mut completions = std::mem::take(&mut self.completions);
         self.engine.ring.reap(&mut completions);
         self.engine.now = engine::now();
+        self.begin_turn();
         for completion in completions.drain(..) {
             self.dispatch(completion);
         }
@@ -212,6 +236,7 @@ impl<C: Core> Server<C> {
         }
         self.run_connections();
         self.sweep_peers();
+        self.watch_disks();
         let now = self.engine.now;
         self.engine.core.end_turn(now);
         while let Some(output) = self.engine.core.poll() {
@@ -222,6 +247,14 @@ impl<C: Core> Server<C> {
         self.commands.deliver();
     }
 
+    fn begin_turn(&mut self) {
+        let (now, meters) = (self.engine.now, &self.engine.meters);
+        meters.turns.add(1);
+        if let Some(since) = self.idle_since.take() {
+            meters.idle_nanos.add(now.since(since));
+        }
+    }
+
     fn dispatch(&mut self, completion: Completion<Tag>) {
         let result = completion.result;
         match completion.tag {
@@ -229,11 +262,17 @@ impl<C: Core> Server<C> {
                 // Read first: a message that comes later rings again.
                 let _ = self.control.bell.read();
                 self.take_messages();
+                while let Some(Mapped { client, extents }) = self.engine.mapper.answered() {
+                    if let Some(client) = self.clients.get_mut(client) {
+                        client.mapped(extents);
+                    }
+                    self.wake_client(client);
+                }
                 self.engine.ring.poll_readable(Tag::Bell, &self.bell);
             }
             Tag::Disk(key) => {
-                let ring = &mut self.engine.ring;
-                if let Some((ticket, result)) = self.disks.completed(ring, key, completion) {
+                let (ring, now) = (&mut self.engine.ring, self.engine.now);
+                if let Some((ticket, result)) = self.disks.completed(ring, now, key, completion) {
                     self.engine.input(Input::DiskDone { ticket, result });
                 }
             }
@@ -252,12 +291,16 @@ impl<C: Core> Server<C> {
             }
             Tag::PeerReceive(key) => {
                 if let Some(peer) = self.peers.get_mut(key) {
+                    let meters = self.engine.meters.peer(usize::from(peer.node().0));
+                    meters.received_bytes.add(u64::from(result.unwrap_or(0)));
                     peer.received(result);
                 }
                 self.wake_peer(key);
             }
             Tag::PeerSend(key) => {
                 if let Some(peer) = self.peers.get_mut(key) {
+                    let meters = self.engine.meters.peer(usize::from(peer.node().0));
+                    meters.sent_bytes.add(u64::from(result.unwrap_or(0)));
                     peer.sent(&mut self.engine, key, result);
                 }
             }
@@ -364,7 +407,10 @@ impl<C: Core> Server<C> {
 
     fn perform(&mut self, output: Output<PoolBuffer>) {
         match output {
-            Output::Disk { ticket, op } => self.disks.start(&mut self.engine.ring, ticket, op),
+            Output::Disk { ticket, op } => {
+                let now = self.engine.now;
+                self.disks.start(&mut self.engine.ring, now, ticket, op);
+            }
             Output::Send { conn, frame, batch } => {
                 self.engine.recorder.note(|| Event::Said(&frame));
                 let key = self.peers.find(|peer| peer.conn() == conn);
@@ -393,10 +439,12 @@ impl<C: Core> Server<C> {
             Output::Reach { peer, wanted } => self.tell(ToControl::Reach { peer, wanted }),
             Output::Reply { req, result } => {
                 self.engine.note_answer(req, &result);
-                let Some(asked) = self.engine.answered(req) else {
-                    return;
-                };
-                self.reply(asked, result);
+                if let Some(work) = self.engine.answered(req) {
+                    if let Some(client) = self.clients.get(work.asked.client) {
+                        self.engine.count(client.volume(), &work, result.is_ok());
+                    }
+                    self.reply(work.asked, result);
+                }
             }
             Output::DropClients => {
                 self.drop_clients();
@@ -462,8 +510,25 @@ impl<C: Core> Server<C> {
         let about_to_wait = !self.has_work();
         let view = self.engine.core.view();
         let now = self.engine.now;
-        self.publisher
-            .publish(now, view, self.nbd_clients, (&self.control, about_to_wait));
+        self.acks.turn_ended(now, &view, &self.engine.meters);
+        let queues = || {
+            let connections = (&self.clients, &self.peers, self.parked.len());
+            queues::gather(
+                &self.engine,
+                &self.disks,
+                &self.pool,
+                connections,
+                &self.acks,
+            )
+        };
+        self.publisher.publish(
+            now,
+            view,
+            self.nbd_clients,
+            queues,
+            self.disks.watch().trouble(),
+            (&self.control, about_to_wait),
+        );
     }
 
     fn take_messages(&mut self) {
@@ -473,8 +538,9 @@ impl<C: Core> Server<C> {
                 Ok(ToData::Client {
                     stream,
                     volume,
+                    terms,
                     leftover,
-                }) => self.add_client(stream, volume, &leftover),
+                }) => self.add_client(stream, (volume, terms), &leftover),
                 Ok(ToData::Peer {
                     stream,
                     peer,
@@ -493,7 +559,8 @@ impl<C: Core> Server<C> {
         }
     }
 
-    fn add_client(&mut self, stream: Stream, volume: VolumeId, leftover: &[u8]) {
+    fn add_client(&mut self, stream: Stream, chosen: (VolumeId, Terms), leftover: &[u8]) {
+        let (volume, terms) = chosen;
         let serving = self.engine.core.view().serving && self.stop.is_none();
         let bytes = self.volume_bytes.get(usize::from(volume.0)).copied();
         let (Some(bytes), true) = (bytes, serving) else {
@@ -511,12 +578,12 @@ impl<C: Core> Server<C> {
                 return;
             }
         };
-        let Some(replies) = Replies::new(&self.pool) else {
+        let Some(replies) = Replies::new(&self.pool, terms.structured) else {
             tracing::warn!("NBD client turned away: no memory for its connection");
             return;
         };
         let export = ExportIndex(usize::from(volume.0));
-        let session = Session::transmitting(export, bytes, Limits::default());
+        let session = Session::transmitting_on(export, bytes, terms, Limits::default());
         let client = Client::new(link, volume, session, replies);
         if let Some(key) = self.clients.insert(client) {
             tracing::info!(volume = volume.0, "NBD client attached");
@@ -541,6 +608,11 @@ impl<C: Core> Server<C> {
             return;
         };
         self.next_conn += 1;
+        self.engine
+            .meters
+            .peer(usize::from(node.0))
+            .connections
+            .add(1);
         self.engine.input(Input::PeerUp { conn, peer: node });
         self.wake_peer(key);
     }
@@ -552,8 +624,19 @@ impl<C: Core> Server<C> {
             return;
         }
         let now = self.engine.now;
+        let serving = self.engine.core.view().serving;
+        if let (DataCommand::Promote { .. }, false, Some(silence)) =
+            (command, serving, &self.disks.watch().trouble().silence)
+        {
+            let message = format!("{silence}; promote another node, or look at that device");
+            self.commands.answer(answer, Err(refusal(17, &message)));
+            return;
+        }
         let command = match command {
             DataCommand::Promote { timeout_ms } => AdminCommand::Promote {
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
+            DataCommand::Force { timeout_ms } => AdminCommand::Force {
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },
             DataCommand::Demote { force } => {

@@ -40,6 +40,11 @@ impl<T> Slab<T> {
         self.free.len()
     }
 
+    /// How many places are taken.
+    pub fn taken_places(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
     /// Whether all places are free.
     pub fn is_empty(&self) -> bool {
         self.free.len() == self.places.len()

@@ -14,7 +14,10 @@ use std::time::Duration;
 use nbd_server::handle::{
     ControlHandle, DataCommand, DataError, DataHandle, Snapshot, Stream, ToControl, ToData,
 };
+use nbd_server::meters::Meters;
+use nbd_server::nbd::Terms;
 use nbd_server::reactor::engine::Core;
+use nbd_server::reactor::holes::Cover;
 use nbd_server::reactor::pool::{Pool, PoolBuffer};
 use nbd_server::reactor::record::Recorder;
 use nbd_server::reactor::ring::RingError;
@@ -28,7 +31,7 @@ use replicator::meta::superblock::VolumeRecord;
 use replicator::recover::recover;
 use replicator::replica::Capacity;
 use replicator::types::*;
-use replicator::view::View;
+use replicator::view::{Holds, Unapplied, View};
 use replicator::{AckPolicy, OnNoQuorum, Replica, ReplicaConfig};
 use tempfile::TempDir;
 use tokio::sync::{mpsc, oneshot};
@@ -232,6 +235,24 @@ impl Core for StandIn {
     fn view(&self) -> View {
         self.view.clone()
     }
+
+    fn unapplied(&self, _: VolumeId, (offset, len): (u64, u32), into: &mut Cover) {
+        // The store is empty: whatever was written is nowhere else.
+        let end = (offset + u64::from(len)).div_ceil(BLOCK_BYTES_U64);
+        for start in offset / BLOCK_BYTES_U64..end {
+            let at = start as usize * BLOCK_BYTES;
+            let is_data = self.volume[at..at + BLOCK_BYTES].iter().any(|&b| b != 0);
+            if is_data && !into.is_full() {
+                let holds = Holds::Anything;
+                let blocks = 1;
+                into.push(Unapplied {
+                    start,
+                    blocks,
+                    holds,
+                });
+            }
+        }
+    }
 }
 
 fn write_file(dir: &TempDir, name: &str, bytes: u64, start: &[u8]) {
@@ -310,6 +331,7 @@ impl Node {
         let (to_control, events) = mpsc::unbounded_channel();
         let bell = Arc::new(EventFd::new().expect("an eventfd"));
         let snapshot = Arc::new(Mutex::new(Snapshot::default()));
+        let meters = Arc::new(Meters::default());
         let params = ReactorParams {
             journal: dir.path().join("journal"),
             meta: dir.path().join("meta"),
@@ -317,11 +339,13 @@ impl Node {
             volume_bytes: vec![VOLUME_BYTES],
             memory_bytes: 64 << 20,
             requests_max,
+            disk_timeout_ms: 60_000,
             control: ControlHandle {
                 receiver,
                 bell: Arc::clone(&bell),
                 snapshot: Arc::clone(&snapshot),
                 sender: to_control,
+                meters: Arc::clone(&meters),
             },
             recorder: Recorder::default(),
         };
@@ -331,6 +355,7 @@ impl Node {
                 sender,
                 bell,
                 snapshot,
+                meters,
             },
             events,
             thread: Some(thread),
@@ -357,12 +382,18 @@ impl Node {
 
     /// A client that has sent something already.
     pub fn client_with(&self, leftover: Vec<u8>) -> UnixStream {
+        self.client_on(Terms::default(), leftover)
+    }
+
+    /// A client that has agreed on more than the export, and has sent something already.
+    pub fn client_on(&self, terms: Terms, leftover: Vec<u8>) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         ours.set_read_timeout(Some(Duration::from_secs(20)))
             .expect("a timeout");
         assert!(self.handle.send(ToData::Client {
             stream: Stream::Unix(theirs),
             volume: VolumeId(0),
+            terms,
             leftover,
         }));
         ours

@@ -507,6 +507,14 @@ impl<B: Clone> Log<B> {
         self.configs.iter().rev().find(counts)
     }
 
+    /// The config that a forced promotion goes on with, from the end of the log on (protocol D2).
+    pub fn fork(&mut self, config: ClusterConfig) {
+        self.configs.push(ConfigAt {
+            at: self.tail().id,
+            config,
+        });
+    }
+
     /// A config that came without its record: to a fresh node (protocol D3), or to a witness, in place of the one before.
     pub fn adopt_config(&mut self, config: ConfigAt) {
         self.adopted = Some(config.at);

@@ -7,6 +7,7 @@
 use crate::io::DiskError;
 use crate::journal::batch::{self, BATCH_BLOCKS_MAX, BatchFault, Header};
 use crate::journal::log::{Entry, INFLIGHT_BATCHES_MAX, INFLIGHT_BLOCKS_MAX, LogParts, Tail};
+use crate::meta::config::ConfigAt;
 use crate::meta::label::LABEL_BLOCKS;
 use crate::meta::superblock::Superblock;
 use crate::recover::BlockRead;
@@ -259,7 +260,7 @@ impl<'a, R: BlockRead> Window<'a, R> {
 }
 
 fn belongs(header: &Header, superblock: &Superblock) -> bool {
-    header.uuid == superblock.uuid && header.history == superblock.history
+    header.uuid == superblock.uuid && header.history == superblock.history_of(header.last())
 }
 
 /// What follows `tail`.
@@ -388,9 +389,16 @@ pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
             .descriptors
             .extend(batch::descriptors(bytes, &header).flatten());
         if let Some(config) = batch::config_of(bytes, &header) {
-            parts.configs.push(crate::meta::config::ConfigAt {
+            parts.configs.push(ConfigAt {
                 at: header.last_id(),
                 config,
+            });
+        }
+        // What a forced promotion decided stands in the superblock and not in a record (protocol D2).
+        if superblock.fork.is_some_and(|f| f.at == header.last_id()) {
+            parts.configs.push(ConfigAt {
+                at: header.last_id(),
+                config: superblock.alone_after(parts.configs.last()),
             });
         }
         if batch::descriptors(bytes, &header)

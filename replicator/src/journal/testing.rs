@@ -60,6 +60,7 @@ pub(crate) fn superblock() -> Superblock {
             bytes: 1 << 30,
         })
         .collect(),
+        fork: None,
     }
 }
 

@@ -11,7 +11,7 @@ use std::mem::offset_of;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::meta::config::{ClusterConfig, ConfigAt, NAME_BYTES_MAX, Name, RawConfig};
+use crate::meta::config::{ClusterConfig, ConfigAt, NAME_BYTES_MAX, Name, RawConfig, Standing};
 use crate::types::*;
 use crate::wire::frame::{EPOCH_HISTORY_MAX, EpochHistory};
 
@@ -54,6 +54,16 @@ pub struct AppliedFloor {
     pub checksum: u32,
 }
 
+/// Where the present history left another one (protocol D2): a forced promotion took this node's log as it was, and went on
+/// with it alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fork {
+    /// The history before.
+    pub parent: HistoryId,
+    /// The last record of it that this log holds. What follows is of the present history.
+    pub at: RecordId,
+}
+
 /// What a node durably knows of itself, besides its log (protocol S1).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Superblock {
@@ -91,6 +101,8 @@ pub struct Superblock {
     pub journal_bytes: u64,
     /// The volumes.
     pub volumes: arrayvec::ArrayVec<VolumeRecord, VOLUMES_MAX>,
+    /// Where the history begins, if another one was before it.
+    pub fork: Option<Fork>,
 }
 
 /// Why the metadata can not be used.
@@ -168,7 +180,9 @@ struct RawSuperblock {
     config: RawConfig,
     volumes: [RawVolume; VOLUMES_MAX],
     epochs: [RawId; EPOCH_HISTORY_MAX],
-    reserved: [u8; 824],
+    parent: U128,
+    forked_at: RawId,
+    reserved: [u8; 792],
 }
 const _: () = assert!(size_of::<RawSuperblock>() == BLOCK_BYTES);
 const _: () = {
@@ -199,7 +213,9 @@ const _: () = {
     assert!(offset_of!(RawSuperblock, config) == 376);
     assert!(offset_of!(RawSuperblock, volumes) == 1096);
     assert!(offset_of!(RawSuperblock, epochs) == 2248);
-    assert!(offset_of!(RawSuperblock, reserved) == 3272);
+    assert!(offset_of!(RawSuperblock, parent) == 3272);
+    assert!(offset_of!(RawSuperblock, forked_at) == 3288);
+    assert!(offset_of!(RawSuperblock, reserved) == 3304);
 };
 const CHECKSUM_AT: usize = 12;
 const HAS_CONFIG: u8 = 1;
@@ -242,6 +258,31 @@ impl Superblock {
     #[must_use]
     pub fn fresh(&self) -> bool {
         self.config.is_none() && self.applied.id == RecordId::NONE
+    }
+
+    /// The history that a batch with this last record is of, if it is in this node's log.
+    #[must_use]
+    pub fn history_of(&self, last: Seq) -> HistoryId {
+        match self.fork {
+            Some(fork) if last <= fork.at.seq => fork.parent,
+            _ => self.history,
+        }
+    }
+
+    /// The config that a forced promotion goes on with, after `before`: this node alone (protocol D2).
+    #[must_use]
+    pub fn alone_after(&self, before: Option<&ConfigAt>) -> ClusterConfig {
+        let mut nodes = arrayvec::ArrayVec::new();
+        nodes.push(Standing {
+            name: self.node,
+            incarnation: self.incarnation,
+            voter: true,
+            member: true,
+        });
+        ClusterConfig {
+            version: before.map_or(0, |c| c.config.version) + 1,
+            nodes,
+        }
     }
 
     /// Writes copy `copy` of it to a block.
@@ -287,6 +328,10 @@ impl Superblock {
                 name: raw_name(&volume.name),
                 bytes: U64::new(volume.bytes),
             };
+        }
+        if let Some(fork) = self.fork {
+            raw.parent = U128::new(fork.parent.0);
+            raw.forked_at = raw_id(fork.at);
         }
         raw.checksum = U32::new(checksum(raw.as_bytes()));
         block.copy_from_slice(raw.as_bytes());
@@ -354,6 +399,13 @@ impl Superblock {
                     })
                 })
                 .collect::<Option<_>>()?,
+            fork: match raw.parent.get() {
+                0 => None,
+                parent => Some(Fork {
+                    parent: HistoryId(parent),
+                    at: id(&raw.forked_at)?,
+                }),
+            },
         })
     }
 }

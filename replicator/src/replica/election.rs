@@ -1,6 +1,7 @@
 //! Promotion: asking, being promised, fetching what others have, and committing the epoch record (protocol P1 to P5, D3).
 
 mod fetch;
+mod force;
 
 use super::Replica;
 use crate::io::*;
@@ -37,6 +38,8 @@ enum Phase {
     Identity {
         version: MetaVersion,
     },
+    /// Forced: what was being written has to be durable before the history forks.
+    Forking,
     Reign,
 }
 
@@ -185,7 +188,7 @@ impl<M: Memory> Replica<M> {
             Phase::Pause { until } => return Some((*until).min(candidacy.deadline)),
             Phase::Asking | Phase::Promising { .. } => candidacy.since.after(ANSWER_NS),
             Phase::Fetching { .. } => candidacy.since.after(FETCH_NS),
-            Phase::Identity { .. } | Phase::Reign => candidacy.deadline,
+            Phase::Identity { .. } | Phase::Forking | Phase::Reign => candidacy.deadline,
         };
         // A time that has passed is waited for no more: it is this node's own disk that the attempt waits for then.
         let next = if next > self.now {
@@ -221,8 +224,10 @@ impl<M: Memory> Replica<M> {
                 target,
                 asked,
             } => self.fetch(source, target, asked),
+            Phase::Forking => self.fork(),
             Phase::Identity { version } => {
-                if self.metadata.is_durable(version) {
+                let early = planted!(ForkServesEarly) && version == self.silent_until;
+                if self.metadata.is_durable(version) || early {
                     self.reign();
                 }
             }

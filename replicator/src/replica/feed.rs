@@ -37,15 +37,17 @@ impl<M: Memory> Replica<M> {
         } else {
             let common = last_common(&epochs, tail, &report.epochs, report.tail)
                 .map_or(report.committed, |id| id.seq);
+            // What is older than this history is not handed out in its name.
+            let forked = self.metadata.wanted.fork.map_or(Seq(0), |f| f.at.seq);
             let start = self.log.start().id.seq;
             // The batch with the last common record is sent too: it shows the peer that its log equals ours.
             let next = self.log.number_of(Seq(common.0.max(1)));
-            match next {
+            match next.filter(|_| common > forked || forked == Seq(0)) {
                 Some(next) => Feed::On {
                     next,
                     loading: false,
                 },
-                None if common == start => Feed::On {
+                None if common == start && common >= forked => Feed::On {
                     next: self.log.first_number(),
                     loading: false,
                 },

@@ -10,7 +10,7 @@ use crate::types::*;
 use crate::wire::frame::Frame;
 
 /// Batches received and not yet in the log, at most. A Primary's window is smaller.
-const INCOMING_MAX: usize = 1100;
+pub const INCOMING_MAX: usize = 1100;
 
 /// Whose log this Secondary takes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

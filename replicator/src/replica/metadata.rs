@@ -100,7 +100,9 @@ impl<M: Memory> Replica<M> {
         // No more than this node's own journal has: a Primary's copy may lag its peers', and recovery takes a record
         // that the superblock speaks of and the journal lacks for damage.
         wanted.acked = self.log.durable_id();
-        wanted.committed = self.committed.min(wanted.acked.seq);
+        // What a history began with is committed by that.
+        let forked = wanted.fork.map_or(Seq(0), |f| f.at.seq);
+        wanted.committed = self.committed.max(forked).min(wanted.acked.seq);
         wanted.config = self.log.config_at(floor.id.seq).cloned();
         wanted.epochs = self.log.epochs_until(floor.id.seq);
         for (copy, block) in meta.blocks.iter_mut().enumerate() {
@@ -161,5 +163,10 @@ impl<M: Memory> Replica<M> {
         self.metadata.durable_config = writing.config;
         let floor = writing.floor_position;
         self.log.set_floor_position(floor);
+        if let Some(fork) = self.metadata.wanted.fork
+            && self.metadata.is_durable(self.silent_until)
+        {
+            self.committed = self.committed.max(fork.at.seq);
+        }
     }
 }

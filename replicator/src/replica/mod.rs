@@ -32,6 +32,7 @@ mod writer;
 use std::collections::VecDeque;
 
 pub use self::config::{AckPolicy, OnNoQuorum, ReplicaConfig};
+pub use self::follower::INCOMING_MAX;
 
 use self::applier::Applier;
 use self::clients::Clients;
@@ -53,7 +54,7 @@ use crate::types::*;
 use crate::wire::frame::Frame;
 
 /// Records that the stores may lack, at most.
-const UNAPPLIED_MAX: usize = 1 << 16;
+pub const UNAPPLIED_MAX: usize = 1 << 16;
 
 /// Client memory below which no further requests are taken, in blocks.
 const CLIENT_BLOCKS_MIN: u32 = 128;
@@ -137,6 +138,8 @@ pub struct Replica<M: Memory> {
     /// Nothing is appended before this version of the superblock is durable.
     append_after: MetaVersion,
     lease_version: MetaVersion,
+    /// This node speaks to nobody before this version of the superblock is durable: its history forks.
+    silent_until: MetaVersion,
     owed: Vec<(MetaVersion, Owed)>,
     told_outdated: bool,
 
@@ -232,6 +235,7 @@ impl<M: Memory> Replica<M> {
             incoming: VecDeque::with_capacity(1100),
             append_after: MetaVersion::default(),
             lease_version: MetaVersion::default(),
+            silent_until: MetaVersion::default(),
             owed: Vec::with_capacity(2 * NODES_MAX),
             told_outdated: false,
             last_primary: None,
@@ -405,8 +409,11 @@ impl<M: Memory> Replica<M> {
             return;
         }
         match command {
-            AdminCommand::Promote { .. } if self.is_witness() => self.refuse_promotion(id),
+            AdminCommand::Promote { .. } | AdminCommand::Force { .. } if self.is_witness() => {
+                self.refuse_promotion(id);
+            }
             AdminCommand::Promote { deadline } => self.promote(id, deadline),
+            AdminCommand::Force { deadline } => self.force(id, deadline),
             AdminCommand::Demote => {
                 self.end_candidacy(Err(AdminError::Failed("demoted meanwhile".into())));
                 self.demote(DemoteFor::Operator(id));

@@ -64,6 +64,8 @@ pub(super) struct Peer {
     pub(super) catch_up_to: Seq,
     /// Whether it is.
     pub(super) caught_up: bool,
+    /// When it was last met, it had another history than this node.
+    pub(super) foreign: bool,
 }
 
 impl Peer {
@@ -86,6 +88,7 @@ impl Peer {
             told_too_far: false,
             catch_up_to: Seq(0),
             caught_up: false,
+            foreign: false,
         }
     }
 
@@ -148,6 +151,10 @@ impl<M: Memory> Replica<M> {
 
     pub(super) fn peer_up(&mut self, conn: ConnId, node: NodeId) {
         let now = self.now;
+        if self.forking() {
+            self.drop_conn(conn, DropReason::Forked, false);
+            return;
+        }
         let Some(peer) = self.peer_mut(node) else {
             self.drop_conn(
                 conn,
@@ -302,7 +309,11 @@ impl<M: Memory> Replica<M> {
             }
             if report.history != sb.history {
                 let reason = DropReason::Unrelated("it belongs to another history");
+                let node = self.peer_of(conn).map(|p| p.node);
                 self.give_up(conn, reason, true);
+                if let Some(peer) = node.and_then(|n| self.peer_mut(n)) {
+                    peer.foreign = true;
+                }
                 return;
             }
         }

@@ -12,7 +12,7 @@ impl<M: Memory> Replica<M> {
     #[must_use]
     pub fn view(&self) -> View {
         let serving = self.serving();
-        let lease = self.lease_runs();
+        let lease_until = if serving { self.lease_until() } else { Time(0) };
         let quorum = self.has_quorum();
         let disk_state = self.own_disk_state(quorum);
         let role = if self.is_witness() {
@@ -34,7 +34,7 @@ impl<M: Memory> Replica<M> {
             quorum,
             suspended: if serving && self.hold.is_some() {
                 Suspended::User
-            } else if serving && !lease {
+            } else if serving && self.now >= lease_until {
                 Suspended::Quorum
             } else {
                 Suspended::No
@@ -51,11 +51,17 @@ impl<M: Memory> Replica<M> {
             disk_state,
             journal_bytes: self.log.ring_bytes(),
             journal_used_bytes: self.log.used_bytes(),
+            incoming: u32::try_from(self.incoming.len()).expect("it is bounded"),
+            lease_until,
             requests: self.clients.in_work(),
             requests_max: self.config.requests_max,
             peers: self.peers.iter().map(|p| self.peer_view(p)).collect(),
         };
         (view.health, view.health_reason) = self.health(&view);
+        if view.health != Health::Down && self.peers.iter().any(|p| p.foreign) {
+            view.health = Health::Degraded;
+            view.health_reason = "a peer has another history, by a forced promotion: one side's data has to be given up";
+        }
         view
     }
 

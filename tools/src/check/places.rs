@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nbd_server::config::{Config, Node};
-use nbd_server::reactor::disk::DirectFile;
+use nbd_server::reactor::file::DirectFile;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::statvfs::statvfs;

@@ -8,6 +8,7 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -20,11 +21,11 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 pub use super::error::{ClusterError, exit};
-use super::place::Port;
+pub use super::place::Port;
 pub use super::process::Finished;
 use super::process::finish;
 use super::spec::Place;
-pub use super::spec::{Programs, Spec};
+pub use super::spec::{Host, Programs, Spec};
 pub use super::status::{Peer, Status};
 
 /// How long a daemon may take to answer on its admin socket, or to stop, on a slow machine.
@@ -91,9 +92,11 @@ impl Cluster {
             keep_running: false,
             _short_dir: short_dir,
         };
-        let places = cluster.nodes.iter().map(|node| Place {
+        let hosts = cluster.spec.hosts.iter().map(|host| host.address);
+        let hosts = hosts.chain(std::iter::repeat(Ipv4Addr::LOCALHOST));
+        let places = cluster.nodes.iter().zip(hosts).map(|(node, host)| Place {
             name: &node.name,
-            port: node.port.number(),
+            address: SocketAddr::from((host, node.port.number())),
             data_dir: &node.data_dir,
             run_dir: &node.run_dir,
         });
@@ -142,7 +145,20 @@ impl Cluster {
         let log_too = log
             .try_clone()
             .map_err(|source| io_error("open", &log_path, source))?;
-        let child = Command::new(&self.programs.repld)
+        let enter = self
+            .spec
+            .hosts
+            .get(node)
+            .map_or(&[][..], |host| &host.enter);
+        let mut command = match enter {
+            [] => Command::new(&self.programs.repld),
+            [first, rest @ ..] => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(&self.programs.repld);
+                command
+            }
+        };
+        let child = command
             .arg("--config")
             .arg(&self.config)
             .args(["--node", &self.nodes[node].name])
@@ -482,6 +498,13 @@ impl Cluster {
     #[must_use]
     pub fn log_path(&self, node: usize) -> PathBuf {
         self.dir.join(format!("{}.log", self.nodes[node].name))
+    }
+
+    /// Everything that a node's daemon printed.
+    #[must_use]
+    pub fn log(&self, node: usize) -> String {
+        let bytes = std::fs::read(self.log_path(node)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// The end of every node's log, for a failure report.

@@ -143,7 +143,10 @@ fn try_run(args: &DemoArgs) -> Result<Report, DemoError> {
 }
 
 /// Turns Ctrl-C, SIGTERM and SIGHUP into a flag that every wait looks at.
-fn watch_signals() -> Result<Arc<AtomicBool>, DemoError> {
+///
+/// # Errors
+/// The signals can not be handled.
+pub fn watch_signals() -> Result<Arc<AtomicBool>, DemoError> {
     let interrupted = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))

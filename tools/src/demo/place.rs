@@ -79,7 +79,7 @@ fn usual_places() -> Vec<PathBuf> {
 /// A loopback TCP port that nobody listens on, reserved among the programs that use this function for as
 /// long as the value lives.
 #[derive(Debug)]
-pub(super) struct Port {
+pub struct Port {
     number: u16,
     /// An abstract Unix socket: gone with the process, seen by every user of this network namespace.
     _reservation: UnixListener,
@@ -87,7 +87,7 @@ pub(super) struct Port {
 
 impl Port {
     /// Takes a free port below the range that outgoing connections use.
-    pub(super) fn reserve() -> Result<Self, ClusterError> {
+    pub fn reserve() -> Result<Self, ClusterError> {
         const FIRST: u64 = 20_000;
         const COUNT: u64 = 12_000;
         let mut last = io::Error::from(io::ErrorKind::AddrInUse);
@@ -115,7 +115,7 @@ impl Port {
 
     /// The port's number.
     #[must_use]
-    pub(super) fn number(&self) -> u16 {
+    pub fn number(&self) -> u16 {
         self.number
     }
 }

@@ -1,6 +1,7 @@
 //! The shape of a small cluster, and its config file.
 
 use std::fmt::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::error::ClusterError;
@@ -43,6 +44,19 @@ pub struct Spec {
     pub on_no_quorum: Option<String>,
     /// `policy.ack`, where it is not the default.
     pub ack: Option<String>,
+    /// `policy.disk_timeout_ms`, where it is not the default.
+    pub disk_timeout_ms: Option<u32>,
+    /// Where the nodes are, in their order; empty for ports on loopback.
+    pub hosts: Vec<Host>,
+}
+
+/// A network of its own for a node.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The node's address in it.
+    pub address: Ipv4Addr,
+    /// The command, without the program, that runs a program there and becomes it.
+    pub enter: Vec<String>,
 }
 
 impl Default for Spec {
@@ -53,6 +67,8 @@ impl Default for Spec {
             journal_bytes: 256 << 20,
             on_no_quorum: None,
             ack: None,
+            disk_timeout_ms: None,
+            hosts: Vec::new(),
         }
     }
 }
@@ -60,7 +76,7 @@ impl Default for Spec {
 /// Where one node is.
 pub(super) struct Place<'a> {
     pub(super) name: &'a str,
-    pub(super) port: u16,
+    pub(super) address: SocketAddr,
     pub(super) data_dir: &'a Path,
     pub(super) run_dir: &'a Path,
 }
@@ -72,9 +88,9 @@ impl Spec {
         for node in nodes {
             let _ = write!(
                 text,
-                "\n[[node]]\nname = \"{}\"\naddress = \"127.0.0.1:{}\"\ndata_dir = \"{}\"\nrun_dir = \"{}\"\n",
+                "\n[[node]]\nname = \"{}\"\naddress = \"{}\"\ndata_dir = \"{}\"\nrun_dir = \"{}\"\n",
                 node.name,
-                node.port,
+                node.address,
                 node.data_dir.display(),
                 node.run_dir.display()
             );
@@ -82,9 +98,15 @@ impl Spec {
         for (name, bytes) in &self.volumes {
             let _ = write!(text, "\n[[volume]]\nname = \"{name}\"\nsize = {bytes}\n");
         }
+        if !self.hosts.is_empty() {
+            text.push_str("\n[tls]\ninsecure = true\n");
+        }
         let _ = write!(text, "\n[journal]\nsize = {}\n", self.journal_bytes);
-        if self.on_no_quorum.is_some() || self.ack.is_some() {
+        if self.on_no_quorum.is_some() || self.ack.is_some() || self.disk_timeout_ms.is_some() {
             text.push_str("\n[policy]\n");
+            if let Some(ms) = self.disk_timeout_ms {
+                let _ = writeln!(text, "disk_timeout_ms = {ms}");
+            }
             if let Some(policy) = &self.on_no_quorum {
                 let _ = writeln!(text, "on_no_quorum = \"{policy}\"");
             }

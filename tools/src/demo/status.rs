@@ -29,6 +29,24 @@ pub struct Status {
     pub volumes: Vec<Volume>,
     /// The other nodes.
     pub peers: Vec<Peer>,
+    /// What is bounded; more than the contract promises.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// What is bounded, as far as tests look at it.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Limits {
+    /// The journal's ring.
+    #[serde(default)]
+    pub journal: Ring,
+}
+
+/// The journal's ring.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct Ring {
+    /// Bytes of records that are not applied durably.
+    pub used: Option<u64>,
 }
 
 /// Positions in the log; null where unknown.
@@ -91,6 +109,12 @@ impl Status {
     #[must_use]
     pub fn volume(&self, name: &str) -> Option<&Volume> {
         self.volumes.iter().find(|volume| volume.name == name)
+    }
+
+    /// Bytes of the journal that are in use.
+    #[must_use]
+    pub fn journal_used(&self) -> Option<u64> {
+        self.limits.journal.used
     }
 
     /// Whether it serves and nothing holds its writes back.

@@ -18,7 +18,7 @@ use crate::nbd::wire::{OptionReplyHeader, simple_reply};
 use crate::nbd::{ExportTable, Op};
 
 const GREETING: &[u8] = b"NBDMAGICIHAVEOPT\0\x03";
-const EXPORT_INFO: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 1, 0x6d];
+const EXPORT_INFO: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0x0d, 0x6d];
 
 fn reply(option: u32, code: u32, data: &[u8]) -> Vec<u8> {
     let header = OptionReplyHeader {
@@ -369,7 +369,11 @@ fn client_and_session_agree_on_every_command() {
     assert!(server.closed && pipeline.is_idle());
     let expected = [
         Op::Write { offset, len, fua },
-        Op::Read { offset, len },
+        Op::Read {
+            offset,
+            len,
+            whole: false,
+        },
         Op::Flush,
         Op::Trim { offset, len, fua },
         Op::WriteZeroes {

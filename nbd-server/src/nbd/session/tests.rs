@@ -16,7 +16,11 @@ fn any_option() -> impl Strategy<Value = Vec<u8>> {
         vec(any::<u8>(), 0..20),
     ];
     let data = prop_oneof![
-        3 => (name, vec(0_u16..6, 0..5)).prop_map(|(name, infos)| query(&name, &infos)),
+        3 => (name.clone(), vec(0_u16..6, 0..5)).prop_map(|(name, infos)| query(&name, &infos)),
+        3 => (name, vec(any_query(), 0..4)).prop_map(|(name, queries)| {
+            let queries: Vec<_> = queries.iter().map(Vec::as_slice).collect();
+            contexts(&name, &queries)
+        }),
         1 => Just(Vec::new()),
         1 => vec(any::<u8>(), 0..40),
     ];
@@ -25,6 +29,15 @@ fn any_option() -> impl Strategy<Value = Vec<u8>> {
         20 => (codes.clone(), data).prop_map(|(code, data)| option(code, &data)),
         1 => (codes, any::<u32>()).prop_map(|(code, len)| option_header(code, len)),
         1 => vec(any::<u8>(), 0..40),
+    ]
+}
+
+/// Names of metadata contexts, mostly of the one that there is.
+fn any_query() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        2 => Just(b"base:allocation".to_vec()),
+        1 => Just(b"base:".to_vec()),
+        1 => vec(any::<u8>(), 0..20),
     ]
 }
 
@@ -110,6 +123,7 @@ proptest! {
             let cut = negotiate_pieces(&mut session, &table(), pieces(&input, lengths));
             prop_assert_eq!(&cut.output, &whole.output);
             prop_assert_eq!(&cut.events, &whole.events);
+            prop_assert_eq!(cut.terms, whole.terms);
             prop_assert!(whole.rest.starts_with(&cut.rest));
         }
     }
@@ -130,18 +144,24 @@ proptest! {
     #[test]
     fn accepted_requests_lie_within_the_export(
         size_bytes in prop_oneof![0_u64..5000, any::<u64>()],
+        terms in any::<(bool, bool)>().prop_map(|(structured, allocation)| Terms {
+            structured,
+            allocation,
+        }),
         command in 0_u16..10,
-        flags in 0_u16..4,
+        flags in 0_u16..32,
         offset in prop_oneof![0_u64..6000, any::<u64>()],
         len in prop_oneof![0_u32..6000, any::<u32>()],
     ) {
         let bytes = request(command, CommandFlags::from_wire(flags), Cookie(1), offset, len);
-        let mut session = Session::transmitting(ExportIndex(0), size_bytes, Limits::default());
+        let mut session =
+            Session::transmitting_on(ExportIndex(0), size_bytes, terms, Limits::default());
         let (_, event) = session.next_request(&bytes);
         if let TransmissionEvent::Request(Request { op, .. }) = event {
             match op {
                 Op::Flush => {}
-                Op::Read { offset, len }
+                Op::Read { offset, len, .. }
+                | Op::BlockStatus { offset, len, .. }
                 | Op::Write { offset, len, .. }
                 | Op::Trim { offset, len, .. }
                 | Op::WriteZeroes { offset, len, .. } => {
@@ -188,6 +208,7 @@ fn bytes_after_go_belong_to_transmission() {
     let op = Op::Read {
         offset: 512,
         len: 512,
+        whole: false,
     };
     assert_eq!(
         (taken, event),
@@ -233,6 +254,7 @@ fn output_is_bounded_by_one_answer() {
 fn a_session_can_move_to_the_thread_that_serves_requests() {
     fn movable<T: Send + 'static>(_: &T) {}
     movable(&Session::new(Limits::default()));
+    movable(&Terms::default());
     // It is small enough to be kept by value in a table of connections.
     assert!(size_of::<Session>() <= 256);
 }

@@ -10,7 +10,7 @@ use super::{Client, CloseReason, Intake, JOBS_MAX, READ_AHEAD};
 use crate::nbd::Cookie;
 use crate::reactor::engine::{Asked, Core, Engine, Progress, ReadBudget};
 use crate::reactor::pool::{Pool, PoolBuffer};
-use crate::reactor::replies::{Data, Reply};
+use crate::reactor::replies::{Data, Place};
 use crate::reactor::tag::Tag;
 
 /// Writes are not cut smaller than this for lack of memory: they rather wait.
@@ -43,19 +43,12 @@ pub(super) struct LargeRead {
     pub(super) job: u32,
     pub(super) offset: u64,
     pub(super) left: u32,
+    /// Where in the export the next piece that is queued for sending begins.
+    pub(super) sent_to: u64,
     pub(super) asked: u32,
     pub(super) queued: u32,
-    pub(super) ready: [Option<Ready>; READ_AHEAD],
+    pub(super) ready: [Option<Data>; READ_AHEAD],
     pub(super) failed: bool,
-}
-
-/// A piece that has come.
-#[derive(Debug)]
-pub(super) struct Ready {
-    pub(super) buffer: PoolBuffer,
-    pub(super) start: usize,
-    pub(super) length: usize,
-    pub(super) blocks: u32,
 }
 
 impl Client {
@@ -64,8 +57,9 @@ impl Client {
         engine: &mut Engine<C>,
         key: u32,
         job: u32,
-        (offset, length): (u64, u32),
+        length: u32,
     ) -> Result<(), Progress> {
+        let offset = self.jobs.get(job).map_or(0, |job| job.offset);
         let op = ClientOp::Read {
             volume: self.volume,
             offset,
@@ -98,6 +92,7 @@ impl Client {
             piece: 0,
             blocks: 0,
             bytes: 0,
+            since: engine.now,
         };
         let req = engine.admit(asked).ok_or(Progress::Starved)?;
         let op = ClientOp::Write {
@@ -161,6 +156,7 @@ impl Client {
             piece: 0,
             blocks: 0,
             bytes: 0,
+            since: engine.now,
         };
         let req = engine.admit(asked).ok_or(Progress::Starved)?;
         let Some(piece) = write.piece.take() else {
@@ -262,19 +258,29 @@ impl Client {
             read.left = 0;
             let begun = read.queued > 0;
             self.give_back(reads, blocks);
-            if begun {
+            if begun && !self.replies.can_fail_late() {
                 self.close(reads, CloseReason::ReadBroke);
             } else if waiting == 0 {
                 self.complete(job);
             }
             return;
         }
-        while let Some(ready) = read.ready[read.queued as usize % READ_AHEAD].take() {
-            let cookie = (read.queued == 0).then_some(cookie);
+        let mut unsent_blocks = 0;
+        while let Some(data) = read.ready[read.queued as usize % READ_AHEAD].take() {
+            let first = read.queued == 0;
             read.queued += 1;
-            self.replies.push(Reply::read(cookie, ready.into_data()));
+            let place = Place {
+                offset: read.sent_to,
+                first,
+                last: read.left == 0 && read.queued == read.asked,
+                whole: false,
+            };
+            read.sent_to += data.length as u64;
+            unsent_blocks += self.replies.read(cookie, place, data);
         }
-        if read.left == 0 && read.queued == read.asked {
+        let over = read.left == 0 && read.queued == read.asked;
+        self.give_back(reads, unsent_blocks);
+        if over {
             self.jobs.remove(job);
             self.intake = Intake::Requests;
         }
@@ -307,17 +313,11 @@ impl Piece {
     }
 }
 
-impl Ready {
-    pub(super) fn into_data(self) -> Data {
-        (self.buffer, self.start, self.length, self.blocks)
-    }
-}
-
 impl LargeRead {
     /// Forgets what has come; what it took of the budget for reads.
     pub(super) fn discard(&mut self) -> u32 {
         let ready = self.ready.iter_mut().filter_map(Option::take);
-        ready.map(|ready| ready.blocks).sum()
+        ready.map(|data| data.blocks).sum()
     }
 }
 

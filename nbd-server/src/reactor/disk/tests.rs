@@ -1,14 +1,24 @@
 use std::time::Duration;
 
 use replicator::memory::{Memory, Purpose};
-use replicator::types::VolumeId;
 use tempfile::TempDir;
 
 use super::*;
+use crate::reactor::file::BlockingReader;
 use crate::reactor::pool::PoolSizes;
+use replicator::recover::BlockRead;
+use std::fs::File;
+use std::path::Path;
 
 const FILE_BYTES: u64 = 8 << 20;
 const VOLUME: VolumeId = VolumeId(0);
+
+fn counted() -> Counted {
+    Counted {
+        file: DiskFile::Store(0),
+        kind: DiskKind::Write,
+    }
+}
 
 struct Bench {
     pool: Pool,
@@ -52,7 +62,8 @@ impl Bench {
     }
 
     fn start(&mut self, ticket: u64, op: DiskOp<PoolBuffer>) {
-        self.disks.start(&mut self.ring, Ticket(ticket), op);
+        self.disks
+            .start(&mut self.ring, Time(0), Ticket(ticket), op);
     }
 
     /// Waits until `count` operations have ended.
@@ -71,7 +82,9 @@ impl Bench {
                 let Tag::Disk(key) = completion.tag else {
                     panic!("only disk operations were begun");
                 };
-                let ended = self.disks.completed(&mut self.ring, key, completion);
+                let ended = self
+                    .disks
+                    .completed(&mut self.ring, Time(0), key, completion);
                 self.ended.extend(ended);
             }
         }
@@ -147,12 +160,14 @@ fn zeroes_are_made_in_every_way() {
             // What a filesystem without the others gets.
             let active = Active {
                 ticket: Ticket(1),
+                began: Time(0),
                 file: bench.disks.stores[0].clone(),
                 offset,
                 length,
                 done: 0,
                 retries: 0,
                 work: Work::WriteZeroes,
+                counted: counted(),
             };
             bench.disks.begin(&mut bench.ring, active);
             bench.wait(1);
@@ -173,12 +188,14 @@ fn a_way_that_the_filesystem_lacks_is_followed_by_the_next() {
     let bench = Bench::new();
     let mut active = Active {
         ticket: Ticket(1),
+        began: Time(0),
         file: bench.disks.stores[0].clone(),
         offset: 0,
         length: 4096,
         done: 0,
         retries: 0,
         work: Work::Deallocate,
+        counted: counted(),
     };
     assert!(matches!(
         judge(&mut active, Err(Errno::EOPNOTSUPP)),
@@ -201,6 +218,7 @@ fn short_results_are_continued_and_nothing_is_an_error() {
     let mut bench = Bench::new();
     let mut active = Active {
         ticket: Ticket(1),
+        began: Time(0),
         file: bench.disks.stores[0].clone(),
         offset: 0,
         length: 12288,
@@ -210,6 +228,7 @@ fn short_results_are_continued_and_nothing_is_an_error() {
             parts: parts([bench.buffer(1, 1), bench.buffer(2, 2)]),
             durable: false,
         },
+        counted: counted(),
     };
     assert!(matches!(judge(&mut active, Ok(4608)), Next::GoOn));
     if let Work::Write { parts, .. } = &active.work {

@@ -320,6 +320,7 @@ prop_compose! {
                 .into_iter()
                 .map(|(n, bytes)| VolumeRecord { name: name(n), bytes })
                 .collect(),
+            fork: (small[2] % 2 == 0).then(|| Fork { parent: HistoryId(wide[0] | 1), at: ids[1] }),
         }
     }
 }

@@ -8,8 +8,43 @@ use crate::replica::loads::LoadFor;
 use crate::replica::{Pending, Replica};
 use crate::store::extents::Source;
 use crate::types::*;
+use crate::view::{Holds, Unapplied};
 
 impl<M: Memory> Replica<M> {
+    /// For which parts of a range of blocks the store does not have the last word, in order. It never waits: what is not
+    /// committed yet may hold anything.
+    ///
+    /// A driver that maps holes asks here first and then the store. What is not listed is in the store by then, with
+    /// everything that was admitted before, so a hole that the store shows later reads as zeroes, or did meanwhile. (The
+    /// other way round a write could leave this list for the store unseen.) The map is a read: it goes to a client
+    /// only behind the answer to a [`ClientOp::Flush`] that was asked for after the store was looked at, since the lease has to
+    /// run then.
+    pub fn unapplied(
+        &self,
+        volume: VolumeId,
+        blocks: std::ops::Range<u64>,
+    ) -> impl Iterator<Item = Unapplied> {
+        let std::ops::Range { mut start, end } = blocks;
+        std::iter::from_fn(move || {
+            if start >= end || planted!(MapForgetsUnapplied) {
+                return None;
+            }
+            let extent = self.overlay.first_overlap(volume, start, end)?;
+            let part = extent.within(start, end);
+            start = part.end();
+            let committed = part.seq <= self.committed;
+            let holds = match part.source {
+                Source::Zero { may_deallocate } if committed => Holds::Zeroes { may_deallocate },
+                Source::Zero { .. } | Source::Batch { .. } => Holds::Anything,
+            };
+            Some(Unapplied {
+                start: part.start,
+                blocks: part.blocks,
+                holds,
+            })
+        })
+    }
+
     /// Looks again at reads that waited.
     pub(in crate::replica) fn pump_reads(&mut self) {
         let mut at = 0;

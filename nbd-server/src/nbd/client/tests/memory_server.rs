@@ -99,12 +99,12 @@ impl MemoryServer {
         let cookie = request.cookie;
         self.requests.push(request.op);
         let data = match request.op {
-            Op::Read { offset, len } => &self.disk[offset as usize..][..len as usize],
+            Op::Read { offset, len, .. } => &self.disk[offset as usize..][..len as usize],
             Op::Write { offset, len, .. } => {
                 self.write = Some((cookie, offset as usize, len as usize));
                 return;
             }
-            Op::Flush => &[],
+            Op::Flush | Op::BlockStatus { .. } => &[],
             Op::Trim { offset, len, .. } | Op::WriteZeroes { offset, len, .. } => {
                 self.disk[offset as usize..][..len as usize].fill(0);
                 &[]

@@ -1,11 +1,12 @@
 use replicator::io::{DiskOp, Parts};
 use replicator::memory::{Memory, Purpose};
-use replicator::types::{BLOCK_BYTES_U64, ReqId, Ticket};
+use replicator::types::{BLOCK_BYTES_U64, ReqId, Ticket, Time};
 use tempfile::TempDir;
 
 use super::super::Recorder;
 use super::*;
-use crate::reactor::disk::{DirectFile, Disks};
+use crate::reactor::disk::Disks;
+use crate::reactor::file::DirectFile;
 use crate::reactor::pool::{Pool, PoolBuffer, PoolSizes};
 use crate::reactor::ring::Ring;
 use crate::reactor::tag::Tag;
@@ -56,7 +57,7 @@ impl Bench {
 
     /// Carries an operation out.
     fn run(&mut self, op: DiskOp<PoolBuffer>) {
-        self.disks.start(&mut self.ring, Ticket(1), op);
+        self.disks.start(&mut self.ring, Time(0), Ticket(1), op);
         let mut completions = Vec::new();
         loop {
             self.ring.enter(None).unwrap();
@@ -65,7 +66,10 @@ impl Bench {
                 let Tag::Disk(key) = completion.tag else {
                     panic!("only disk operations were begun");
                 };
-                if let Some((_, result)) = self.disks.completed(&mut self.ring, key, completion) {
+                if let Some((_, result)) =
+                    self.disks
+                        .completed(&mut self.ring, Time(0), key, completion)
+                {
                     return result.unwrap();
                 }
             }

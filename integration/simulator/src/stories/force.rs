@@ -1,0 +1,199 @@
+//! A node is told to go on alone (D2): it serves what it has, in a history of its own, and the others never hear of that history.
+
+use replicator::types::BLOCK_BYTES_U64;
+use replicator::view::{ConnectionState, Health};
+
+use super::*;
+use crate::drive::STORE;
+
+/// Forces a node and waits for the answer.
+fn forced(c: &mut Cluster, node: usize) -> AdminResult {
+    let id = c.force(node, 8 * SECOND);
+    c.answer(id, 20 * SECOND).expect("an answer")
+}
+
+#[test]
+fn the_last_of_three_goes_on_alone_and_the_others_without_it() {
+    let mut c = serving(1, of_nodes(3));
+    c.must_write(A, 0, 3, 2);
+    c.crash(B, POWER);
+    c.crash(C, POWER);
+    c.run_for(4 * SECOND);
+    assert!(no_quorum(&c.promote(A, SECOND)));
+    assert_eq!(forced(&mut c, A), Ok(()));
+    assert!(said(&c, A, "goes on alone"));
+    c.must_write(A, 0, 4, 2);
+    let alone = c.log_of(A);
+    // The others come back. They are a majority of the old history, and nothing of the new one reaches them.
+    c.restart(B);
+    c.restart(C);
+    c.must_promote(B);
+    c.must_write(B, 0, 5, 2);
+    for (node, peer) in [(A, B), (A, C), (B, A), (C, A)] {
+        let apart = |c: &Cluster| c.peer_view(node, peer).connection == ConnectionState::StandAlone;
+        assert!(c.run_until(5 * SECOND, apart), "{node} {peer}");
+        c.run_for(300 * MS);
+        let view = &c.nodes[node].view;
+        assert_eq!(view.health, Health::Degraded);
+        assert!(view.health_reason.contains("another history"));
+    }
+    c.must_write(A, 0, 6, 2);
+    assert!(c.log_of(A) > alone);
+    // Told to talk to each other again, they say the same again.
+    c.connect(A, B);
+    c.run_for(3 * SECOND);
+    assert!(!c.connected(A, B) && !c.connected(B, A));
+    c.conclude();
+}
+
+#[test]
+fn what_is_forced_stays_so_over_restarts() {
+    let mut c = serving(2, of_nodes(3));
+    c.must_write(A, 0, 3, 2);
+    c.isolate(B);
+    c.run_for(4 * SECOND);
+    assert_eq!(forced(&mut c, B), Ok(()));
+    c.must_write(B, 0, 4, 2);
+    c.heal();
+    for power in [POWER, KILL] {
+        c.crash(B, power);
+        c.restart(B);
+        c.run_for(2 * SECOND);
+        assert!(!c.connected(A, B));
+        // No force is needed any more, and nobody else.
+        c.must_promote(B);
+        c.must_write(B, 0, 5, 2);
+    }
+    c.conclude();
+}
+
+#[test]
+fn what_was_under_way_is_part_of_the_new_history_and_is_reported() {
+    let mut c = serving(3, of_nodes(3));
+    c.must_write(A, 0, 3, 2);
+    c.isolate(A);
+    let id = c.write(A, 0, 7, 2);
+    c.run_for(4 * SECOND);
+    assert_eq!(c.outcomes.get(&id), None);
+    let (durable, committed) = c.log_of(A);
+    assert!(durable > committed);
+    assert_eq!(forced(&mut c, A), Ok(()));
+    assert_eq!(c.outcomes.get(&id), Some(&Outcome::Dropped));
+    assert!(said(&c, A, "were not known to be committed"));
+    assert!(c.log_of(A).1 > durable);
+    c.must_promote(B);
+    c.must_write(B, 0, 8, 2);
+    c.heal();
+    c.conclude();
+}
+
+#[test]
+fn a_crash_in_the_midst_leaves_one_history_or_the_other() {
+    let mut alone = 0;
+    let lives = 60;
+    for seed in 0..lives {
+        let mut c = serving(seed, of_nodes(3));
+        c.start_clients(1, 3, 2 * MS);
+        c.run_for(100 * MS);
+        let node = usize::try_from(seed % 3).expect("small");
+        c.isolate(node);
+        // Also while the reign, or the lease that it heard of, is not over yet.
+        c.run_for(seed % 7 * 700 * MS);
+        c.force(node, 4 * SECOND);
+        c.run_for(seed * 40 * US);
+        c.crash(node, POWER);
+        c.restart(node);
+        alone += u64::from(c.is_exile(node));
+        c.heal();
+        c.run_for(SECOND);
+        c.conclude();
+    }
+    assert!(
+        (lives / 10..lives * 9 / 10).contains(&alone),
+        "{alone} of {lives}"
+    );
+}
+
+#[test]
+fn a_damaged_journal_is_no_obstacle() {
+    let mut c = serving(5, of_nodes(3));
+    // The superblock knows of records that the stores lack.
+    c.nodes[A].hung_until[STORE] = c.now + 9 * SECOND;
+    c.must_write(A, 0, 3, 2);
+    c.run_for(SECOND);
+    c.crash(A, POWER);
+    c.nodes[A].hung_until[STORE] = 0;
+    c.crash(C, POWER);
+    let newest = c.nodes[A].disks.journal.written().map(|(b, _)| b).max();
+    c.rot_journal(A, newest.expect("records") * BLOCK_BYTES_U64);
+    c.restart(A);
+    c.isolate(A);
+    c.run_for(SECOND);
+    let id = c.begin_promote(A, SECOND);
+    assert!(c.answer(id, 5 * SECOND).expect("an answer").is_err());
+    assert!(said(&c, A, "damaged or missing"));
+    assert_eq!(forced(&mut c, A), Ok(()));
+    assert!(said(&c, A, "are given up"));
+    assert_eq!(c.nodes[A].view.health, Health::Degraded);
+    c.must_write(A, 0, 4, 2);
+}
+
+#[test]
+fn it_is_refused_where_it_can_only_be_a_mistake() {
+    // A Primary is there.
+    let mut c = serving(6, of_nodes(3));
+    assert!(other_primary(&forced(&mut c, B)));
+    assert_eq!(forced(&mut c, A), Ok(()));
+    assert!(!c.is_exile(A) && !c.is_exile(B));
+    c.must_write(A, 0, 3, 2);
+    c.conclude();
+    // There is nothing to go on with.
+    let mut c = Cluster::new(6, of_nodes(3));
+    c.run_for(SECOND);
+    assert!(matches!(forced(&mut c, A), Err(AdminError::NoData(_))));
+    // A witness has no data.
+    let mut c = serving(
+        6,
+        Options {
+            witnesses: 1,
+            ..of_nodes(2)
+        },
+    );
+    assert!(matches!(forced(&mut c, C), Err(AdminError::Failed(_))));
+    c.conclude();
+}
+
+#[test]
+fn one_that_is_alone_can_be_forced_again() {
+    let mut c = serving(7, of_nodes(3));
+    c.must_write(A, 0, 3, 2);
+    c.isolate(C);
+    c.run_for(4 * SECOND);
+    for block in 4..8 {
+        c.crash(C, POWER);
+        c.restart(C);
+        assert_eq!(forced(&mut c, C), Ok(()));
+        c.must_write(C, 0, block, 2);
+    }
+    c.heal();
+    c.conclude();
+}
+
+#[test]
+fn two_that_are_forced_do_not_meet() {
+    let mut c = serving(8, of_nodes(3));
+    c.must_write(A, 0, 3, 2);
+    c.isolate(A);
+    c.isolate(B);
+    c.run_for(4 * SECOND);
+    let ids = [A, B].map(|n| c.force(n, 8 * SECOND));
+    for id in ids {
+        assert_eq!(c.answer(id, 10 * SECOND), Some(Ok(())));
+    }
+    c.must_write(A, 0, 4, 2);
+    c.must_write(B, 0, 5, 2);
+    c.heal();
+    c.run_for(4 * SECOND);
+    assert!(!c.connected(A, B) && !c.connected(B, A) && !c.connected(C, A));
+    c.conclude();
+}

@@ -1,0 +1,42 @@
+//! A client that reads all the time, for P5: when was it answered last?
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nbd_server::nbd::client::{Client, ClientError, ClientRequest};
+
+/// Reads a block again and again until the connection ends or `over`; when was the last answer?
+///
+/// # Panics
+/// If an answer is an error.
+pub fn read_on(mut client: Client, over: &AtomicBool) -> Instant {
+    client.set_idle_timeout(Some(Duration::from_millis(50)));
+    let mut last = Instant::now();
+    let mut in_flight = false;
+    while !over.load(Ordering::Relaxed) {
+        if !in_flight {
+            if client
+                .submit(&ClientRequest::Read {
+                    offset: 0,
+                    len: 4096,
+                })
+                .is_err()
+            {
+                return last;
+            }
+            in_flight = true;
+        }
+        match client.wait() {
+            Ok(answer) => {
+                answer
+                    .result
+                    .expect("a read is answered with data or not at all");
+                last = Instant::now();
+                in_flight = false;
+            }
+            Err(ClientError::TimedOut) => {}
+            Err(_) => return last,
+        }
+    }
+    last
+}

@@ -1,0 +1,306 @@
+//! Journals and stores that fail, hang or are slow, at the Primary and at a Secondary.
+
+use std::time::Duration;
+
+use integration::{BOUND, Disk, FailAt, MIB, Scene, roomy, small};
+use nbd_server::nbd::client::{ClientError, ClientRequest};
+use tools::cluster::{Spec, exit};
+use tools::demo::workload::{End, Job, Pace, Running, Stream};
+
+/// A file of a node.
+#[derive(Clone, Copy)]
+enum File {
+    Journal,
+    Store,
+}
+
+/// A cluster whose first node is Primary, with bad disks in some places; each write to them takes `delay`.
+fn serving(spec: Spec, places: &[(usize, File)], delay: Duration) -> (Scene, Vec<Disk>) {
+    let mut scene = Scene::laid_out(spec);
+    for node in 0..scene.cluster.len() {
+        scene.cluster.create(node).expect("created");
+    }
+    let disks = places.iter().map(|(node, file)| {
+        let path = match file {
+            File::Journal => scene.cluster.data_dir(*node).join("journal"),
+            File::Store => scene.cluster.store(*node, "db"),
+        };
+        Disk::under(&path, delay)
+    });
+    let disks = disks.collect();
+    scene.cluster.start_all().expect("all start");
+    scene.promote(0);
+    (scene, disks)
+}
+
+fn with_disk(node: usize, file: File) -> (Scene, Disk) {
+    let (scene, mut disks) = serving(roomy(), &[(node, file)], Duration::ZERO);
+    (scene, disks.pop().expect("one was wanted"))
+}
+
+/// Waits until status of a node is as bad as that and names the disk; the log of it has to name it, too.
+fn await_blame(scene: &mut Scene, node: usize, disk: &Disk, health: &str, what: &[&str]) {
+    let path = disk.path().display().to_string();
+    let name = scene.cluster.name(node).to_owned();
+    let told = scene.cluster.wait_status(
+        node,
+        &format!("status of {name} blames {path}"),
+        BOUND,
+        |status| status.health == health && status.health_reason.contains(&path),
+    );
+    let reason = told.expect("it says so").health_reason;
+    for part in what {
+        assert!(reason.contains(part), "no {part:?} in {reason:?}");
+    }
+    // It is written by a thread of its own.
+    let logged = scene
+        .cluster
+        .wait("the log says so, too", BOUND, |cluster| {
+            let log = cluster.log(node);
+            let found = log.lines().any(|line| line.contains(&path));
+            Ok(if found { Ok(()) } else { Err(log) })
+        });
+    logged.expect("it does");
+}
+
+/// What a node of which the disk fails does to its clients.
+fn dropped(load: Running) -> Vec<Stream> {
+    let (streams, ends) = load.collect(BOUND);
+    for end in ends {
+        assert!(
+            matches!(end, End::Lost { .. }),
+            "it may only drop its clients, but: {end:?}"
+        );
+    }
+    streams
+}
+
+/// The disk is mended and the node started again: it follows by itself.
+fn restart(scene: &mut Scene, node: usize, disk: &Disk) {
+    disk.mend();
+    scene
+        .cluster
+        .kill(node)
+        .expect("it still runs, and says why it does nothing");
+    scene.cluster.start(node).expect("started again");
+}
+
+fn fail_on_the_primary(file: File) {
+    let (mut scene, disk) = with_disk(0, file);
+    let load = scene.work(0, scene.calm_streams());
+    scene.await_writes(&load, 200);
+    disk.fail(FailAt::Writing);
+    let streams = dropped(load);
+    await_blame(
+        &mut scene,
+        0,
+        &disk,
+        "down",
+        &["Input/output error", "restart repld"],
+    );
+    let refused = scene.cluster.ctl(0, &["promote"], BOUND).expect("answers");
+    assert_eq!(refused.code, exit::FAILED, "{}", refused.message());
+    scene.promote(1);
+    scene.verify(1);
+    let load = scene.work(1, streams);
+    scene.await_writes(&load, 200);
+    restart(&mut scene, 0, &disk);
+    scene.await_writes(&load, 100);
+    scene.finish(load);
+    scene.await_caught_up(0, 1);
+    scene.verify(1);
+    scene.stop_and_compare(1);
+}
+
+pub(crate) fn a_journal_that_fails_on_the_primary_ends_its_reign() {
+    fail_on_the_primary(File::Journal);
+}
+
+pub(crate) fn a_store_that_fails_on_the_primary_ends_its_reign() {
+    fail_on_the_primary(File::Store);
+}
+
+pub(crate) fn a_journal_that_fails_on_a_secondary_lets_no_client_down() {
+    let (mut scene, disk) = with_disk(1, File::Journal);
+    let load = scene.work(0, scene.calm_streams());
+    scene.await_writes(&load, 200);
+    disk.fail(FailAt::Writing);
+    await_blame(
+        &mut scene,
+        1,
+        &disk,
+        "down",
+        &["Input/output error", "restart repld"],
+    );
+    scene.await_writes(&load, 200);
+    restart(&mut scene, 1, &disk);
+    scene.await_writes(&load, 100);
+    scene.finish(load);
+    scene.await_caught_up(1, 0);
+    scene.verify(0);
+    // And it has all of it.
+    let done = scene.cluster.ctl(0, &["demote"], BOUND).expect("answers");
+    assert_eq!(done.code, exit::DONE, "{}", done.message());
+    scene.promote(1);
+    scene.verify(1);
+    scene.stop_and_compare(1);
+}
+
+pub(crate) fn a_store_that_can_not_be_read_is_an_error_and_named() {
+    let (mut scene, disk) = with_disk(0, File::Store);
+    let mut client = scene.open(0, "db");
+    client.write_at(0, &[7; 4096], true).expect("written");
+    // What was applied is read from the store.
+    let applied = scene
+        .cluster
+        .wait_status(0, "all is applied", BOUND, |status| {
+            status.seq.applied.is_some() && status.seq.applied == status.seq.committed
+        });
+    applied.expect("soon");
+    disk.fail(FailAt::Reading);
+    let mut data = [0; 4096];
+    let error = client.read_at(0, &mut data).expect_err("no data");
+    assert!(matches!(error, ClientError::Io(_)), "{error}");
+    await_blame(
+        &mut scene,
+        0,
+        &disk,
+        "degraded",
+        &["reading", "promote another node"],
+    );
+    client.disconnect().expect("the connection lived on");
+    let done = scene.cluster.ctl(0, &["demote"], BOUND).expect("answers");
+    assert_eq!(done.code, exit::DONE, "{}", done.message());
+    scene.promote(1);
+    let mut client = scene.open(1, "db");
+    client.read_at(0, &mut data).expect("read elsewhere");
+    assert_eq!(data, [7; 4096]);
+    client.disconnect().expect("goodbye");
+}
+
+pub(crate) fn a_journal_that_hangs_on_the_primary_stops_nobody() {
+    let (mut scene, disk) = with_disk(0, File::Journal);
+    let load = scene.work(0, vec![commits(&scene)]);
+    scene.await_writes(&load, 100);
+    disk.hang();
+    // A majority has what is written without this disk, for as long as the memory reaches.
+    scene.await_writes(&load, 50);
+    await_blame(&mut scene, 0, &disk, "degraded", &["is not answered"]);
+    scene.await_writes(&load, 50);
+    disk.wake();
+    let well = scene
+        .cluster
+        .wait_status(0, "all is well", BOUND, |status| status.health == "ok");
+    well.expect("the disk is back");
+    scene.await_writes(&load, 50);
+    scene.finish(load);
+    scene.verify(0);
+    scene.stop_and_compare(0);
+}
+
+/// Database commits, a few at a time, that write little.
+fn commits(scene: &Scene) -> Stream {
+    let pace = Pace {
+        depth: 4,
+        burst: 4,
+        every: Duration::from_millis(20),
+    };
+    Stream::new(
+        1,
+        &scene.volumes[0],
+        0..16 * MIB,
+        Job::Commit { page: 8192 },
+        pace,
+    )
+}
+
+pub(crate) fn a_store_that_hangs_on_the_primary_moves_the_service() {
+    let spec = Spec {
+        disk_timeout_ms: Some(2000),
+        ..roomy()
+    };
+    let (mut scene, mut disks) = serving(spec, &[(0, File::Store)], Duration::ZERO);
+    let disk = disks.pop().expect("one was wanted");
+    let load = scene.work(0, scene.calm_streams());
+    scene.await_writes(&load, 200);
+    let mut reader = scene.open(0, "db");
+    disk.hang();
+    // Reads wait for this disk, so the node gives the service up as soon as that has lasted.
+    let streams = dropped(load);
+    for page in 0..8 {
+        // It may have dropped this one before.
+        let offset = page * MIB;
+        let _ = reader.submit(&ClientRequest::Read { offset, len: 4096 });
+    }
+    await_blame(
+        &mut scene,
+        0,
+        &disk,
+        "down",
+        &["is not answered", "look at that device"],
+    );
+    assert!(scene.cluster.log(0).contains("demoting"));
+    let refused = scene.cluster.ctl(0, &["promote", "--timeout", "2"], BOUND);
+    let refused = refused.expect("answers");
+    assert_eq!(refused.code, exit::NO_DATA, "{}", refused.message());
+    scene.promote(1);
+    scene.verify(1);
+    let load = scene.work(1, streams);
+    scene.await_writes(&load, 200);
+    disk.wake();
+    scene.await_writes(&load, 100);
+    scene.finish(load);
+    scene.await_caught_up(0, 1);
+    let well = scene
+        .cluster
+        .wait_status(0, "all is well", BOUND, |status| status.health == "ok");
+    well.expect("the disk is back");
+    scene.verify(1);
+    scene.stop_and_compare(1);
+}
+
+pub(crate) fn disks_that_hang_on_a_secondary_stop_nobody() {
+    for file in [File::Journal, File::Store] {
+        let (mut scene, disk) = with_disk(2, file);
+        let load = scene.work(0, scene.calm_streams());
+        scene.await_writes(&load, 200);
+        disk.hang();
+        scene.await_writes(&load, 100);
+        await_blame(&mut scene, 2, &disk, "down", &["is not answered"]);
+        scene.await_writes(&load, 100);
+        disk.wake();
+        scene.await_writes(&load, 100);
+        scene.finish(load);
+        scene.await_caught_up(2, 0);
+        scene.verify(0);
+        scene.stop_and_compare(0);
+    }
+}
+
+pub(crate) fn slow_stores_and_a_full_journal_slow_clients_down() {
+    let places = [(0, File::Store), (1, File::Store), (2, File::Store)];
+    let (mut scene, disks) = serving(small(), &places, Duration::from_millis(100));
+    // Several times the journal's size, more than the stores take meanwhile.
+    let write = Job::Append {
+        least: 128 << 10,
+        most: 256 << 10,
+        flush_every: 16,
+    };
+    let stream = Stream::new(1, &scene.volumes[0], 0..16 * MIB, write, Pace::unbounded(8));
+    let load = scene.work(0, vec![stream]);
+    let mut fullest = 0;
+    while scene.tally.write_bytes() < 40 * MIB {
+        scene.await_writes(&load, 10);
+        let status = scene.cluster.status(0).expect("answers");
+        assert_eq!(
+            (status.role.as_str(), status.suspended.as_str()),
+            ("Primary", "no")
+        );
+        fullest = fullest.max(status.journal_used().unwrap_or(0));
+    }
+    assert!(fullest > 8 * MIB, "the journal was never full: {fullest}");
+    scene.finish(load);
+    scene.verify(0);
+    scene.stop_and_compare(0);
+    drop(disks);
+}

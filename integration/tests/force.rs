@@ -1,0 +1,81 @@
+//! Two of three are gone, and an operator lets the third go on alone. P4 holds per history: what one side writes never reaches the other.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use integration::{BOUND, Scene, small};
+use tools::cluster::exit;
+
+/// `replctl promote --force` with a line on stdin; its exit code and what it complains of.
+fn force(scene: &Scene, node: usize, line: &str) -> (i32, String) {
+    let mut child = Command::new(&scene.cluster.programs().replctl)
+        .arg("--config")
+        .arg(scene.cluster.config())
+        .args(["--node", scene.cluster.name(node), "promote", "--force"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("replctl starts");
+    let mut stdin = child.stdin.take().expect("it was asked for");
+    stdin.write_all(line.as_bytes()).expect("replctl listens");
+    drop(stdin);
+    let output = child.wait_with_output().expect("replctl ends");
+    assert!(output.stdout.is_empty());
+    let text = String::from_utf8(output.stderr).expect("text");
+    (output.status.code().expect("an exit code"), text)
+}
+
+#[test]
+fn the_last_node_goes_on_alone_when_it_is_told_to_and_never_meets_the_others_again() {
+    let mut scene = Scene::serving(small());
+    // With a live Primary in sight it can only be a mistake.
+    assert_eq!(force(&scene, 1, "pbx\n").0, exit::OTHER_PRIMARY);
+    let load = scene.work(0, scene.busy_streams());
+    scene.await_writes(&load, 300);
+    let streams = scene.finish(load);
+    for node in [1, 2] {
+        scene.await_caught_up(node, 0);
+    }
+    for node in [0, 1] {
+        scene.cluster.kill(node).expect("killed");
+    }
+    let alone = ["promote", "--timeout", "1"];
+    let refused = scene.cluster.ctl(2, &alone, BOUND).expect("replctl runs");
+    assert_eq!(refused.code, exit::NO_QUORUM);
+    assert_eq!(force(&scene, 2, "yes\n").0, exit::USAGE);
+    assert_eq!(force(&scene, 2, "pbx\n"), (exit::DONE, String::new()));
+    scene.verify(2);
+    let load = scene.work(2, streams);
+    scene.await_writes(&load, 300);
+
+    // The others come back, and go on as the majority that they are. Neither side disturbs the other.
+    for node in [0, 1] {
+        scene.cluster.start(node).expect("the killed node starts");
+    }
+    scene.promote(0);
+    scene.await_writes(&load, 300);
+    scene.finish(load);
+    for (node, peer) in [(2, 0), (2, 1), (0, 2), (1, 2)] {
+        let name = scene.cluster.name(peer).to_owned();
+        let result = scene
+            .cluster
+            .wait_status(node, "they stay apart", BOUND, |status| {
+                status
+                    .peer(&name)
+                    .is_some_and(|p| p.connection.as_deref() == Some("StandAlone"))
+                    && status.health == "degraded"
+                    && status.health_reason.contains("another history")
+            });
+        result.unwrap_or_else(|error| panic!("{error}"));
+    }
+    scene.verify(2);
+    assert_eq!(scene.cluster.status(0).expect("answers").role, "Primary");
+    assert_eq!(scene.cluster.status(2).expect("answers").role, "Primary");
+
+    // It stays alone over a restart, and needs no force any more.
+    scene.cluster.kill(2).expect("killed");
+    scene.cluster.start(2).expect("it starts again");
+    scene.promote(2);
+    scene.verify(2);
+}
