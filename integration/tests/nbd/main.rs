@@ -1,6 +1,9 @@
 //! A running `repld` against the NBD protocol: every option, command, flag and error that it implements, in and out of
 //! order, and what no client should send. P9 (bad input is an answer).
 
+// NBD's integers are big-endian, and the bytes here are said by hand.
+#![allow(clippy::big_endian_bytes)]
+
 mod raw;
 
 use std::path::PathBuf;

@@ -221,6 +221,25 @@ fn a_torn_write_that_was_acknowledged_is_damage() {
 }
 
 #[test]
+fn an_acknowledged_record_is_missed_behind_the_uncut_tail_of_an_older_epoch() {
+    // Batches 4 and 5 of epoch 1 were cut for two of epoch 2, which were acknowledged and which the disk has lost: the older
+    // ones are still there, chained, and as long.
+    let mut chain = Chain::new();
+    let old = log_of(&mut chain);
+    let mut lost = chain.clone();
+    (lost.tail, lost.epoch) = (old[3].tail(), Epoch(2));
+    let lost = [lost.epoch(2), lost.write(2)];
+    assert_eq!(lost[1].header.last(), old[5].header.last());
+    for acked in &lost {
+        let mut superblock = node(&old, Some(1), None);
+        superblock.acked = acked.header.last_id();
+        let found = scanned(&superblock, &mut Disk::with(&old));
+        assert_eq!(verdict(&found, &old), ('B', Decision::Damaged, 6));
+        assert_eq!(found.damaged_until, acked.header.last_id());
+    }
+}
+
+#[test]
 fn rot_below_what_was_acknowledged_is_damage() {
     let log = six();
     let acked = node(&log, Some(1), Some(4));
