@@ -23,6 +23,14 @@ pub(crate) struct Batch {
     pub(crate) checksum: u32,
 }
 
+/// What a node's superblock proves that its log had.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Proven {
+    /// A record that it acknowledged, by its epoch and number.
+    pub(crate) acked: (u64, u64),
+    pub(crate) committed: u64,
+}
+
 /// A batch in a node's journal.
 #[derive(Clone, Debug)]
 struct Journaled {
@@ -282,7 +290,7 @@ impl Checks {
         batches: Vec<Batch>,
         committed: u64,
         applied: u64,
-        hurt: Option<u64>,
+        hurt: Option<Proven>,
         damaged: bool,
     ) {
         if self.beyond {
@@ -299,9 +307,10 @@ impl Checks {
             let Some(proven) = hurt else {
                 panic!("P1: node {node} lost the durable batch at {first} in a crash");
             };
+            let Batch { epoch, last, .. } = old.batch;
             assert!(
-                old.batch.last > proven,
-                "P6: node {node} does not say that it lost the batch at {first}, and knows that it had records up to {proven}"
+                (epoch, last) > proven.acked && last > proven.committed,
+                "P6: node {node} does not say that it lost the batch at {first}, and knows that it had {proven:?}"
             );
             self.silently_lost.insert((old.batch.epoch, *first));
         }

@@ -8,7 +8,7 @@ use replicator::recover::{Recovered, recover, recover_witness};
 use replicator::types::*;
 use replicator::{Replica, ReplicaConfig};
 
-use crate::checks::Batch;
+use crate::checks::{Batch, Proven};
 use crate::disk::{Disk, Disks, Reading};
 use crate::harness::*;
 use crate::memory::SimMemory;
@@ -156,7 +156,10 @@ impl Cluster {
         let applied = superblock.applied.id.seq.0;
         let damaged = scanned.damaged_until != RecordId::NONE;
         if node < self.options.nodes {
-            let proven = superblock.acked.seq.max(superblock.committed).0;
+            let proven = Proven {
+                acked: (superblock.acked.epoch.0, superblock.acked.seq.0),
+                committed: superblock.committed.0,
+            };
             let hurt = n.hurt.then_some(proven);
             self.checks
                 .recovered(node, batches, scanned.committed.0, applied, hurt, damaged);

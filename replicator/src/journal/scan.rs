@@ -379,7 +379,10 @@ pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
             if planted!(CutAcknowledged) {
                 proven = survivors.proven;
             }
-            let case = decide(seen, proven >= tail.id.seq.next(), survivors.found);
+            // By its full name: the tail of an older epoch that was cut for this record may still be there, and as long.
+            let forgotten = superblock.acked > tail.id && !planted!(CutAcknowledged);
+            let acknowledged = proven >= tail.id.seq.next() || forgotten;
+            let case = decide(seen, acknowledged, survivors.found);
             break (case, seen, proven);
         };
         let bytes = window
@@ -429,9 +432,13 @@ pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
         // Everything that is left of the log behind the damage may have been acknowledged too.
         let reach = parts.applied.position + ring_blocks - tail.position;
         let lost = survivors(&mut window, superblock, &tail, reach).last;
-        let least = RecordId {
-            epoch: tail.id.epoch.max(superblock.acked.epoch),
-            seq: proven.max(tail.id.seq.next()),
+        let least = if superblock.acked > tail.id && proven <= tail.id.seq {
+            superblock.acked
+        } else {
+            RecordId {
+                epoch: tail.id.epoch.max(superblock.acked.epoch),
+                seq: proven.max(tail.id.seq.next()),
+            }
         };
         least.max(lost).max(superblock.damaged_until)
     } else if tail.id >= superblock.damaged_until {
