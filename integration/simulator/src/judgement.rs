@@ -83,9 +83,9 @@ impl Cluster {
                 return None;
             }
         }
-        // The first config is known to nodes that do not have its record, and the disk that held that is harmed. Nothing was
-        // ever committed; such nodes are created anew.
-        let hurt = self.nodes.iter().any(|n| n.hurt);
+        // The first config is known to nodes that do not have its record, and the disk that held that is harmed, or its node went
+        // on alone. Nothing was ever committed; such nodes are created anew.
+        let hurt = self.nodes.iter().any(|n| n.hurt || n.forced);
         if self.checks.chain_end() == 0 && hurt {
             self.checks.ends_beyond();
             return None;

@@ -217,6 +217,13 @@ impl Cluster {
             reign.sent.entry(*number).or_insert(now);
         }
         if self.nodes[node].hurt || self.checks.is_beyond() {
+            // Harm to a node's journal takes nothing from its promise.
+            if let Frame::Report(report) = frame
+                && !self.watch.nodes[node].blank
+            {
+                let granted = self.watch.grants.entry(report.granted.0);
+                granted.or_default().insert(node);
+            }
             return;
         }
         let to = self.net.conns[conn].nodes[1 - side];

@@ -357,6 +357,11 @@ impl<M: Memory> Replica<M> {
         if me_fresh && !fresh {
             self.adopt_first_config(node);
         }
+        if !me_fresh && fresh && self.lists(node) {
+            // It was fresh when this connection began, and so was this node: the first config came since.
+            let news = self.report_to(node, 0, Epoch(0));
+            self.send(conn, Frame::Report(Box::new(news)));
+        }
         self.note_demoted_by(node);
         if token != 0 {
             self.candidate_report(node);
@@ -367,6 +372,15 @@ impl<M: Memory> Replica<M> {
         if self.leader.is_some() && wants_feed {
             self.start_feed(node);
         }
+    }
+
+    /// Whether the latest config that this node durably has lists a peer as it is now.
+    fn lists(&self, node: NodeId) -> bool {
+        let incarnation = self.peer(node).and_then(Peer::incarnation);
+        incarnation.is_some_and(|i| {
+            let config = self.durable_config();
+            config.is_some_and(|c| c.config.standing(i).is_some())
+        })
     }
 
     /// Connections that are silent for too long are given up; others hear that this node lives.

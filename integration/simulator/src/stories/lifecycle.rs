@@ -151,3 +151,19 @@ fn uuid_send_receive_race() {
         c.conclude();
     }
 }
+
+#[test]
+fn a_voter_that_the_first_reign_never_reached_hears_of_it_from_the_others() {
+    // B takes the first config while it is connected to C, and then the Primary dies for good: C must be told on the connection that
+    // stands, or nobody can ever be promoted again.
+    let mut c = Cluster::new(3, of_nodes(3));
+    c.run_for(SECOND);
+    c.hold(A, C, APPEND);
+    assert_eq!(c.promote(A, 5 * SECOND), Ok(()));
+    c.must_write(A, 0, 3, 2);
+    c.crash(A, POWER);
+    c.run_for(4 * SECOND);
+    c.must_promote(B);
+    c.must_write(B, 0, 4, 2);
+    c.conclude();
+}
