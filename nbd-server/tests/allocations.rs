@@ -107,6 +107,9 @@ fn work_in_chunks_without_allocating(node: &Node) {
                     }
                 }
             }
+            if n % 6 == 5 {
+                until_peers_have_all(node);
+            }
         }
     };
     round(60);
@@ -132,6 +135,12 @@ fn replicated_requests_allocate_nothing() {
     for node in nodes {
         node.stop();
     }
+}
+
+/// A peer that a busy machine leaves behind the journal is worth a line in the log, which allocates.
+fn until_peers_have_all(node: &Node) {
+    let has_all = |peer: &PeerView| peer.behind_bytes == Some(0);
+    node.wait_for(|snapshot| snapshot.view.peers.iter().all(has_all));
 }
 
 fn work_without_allocating(node: &Node) {
@@ -161,9 +170,7 @@ fn work_without_allocating(node: &Node) {
                     .expect("its reply");
             }
             if n % 6 == 5 {
-                // A peer that a busy machine leaves behind the journal is worth a line in the log, which allocates.
-                let has_all = |peer: &PeerView| peer.behind_bytes == Some(0);
-                node.wait_for(|snapshot| snapshot.view.peers.iter().all(has_all));
+                until_peers_have_all(node);
             }
         }
     };

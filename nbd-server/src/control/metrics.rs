@@ -25,6 +25,8 @@ pub(super) const CONNECTIONS_MAX: u32 = 8;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the answer may take to be read.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long somebody who was answered may go on talking.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much is read at a time.
 const READ_BYTES: usize = 2048;
 
@@ -69,7 +71,12 @@ async fn connection(shared: Rc<Shared>, stream: Stream, _slot: Slot) {
         };
         tokio::time::timeout(WRITE_TIMEOUT, socket.write_all(reply.into_bytes()))
             .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        socket.end_writing();
+        // A socket that is closed with something unread in it takes the answer back on the other side.
+        let rest = async { while socket.read(READ_BYTES).await.is_ok_and(|b| !b.is_empty()) {} };
+        let _ = tokio::time::timeout(LINGER_TIMEOUT, rest).await;
+        Ok(())
     };
     if let Err(error) = done.await {
         tracing::debug!("a request for metrics ended: {error}");

@@ -107,6 +107,16 @@ impl Socket {
         self.counted(self.uring.write_all(bytes)).await.0
     }
 
+    /// Lets the other side see the end of the stream, and goes on reading.
+    pub fn end_writing(&self) {
+        // Fails only if there is no connection left.
+        let _ = match &self.stream {
+            Some(Stream::Unix(stream)) => stream.shutdown(Shutdown::Write),
+            Some(Stream::Tcp(stream)) => stream.shutdown(Shutdown::Write),
+            None => Ok(()),
+        };
+    }
+
     /// The socket itself, for the data thread; `None` if an operation is in flight: then it is shut down.
     #[must_use]
     pub fn into_stream(mut self) -> Option<Stream> {
