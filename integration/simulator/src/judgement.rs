@@ -216,25 +216,28 @@ impl Cluster {
             .filter(|&n| n == primary || self.is_fed(primary, n))
             .collect();
         // Nobody writes any more: what is fed comes to have all of it.
-        let all_there = self.run_until(20 * SECOND, |c| {
+        let there = |c: &Self, n: usize| {
             let view = &c.nodes[primary].view;
             let has = |p: &PeerView| p.durable == Some(view.admitted);
-            let there = |n: usize| {
-                view.peers
-                    .iter()
-                    .any(|p| usize::from(p.node.0) == n && has(p))
-            };
-            equal.iter().all(|&n| n == primary || there(n))
-        });
+            let of_node = |p: &&PeerView| usize::from(p.node.0) == n;
+            n == primary || view.peers.iter().find(of_node).is_some_and(has)
+        };
+        let all_there = self.run_until(20 * SECOND, |c| equal.iter().all(|&n| there(c, n)));
         assert!(
             all_there || self.nodes.iter().any(|n| n.hurt),
             "not all peers have everything: {:?}",
             self.nodes[primary].view
         );
+        // One that lost its connection meanwhile may need what a harmed disk can no longer give.
+        let whole: Vec<usize> = equal
+            .iter()
+            .copied()
+            .filter(|&n| !self.nodes[n].hurt && there(self, n))
+            .collect();
         assert_eq!(self.command(primary, AdminCommand::Demote), Ok(()));
         self.run_for(SECOND);
         let mut equal = equal;
-        equal.retain(|&n| !self.nodes[n].hurt || all_there);
+        equal.retain(|n| all_there || whole.contains(n));
         for node in 0..self.nodes.len() {
             if self.up(node) && !self.is_exile(node) {
                 let drained = self.command(node, AdminCommand::Drain);
