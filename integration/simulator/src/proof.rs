@@ -59,7 +59,6 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::CutAcknowledged
         | Bug::AppliedBeforeKnown
         | Bug::RecycledTooEarly
-        | Bug::BlankGrantCounts
         | Bug::LeaseFromReceipt
         | Bug::LoneSuperblock
         | Bug::PeerBatchTrusted
@@ -67,7 +66,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::CapacityForgetsMemory
         | Bug::AckUnchecked
         | Bug::WindowFromJournal => 400,
-        Bug::RecordsUnchecked | Bug::ForgottenPromise => 1200,
+        Bug::RecordsUnchecked | Bug::ForgottenPromise | Bug::BlankGrantCounts => 1200,
     }
 }
 
