@@ -90,7 +90,7 @@ impl Cluster {
             self.checks.ends_beyond();
             return None;
         }
-        if self.needs_resync() {
+        if self.needs_resync(nodes) {
             return None;
         }
         said.truncate(8);
@@ -108,9 +108,9 @@ impl Cluster {
         nodes.iter().filter(there).filter(near).count()
     }
 
-    /// Whether too few members are left that can be fed from a journal.
-    fn needs_resync(&mut self) -> bool {
-        let needs = self.within_the_journal(&self.data_of(&self.all())) <= self.options.nodes / 2;
+    /// Whether too few of these nodes, which are all that there are at the moment, can be fed from a journal.
+    fn needs_resync(&mut self, nodes: &[usize]) -> bool {
+        let needs = self.within_the_journal(&self.data_of(nodes)) <= self.options.nodes / 2;
         self.stuck |= needs;
         needs
     }
@@ -222,7 +222,10 @@ impl Cluster {
             let of_node = |p: &&PeerView| usize::from(p.node.0) == n;
             n == primary || view.peers.iter().find(of_node).is_some_and(has)
         };
-        let all_there = self.run_until(20 * SECOND, |c| equal.iter().all(|&n| there(c, n)));
+        let past = |c: &Self, n: usize| c.is_too_far(primary, n);
+        let all_there = self.run_until(20 * SECOND, |c| {
+            equal.iter().all(|&n| there(c, n) || past(c, n))
+        });
         assert!(
             all_there || self.nodes.iter().any(|n| n.hurt),
             "not all peers have everything: {:?}",
@@ -232,12 +235,12 @@ impl Cluster {
         let whole: Vec<usize> = equal
             .iter()
             .copied()
-            .filter(|&n| !self.nodes[n].hurt && there(self, n))
+            .filter(|&n| (!self.nodes[n].hurt || all_there) && there(self, n))
             .collect();
         assert_eq!(self.command(primary, AdminCommand::Demote), Ok(()));
         self.run_for(SECOND);
         let mut equal = equal;
-        equal.retain(|n| all_there || whole.contains(n));
+        equal.retain(|n| whole.contains(n));
         for node in 0..self.nodes.len() {
             if self.up(node) && !self.is_exile(node) {
                 let drained = self.command(node, AdminCommand::Drain);
@@ -268,7 +271,7 @@ impl Cluster {
         if answered || self.run_until(20 * SECOND, nothing_waits) {
             return true;
         }
-        if self.needs_resync() {
+        if self.needs_resync(&self.all()) {
             return false;
         }
         let nodes: Vec<_> = self
