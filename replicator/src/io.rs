@@ -255,6 +255,47 @@ pub enum DiskOp<B> {
         /// Of which volume's.
         volume: VolumeId,
     },
+    /// Fill `buffer` from a file beside the stores.
+    SideRead {
+        /// Which file.
+        file: SideFile,
+        /// From where.
+        offset: u64,
+        /// Where to.
+        buffer: B,
+    },
+    /// Write to a file beside the stores; need not be durable until [`DiskOp::SideFlush`].
+    SideWrite {
+        /// Which file.
+        file: SideFile,
+        /// Where the first part goes; the others follow it.
+        offset: u64,
+        /// What.
+        parts: Parts<B>,
+    },
+    /// Make all completed writes to a file beside the stores durable.
+    SideFlush {
+        /// Which file.
+        file: SideFile,
+    },
+    /// Give back the room of a range of a file beside the stores; it reads as zeroes then.
+    SideDiscard {
+        /// Which file.
+        file: SideFile,
+        /// From where.
+        offset: u64,
+        /// How many bytes.
+        length: u64,
+    },
+}
+
+/// A file beside the stores, one for all volumes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SideFile {
+    /// The checksums of the stores' blocks, [`sums::file_bytes`](crate::store::sums::file_bytes) long.
+    Sums,
+    /// What a resync has brought until it is whole: sparse, as long as all volumes together, in their order.
+    Stage,
 }
 
 /// The answer to a client.

@@ -5,6 +5,7 @@ use crate::journal::scan::{Scanned, scan};
 use crate::meta::label::{self, LabelError};
 use crate::meta::superblock::{COPIES, Chosen, MetaError, Superblock, choose, copy_offset};
 use crate::replica::ReplicaConfig;
+use crate::store::sums::{Found, SumTable, Table};
 use crate::types::*;
 
 /// Reads the disks of a node that is not running yet. Blocking.
@@ -27,6 +28,10 @@ pub struct Recovered {
     pub copies_whole: bool,
     /// The log.
     pub scanned: Scanned,
+    /// What is known of the blocks of the stores.
+    pub sums: SumTable,
+    /// In what state that was found.
+    pub sums_found: Found,
 }
 
 /// Why a node can not start from its disks.
@@ -131,6 +136,7 @@ fn identified(meta: &mut impl BlockRead, config: &ReplicaConfig) -> Result<Chose
 pub fn recover(
     meta: &mut impl BlockRead,
     journal: &mut impl BlockRead,
+    sums: &mut impl BlockRead,
     config: &ReplicaConfig,
 ) -> Result<Recovered, RecoverError> {
     let Chosen {
@@ -156,7 +162,12 @@ pub fn recover(
     journal.read(0, &mut block).map_err(RecoverError::Journal)?;
     label::check(&superblock, &block)?;
     let scanned = scan(&superblock, journal);
+    let volumes = superblock.volumes.iter().map(|v| v.bytes);
+    let applied = superblock.applied.id.seq;
+    let (sums, sums_found) = SumTable::load(Table::Stores, volumes, sums, applied);
     Ok(Recovered {
+        sums,
+        sums_found,
         superblock,
         copies: order,
         copies_whole: whole,
@@ -179,6 +190,8 @@ pub fn recover_witness(
     } = identified(meta, config)?;
     Ok(Recovered {
         scanned: Scanned::no_log(&superblock),
+        sums: SumTable::new(Table::Stores, std::iter::empty()),
+        sums_found: Found::default(),
         superblock,
         copies: order,
         copies_whole: whole,

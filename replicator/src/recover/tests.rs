@@ -36,6 +36,16 @@ impl BlockRead for Meta {
     }
 }
 
+/// A file of checksums that was never written.
+struct Blank;
+
+impl BlockRead for Blank {
+    fn read(&mut self, _: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        buffer.fill(0);
+        Ok(())
+    }
+}
+
 fn config() -> ReplicaConfig {
     ReplicaConfig {
         resource: superblock().resource,
@@ -60,12 +70,12 @@ fn journal() -> Disk {
 }
 
 fn refusal(meta: &mut Meta, journal: &mut Disk, config: &ReplicaConfig) -> RecoverError {
-    recover(meta, journal, config).unwrap_err()
+    recover(meta, journal, &mut Blank, config).unwrap_err()
 }
 
 #[test]
 fn a_node_starts_with_what_its_disks_say() {
-    let found = recover(&mut Meta::of(&superblock()), &mut journal(), &config()).unwrap();
+    let found = recover(&mut Meta::of(&superblock()), &mut journal(), &mut Blank, &config()).unwrap();
     assert_eq!(found.superblock, superblock());
     assert_eq!(found.scanned.parts.entries.len(), 2);
     assert_eq!(found.scanned.end.decision, Decision::End);
@@ -75,7 +85,7 @@ fn a_node_starts_with_what_its_disks_say() {
 fn two_copies_are_enough_and_one_is_not() {
     let mut meta = Meta::of(&superblock());
     meta.unreadable = vec![0, 3];
-    assert!(recover(&mut meta, &mut journal(), &config()).is_ok());
+    assert!(recover(&mut meta, &mut journal(), &mut Blank, &config()).is_ok());
     meta.unreadable.push(1);
     assert_eq!(
         refusal(&mut meta, &mut journal(), &config()),

@@ -50,6 +50,7 @@ use crate::journal::log::Log;
 use crate::memory::{Memory, Purpose};
 use crate::recover::Recovered;
 use crate::store::extents::ExtentMap;
+use crate::store::sums::SumTable;
 use crate::types::*;
 use crate::wire::frame::Frame;
 
@@ -110,6 +111,7 @@ pub struct Replica<M: Memory> {
     loads: Loads<M::Buffer>,
     applier: Applier,
     overlay: ExtentMap,
+    sums: SumTable,
     evict_from: u64,
     committed: Seq,
     /// The committed floor that the peers were told last.
@@ -174,6 +176,8 @@ impl<M: Memory> Replica<M> {
             copies,
             copies_whole,
             scanned,
+            sums,
+            sums_found,
         } = recovered;
         let rng = seed
             .chunks_exact(8)
@@ -214,6 +218,7 @@ impl<M: Memory> Replica<M> {
             failed: None,
             overlay: ExtentMap::with_capacity(2 * UNAPPLIED_MAX + 4096),
             applier: Applier::new(),
+            sums,
             loads: Loads::new(),
             evict_from: 0,
             committed: scanned.committed,

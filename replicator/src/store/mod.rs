@@ -1,3 +1,4 @@
-//! What is not in the stores yet, and how it gets there.
+//! What is not in the stores yet, how it gets there, and what is known of the blocks that are.
 
 pub mod extents;
+pub mod sums;

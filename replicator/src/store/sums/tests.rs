@@ -1,0 +1,157 @@
+//! The table of checksums: it comes back from the disk as it was written, whatever a crash or rot does to one slot.
+
+use super::*;
+use crate::io::DiskError;
+
+const V: VolumeId = VolumeId(1);
+
+fn sizes() -> impl Iterator<Item = u64> {
+    // Less than a group; one page and a bit; a whole number of pages.
+    [3, PAGE_BLOCKS + 5, 2 * PAGE_BLOCKS].into_iter().map(|b| b * BLOCK_BYTES_U64)
+}
+
+struct File(Vec<u8>);
+
+impl File {
+    fn new() -> Self {
+        Self(vec![0; index(file_bytes(sizes()))])
+    }
+
+    fn save(&mut self, table: &mut SumTable) -> Vec<u64> {
+        let mut places = Vec::new();
+        let mut block = [0; BLOCK_BYTES];
+        while let Some(offset) = table.take_dirty(&mut block) {
+            self.0[index(offset)..index(offset) + BLOCK_BYTES].copy_from_slice(&block);
+            places.push(offset);
+        }
+        assert!(table.is_clean());
+        places
+    }
+
+    fn load(&mut self, table: Table) -> (SumTable, Found) {
+        SumTable::load(table, sizes(), self, Seq(99))
+    }
+}
+
+impl BlockRead for File {
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        let from = index(offset);
+        let bytes = self.0.get(from..from + buffer.len()).ok_or(DiskError::Short)?;
+        buffer.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+fn sum(n: u64) -> BlockSum {
+    BlockSum::of_crc(u32::try_from(n * 0x0101 + 7).expect("small"))
+}
+
+#[test]
+fn a_new_table_knows_that_all_is_zero_and_a_staged_one_knows_nothing() {
+    let mut file = File::new();
+    let (stores, found) = file.load(Table::Stores);
+    assert_eq!(found, Found::default());
+    assert_eq!(stores.sum(V, PAGE_BLOCKS + 4), BlockSum::ZERO);
+    assert_eq!(stores.changed(V, 0), Seq(0));
+    let (staged, _) = file.load(Table::Staged);
+    assert_eq!(staged.sum(V, 0), BlockSum::UNKNOWN);
+}
+
+#[test]
+fn what_was_written_comes_back_from_either_slot() {
+    let mut file = File::new();
+    let mut table = SumTable::new(Table::Stores, sizes());
+    let last = table.blocks(V) - 1;
+    for round in 1..5u64 {
+        table.write(V, last - 3, 4, Seq(round), |b| sum(b + round));
+        table.write(VolumeId(0), 0, 3, Seq(10 + round), |b| sum(b + round));
+        assert_eq!(file.save(&mut table).len(), 2, "one page of each volume");
+        let (back, found) = file.load(Table::Stores);
+        assert_eq!((found.whole, found.doubtful, found.lost), (2, 0, 0));
+        for block in last - 3..=last {
+            assert_eq!(back.sum(V, block), sum(block + round));
+        }
+        assert_eq!(back.changed(V, last / GROUP_BLOCKS), Seq(round));
+        assert_eq!(back.changed(VolumeId(0), 0), Seq(10 + round));
+        assert_eq!(back.sum(V, last - 4), BlockSum::ZERO);
+    }
+}
+
+#[test]
+fn a_torn_write_leaves_the_version_before() {
+    let mut file = File::new();
+    let mut table = SumTable::new(Table::Stores, sizes());
+    for round in 1..6u64 {
+        let before = file.0.clone();
+        table.write(V, 0, 2, Seq(round), |b| sum(b + round));
+        let offset = index(file.save(&mut table)[0]);
+        let mut torn = File(file.0.clone());
+        torn.0[offset + 512..offset + BLOCK_BYTES]
+            .copy_from_slice(&before[offset + 512..offset + BLOCK_BYTES]);
+        let (back, found) = torn.load(Table::Stores);
+        assert_eq!(found.lost, 0);
+        let expected = if round == 1 { BlockSum::ZERO } else { sum(round - 1) };
+        // The first sector may be all that changed: then it is the new version, whole.
+        let got = back.sum(V, 0);
+        assert!(got == expected || got == sum(round), "{got:?} in round {round}");
+        assert_eq!(got == expected, back.changed(V, 0) == Seq(round - 1));
+    }
+}
+
+#[test]
+fn a_flip_of_any_byte_costs_a_version_or_the_page_and_never_gives_another_sum() {
+    let mut file = File::new();
+    let mut table = SumTable::new(Table::Stores, sizes());
+    table.write(V, 0, PAGE_BLOCKS, Seq(1), sum);
+    file.save(&mut table);
+    table.write(V, 0, PAGE_BLOCKS, Seq(2), |b| sum(b + 1));
+    let offset = index(file.save(&mut table)[0]);
+    for at in 0..BLOCK_BYTES {
+        file.0[offset + at] ^= 0x40;
+        let (back, found) = file.load(Table::Stores);
+        assert_eq!((found.doubtful, found.lost), (1, 0), "byte {at}");
+        assert_eq!(back.sum(V, 3), sum(3), "byte {at}: the version before");
+        file.0[offset + at] ^= 0x40;
+    }
+    let slot_0 = offset;
+    let slot_1 = offset + table.versions.len() * BLOCK_BYTES;
+    file.0[slot_0 + 100] ^= 1;
+    file.0[slot_1 + 100] ^= 1;
+    let (mut back, found) = file.load(Table::Stores);
+    assert_eq!(found.lost, 1);
+    assert_eq!(back.sum(V, 3), BlockSum::UNKNOWN);
+    assert_eq!(back.changed(V, 0), Seq(99), "it counts as changed by whatever is in the stores");
+    back.write(V, 3, 1, Seq(100), sum);
+    file.save(&mut back);
+    let (again, _) = file.load(Table::Stores);
+    assert_eq!(again.sum(V, 3), sum(3));
+    assert_eq!(again.sum(V, 4), BlockSum::UNKNOWN);
+}
+
+#[test]
+fn a_page_in_a_foreign_place_is_no_page() {
+    let mut file = File::new();
+    let mut table = SumTable::new(Table::Stores, sizes());
+    table.write(VolumeId(2), 0, 2 * PAGE_BLOCKS, Seq(1), sum);
+    let places = file.save(&mut table);
+    let (first, second) = (index(places[0]), index(places[1]));
+    let page = file.0[first..first + BLOCK_BYTES].to_vec();
+    file.0[second..second + BLOCK_BYTES].copy_from_slice(&page);
+    let (back, found) = file.load(Table::Stores);
+    assert_eq!((found.whole, found.doubtful), (1, 1));
+    assert_eq!(back.sum(VolumeId(2), PAGE_BLOCKS), BlockSum::ZERO, "it was never written, as far as is known");
+}
+
+#[test]
+fn a_sum_admits_what_it_was_taken_of_and_nothing_else() {
+    let mut bytes = vec![0; BLOCK_BYTES];
+    assert!(BlockSum::ZERO.admits(V, 5, &bytes));
+    let zero = BlockSum::of(V, 5, &bytes);
+    assert!(zero.admits(V, 5, &bytes));
+    bytes[4095] = 1;
+    assert!(!BlockSum::ZERO.admits(V, 5, &bytes));
+    assert!(!zero.admits(V, 5, &bytes));
+    let one = BlockSum::of(V, 5, &bytes);
+    assert!(one.admits(V, 5, &bytes) && !one.admits(V, 6, &bytes) && !one.admits(VolumeId(0), 5, &bytes));
+    assert!(BlockSum::UNKNOWN.admits(V, 5, &bytes));
+}
