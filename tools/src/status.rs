@@ -1,6 +1,6 @@
 //! `replctl status` for people.
 
-use nbd_server::admin::{Connection, DiskState, Health, Role, Status};
+use nbd_server::admin::{Connection, DiskState, Health, IntegrityStatus, Role, Status};
 use nbd_server::config::size;
 
 #[cfg(test)]
@@ -94,6 +94,7 @@ pub(crate) fn table(status: &Status, colour: bool) -> String {
             size::format(total)
         ));
     }
+    facts.extend(integrity(&status.integrity));
     if status.memory_locked == Some(false) {
         facts.push("MEMORY NOT LOCKED".to_owned());
     }
@@ -187,6 +188,26 @@ pub(crate) fn table(status: &Status, colour: bool) -> String {
         }
     }
     out
+}
+
+/// What was found of the blocks at rest, if there is anything to say.
+fn integrity(found: &IntegrityStatus) -> Vec<String> {
+    let mut facts = Vec::new();
+    let count = |count: Option<u64>| count.unwrap_or(0);
+    let bad = count(found.bad_blocks);
+    if bad > 0 {
+        let repaired = count(found.repaired_blocks);
+        facts.push(format!("BAD BLOCKS {bad}, {repaired} of them repaired"));
+    }
+    let lost = count(found.lost_blocks);
+    if lost > 0 {
+        facts.push(format!("LOST BLOCKS {lost}"));
+    }
+    let pages = found.sums_pages_lost.unwrap_or(0);
+    if pages > 0 {
+        facts.push(format!("CHECKSUMS LOST ({pages} pages)"));
+    }
+    facts
 }
 
 fn disk(state: DiskState) -> Cell {

@@ -14,7 +14,7 @@ mod tests;
 pub use event::{Event, EventKind, EventObject, changes, timestamp};
 pub use line::{LineBuffer, LineError};
 pub use status::{
-    Connection, DiskState, Health, JournalStatus, Limits, MemoryStatus, PeerStatus, Replication,
+    Connection, DiskState, Health, IntegrityStatus, JournalStatus, Limits, MemoryStatus, PeerStatus, Replication,
     Role, SeqStatus, Status, Suspended, VolumeStatus,
 };
 

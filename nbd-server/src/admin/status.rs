@@ -39,6 +39,22 @@ pub struct Status {
     pub last_progress_ms: Option<u64>,
     /// What is bounded, and how much of it is used.
     pub limits: Limits,
+    /// What was found of the blocks at rest since the start.
+    #[serde(default)]
+    pub integrity: IntegrityStatus,
+}
+
+/// What was found of the blocks at rest in the stores since the start; null where unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct IntegrityStatus {
+    /// Blocks that were not what was recorded of them.
+    pub bad_blocks: Option<u64>,
+    /// Those that were written anew from a good copy.
+    pub repaired_blocks: Option<u64>,
+    /// Those that no node has a good copy of.
+    pub lost_blocks: Option<u64>,
+    /// Pages of the table of checksums that could not be read.
+    pub sums_pages_lost: Option<u32>,
 }
 
 /// How far the records are, as sequence numbers.

@@ -46,6 +46,7 @@ fn example() -> Status {
         memory_locked: None,
         last_progress_ms: Some(2),
         limits: Limits::default(),
+        integrity: IntegrityStatus::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use replicator::view;
 
 use super::{ADMIN_CONNECTIONS_MAX, NBD_CONNECTIONS_MAX, NBD_NEGOTIATING_MAX, Shared};
 use crate::admin::{
-    Connection, DiskState, Health, JournalStatus, Limits, MemoryStatus, PeerStatus, Replication,
+    Connection, DiskState, Health, IntegrityStatus, JournalStatus, Limits, MemoryStatus, PeerStatus, Replication,
     Role, SeqStatus, Status, Suspended, VolumeStatus,
 };
 use crate::handle::{Snapshot, Trouble};
@@ -111,6 +111,12 @@ impl StatusBuilder {
                 nbd_negotiating_max: NBD_NEGOTIATING_MAX,
                 admin_connections_max: ADMIN_CONNECTIONS_MAX,
                 lease_ms: config.policy.lease_ms,
+            },
+            integrity: IntegrityStatus {
+                bad_blocks: known(view.integrity.bad_blocks),
+                repaired_blocks: known(view.integrity.repaired_blocks),
+                lost_blocks: known(view.integrity.lost_blocks),
+                sums_pages_lost: seen.then_some(view.integrity.sums_pages_lost),
             },
         }
     }

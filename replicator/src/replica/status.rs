@@ -55,6 +55,7 @@ impl<M: Memory> Replica<M> {
             lease_until,
             requests: self.clients.in_work(),
             requests_max: self.config.requests_max,
+            integrity: Integrity::default(),
             peers: self.peers.iter().map(|p| self.peer_view(p)).collect(),
         };
         (view.health, view.health_reason) = self.health(&view);
