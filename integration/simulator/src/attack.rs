@@ -11,7 +11,7 @@ use replicator::view::DiskState;
 use replicator::{AckPolicy, OnNoQuorum};
 
 use crate::disk::{EIO, ENOSPC, Fate};
-use crate::drive::{JOURNAL, META, STORE};
+use crate::drive::{JOURNAL, KINDS, META, STORE, SUMS};
 use crate::forge::forge_frame;
 use crate::harness::*;
 use crate::net::Spoil;
@@ -267,20 +267,20 @@ fn damage_frame(c: &mut Cluster, rng: &mut Rng) -> bool {
 
 fn slow_disk(c: &mut Cluster, rng: &mut Rng) -> bool {
     let node = node(c, rng);
-    c.nodes[node].slow[rng.index(3)] = rng.between(1, 60);
+    c.nodes[node].slow[rng.index(KINDS)] = rng.between(1, 60);
     true
 }
 
 fn hang_disk(c: &mut Cluster, rng: &mut Rng) -> bool {
     let node = node(c, rng);
     let time = rng.below(6 * lease(c));
-    c.nodes[node].hung_until[rng.index(3)] = c.now + time;
+    c.nodes[node].hung_until[rng.index(KINDS)] = c.now + time;
     true
 }
 
 fn disks_recover(c: &mut Cluster, _rng: &mut Rng) -> bool {
     for node in &mut c.nodes {
-        node.slow = [1; 3];
+        node.slow = [1; KINDS];
     }
     c.net.slow.clear();
     false
@@ -291,7 +291,7 @@ fn failing_write(c: &mut Cluster, rng: &mut Rng) -> bool {
         return false;
     };
     let error = rng.pick(&[DiskError::Os(EIO), DiskError::Os(ENOSPC), DiskError::Short]);
-    let kind = rng.pick(&[JOURNAL, STORE, META]);
+    let kind = rng.pick(&[JOURNAL, STORE, META, SUMS]);
     c.nodes[node].next_fate[kind] = Some(Fate::Fails(error));
     true
 }

@@ -409,4 +409,44 @@ pub(crate) struct Disks {
     pub(crate) meta: Disk,
     pub(crate) journal: Disk,
     pub(crate) stores: Vec<Disk>,
+    /// The checksums of the stores' blocks.
+    pub(crate) sums: Disk,
+    /// What a resync has brought so far.
+    pub(crate) stage: Disk,
+}
+
+impl Disks {
+    /// Those of a node whose stores are empty.
+    pub(crate) fn new(meta: &[u8], journal: &[u8], volumes: usize) -> Self {
+        let empty = || Disk::with(false, &[]);
+        Self {
+            meta: Disk::with(true, meta),
+            journal: Disk::with(true, journal),
+            stores: (0..volumes).map(|_| empty()).collect(),
+            sums: empty(),
+            stage: empty(),
+        }
+    }
+
+    /// The same contents, all of it durable.
+    pub(crate) fn copy(&self) -> Self {
+        Self {
+            meta: self.meta.copy(),
+            journal: self.journal.copy(),
+            stores: self.stores.iter().map(Disk::copy).collect(),
+            sums: self.sums.copy(),
+            stage: self.stage.copy(),
+        }
+    }
+
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut Disk> {
+        let Self {
+            meta,
+            journal,
+            stores,
+            sums,
+            stage,
+        } = self;
+        stores.iter_mut().chain([meta, journal, sums, stage])
+    }
 }

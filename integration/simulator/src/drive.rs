@@ -15,6 +15,10 @@ pub(crate) enum Which {
     Meta,
     Journal,
     Store(usize),
+    /// The checksums of the stores' blocks.
+    Sums,
+    /// What a resync has brought so far.
+    Stage,
 }
 
 enum What {
@@ -39,6 +43,9 @@ enum What {
 pub(crate) const JOURNAL: usize = 0;
 pub(crate) const STORE: usize = 1;
 pub(crate) const META: usize = 2;
+pub(crate) const SUMS: usize = 3;
+pub(crate) const STAGE: usize = 4;
+pub(crate) const KINDS: usize = 5;
 
 impl Which {
     fn kind(self) -> usize {
@@ -46,6 +53,17 @@ impl Which {
             Self::Journal => JOURNAL,
             Self::Store(_) => STORE,
             Self::Meta => META,
+            Self::Sums => SUMS,
+            Self::Stage => STAGE,
+        }
+    }
+}
+
+impl From<SideFile> for Which {
+    fn from(file: SideFile) -> Self {
+        match file {
+            SideFile::Sums => Self::Sums,
+            SideFile::Stage => Self::Stage,
         }
     }
 }
@@ -94,6 +112,8 @@ fn disk_of(disks: &mut Disks, which: Which) -> &mut Disk {
         Which::Meta => &mut disks.meta,
         Which::Journal => &mut disks.journal,
         Which::Store(volume) => &mut disks.stores[volume],
+        Which::Sums => &mut disks.sums,
+        Which::Stage => &mut disks.stage,
     }
 }
 
@@ -103,6 +123,16 @@ fn blocks_of(parts: &[SimBuffer]) -> Vec<Block> {
         blocks.extend(part.share().blocks());
     }
     blocks
+}
+
+fn zeroes_of(block: u64, length: u64) -> What {
+    let count = usize::try_from(block_at(length)).expect("64 MiB");
+    What::Write {
+        block,
+        data: vec![Block::zero(); count],
+        _hold: Vec::new(),
+        fate: Fate::Done,
+    }
 }
 
 fn write_of(block: u64, parts: Parts<SimBuffer>) -> What {
@@ -188,16 +218,10 @@ impl Cluster {
                 offset,
                 length,
                 ..
-            } => {
-                let count = usize::try_from(block_at(length)).expect("64 MiB");
-                let what = What::Write {
-                    block: block_at(offset),
-                    data: vec![Block::zero(); count],
-                    _hold: Vec::new(),
-                    fate: Fate::Done,
-                };
-                (Which::Store(usize::from(volume.0)), what)
-            }
+            } => (
+                Which::Store(usize::from(volume.0)),
+                zeroes_of(block_at(offset), length),
+            ),
             DiskOp::JournalRead { offset, buffer } => {
                 let what = self.read_of(node, Which::Journal, block_at(offset), buffer);
                 (Which::Journal, what)
@@ -211,10 +235,31 @@ impl Cluster {
                 (which, self.read_of(node, which, block_at(offset), buffer))
             }
             DiskOp::StoreFlush { volume } => {
-                let volume = usize::from(volume.0);
-                let mark = self.nodes[node].disks.stores[volume].flush_mark();
-                (Which::Store(volume), What::Flush { mark })
+                let which = Which::Store(usize::from(volume.0));
+                (which, self.flush_of(node, which))
             }
+            DiskOp::SideRead {
+                file,
+                offset,
+                buffer,
+            } => {
+                let which = file.into();
+                (which, self.read_of(node, which, block_at(offset), buffer))
+            }
+            DiskOp::SideWrite {
+                file,
+                offset,
+                parts,
+            } => (file.into(), write_of(block_at(offset), parts)),
+            DiskOp::SideFlush { file } => {
+                let which = file.into();
+                (which, self.flush_of(node, which))
+            }
+            DiskOp::SideDiscard {
+                file,
+                offset,
+                length,
+            } => (file.into(), zeroes_of(block_at(offset), length)),
         };
         self.launch(node, id, ticket, which, what, batches);
         self.disk_is_bounded(node);
@@ -265,6 +310,11 @@ impl Cluster {
             flight: id,
         };
         self.after(wait, event);
+    }
+
+    fn flush_of(&mut self, node: usize, which: Which) -> What {
+        let mark = disk_of(&mut self.nodes[node].disks, which).flush_mark();
+        What::Flush { mark }
     }
 
     fn read_of(&mut self, node: usize, which: Which, block: u64, buffer: SimBuffer) -> What {

@@ -4,6 +4,7 @@ use replicator::io::*;
 use replicator::types::*;
 use replicator::view::{DiskState, PeerView};
 
+use crate::drive::KINDS;
 use crate::harness::*;
 use crate::oracle::stamps_of_block;
 
@@ -21,9 +22,9 @@ impl Cluster {
         }
         for &node in nodes {
             let n = &mut self.nodes[node];
-            n.slow = [1; 3];
-            n.next_fate = [None; 3];
-            n.hung_until = [0; 3];
+            n.slow = [1; KINDS];
+            n.next_fate = [None; KINDS];
+            n.hung_until = [0; KINDS];
             n.disks.meta.settle();
             n.disks.journal.settle();
             let hung: Vec<u64> = n.flights.keys().copied().collect();
