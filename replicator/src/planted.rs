@@ -129,6 +129,12 @@ bugs! {
         PeerBatchTrusted,
         /// What is read back from the journal was checked when it was written.
         LoadTrusted,
+        /// What is read from a store was checked when it was written.
+        SumsUnchecked,
+        /// The floor moves before the checksums of what was applied are on the disk.
+        SumsAfterFloor,
+        /// A block from a peer is taken in place of a bad one whatever it holds.
+        RepairTrusted,
     }
     7 {
         /// A record commits when every connected peer has it, also under `ack = "majority"`.

@@ -543,6 +543,20 @@ pub fn verify(bytes: &[u8]) -> Result<Header, BatchFault> {
     Ok(header)
 }
 
+/// The CRC that a verified batch carries for its payload block `block`, counted with the header as in [`Descriptor::payload`].
+///
+/// # Panics
+/// If there is no such block.
+#[must_use]
+pub fn crc_of(bytes: &[u8], block: u32) -> u32 {
+    let (raw, _) = RawHeader::ref_from_prefix(bytes).expect("a batch has a header");
+    assert!(block > 0 && block <= raw.payload_blocks.get());
+    let crcs_at = FIXED_BYTES + usize::from(raw.records.get()) * DESCRIPTOR_BYTES;
+    let at = crcs_at + (block as usize - 1) * 4;
+    let crc: [u8; 4] = bytes[at..at + 4].try_into().expect("four bytes");
+    u32::from_le_bytes(crc)
+}
+
 /// The config in a verified batch that begins an epoch or changes the membership.
 #[must_use]
 pub fn config_of(bytes: &[u8], header: &Header) -> Option<ClusterConfig> {

@@ -75,7 +75,13 @@ fn refusal(meta: &mut Meta, journal: &mut Disk, config: &ReplicaConfig) -> Recov
 
 #[test]
 fn a_node_starts_with_what_its_disks_say() {
-    let found = recover(&mut Meta::of(&superblock()), &mut journal(), &mut Blank, &config()).unwrap();
+    let found = recover(
+        &mut Meta::of(&superblock()),
+        &mut journal(),
+        &mut Blank,
+        &config(),
+    )
+    .unwrap();
     assert_eq!(found.superblock, superblock());
     assert_eq!(found.scanned.parts.entries.len(), 2);
     assert_eq!(found.scanned.end.decision, Decision::End);

@@ -1,12 +1,13 @@
-//! Applying: committed records go to the stores lazily, the newest version of each block only, in large writes; then the
-//! stores are flushed, and then the floor moves.
+//! Applying: committed records go to the stores lazily, the newest version of each block only, in large writes; their
+//! checksums go to the table; then stores and table are flushed, and then the floor moves.
 
 use super::{Pending, Replica};
-use crate::io::{DiskError, DiskOp, PARTS_MAX, Parts};
-use crate::journal::batch::Kind;
+use crate::io::{DiskError, DiskOp, PARTS_MAX, Parts, SideFile};
+use crate::journal::batch::{self, Kind};
 use crate::memory::{Buffer, Memory, Purpose};
 use crate::replica::loads::LoadFor;
 use crate::store::extents::{Extent, ExtentMap, Source};
+use crate::store::sums::BlockSum;
 use crate::types::*;
 
 /// Records applied in one go, at most.
@@ -35,6 +36,7 @@ enum Phase {
     Idle,
     Loading,
     Writing,
+    Summing,
     Flushing,
 }
 
@@ -49,6 +51,8 @@ pub(super) struct Applier {
     cursor: Option<(VolumeId, u64)>,
     left: u32,
     touched: u32,
+    /// Pages of checksums were written.
+    flush_sums: bool,
     /// When the oldest committed record that is not applied was noticed.
     waiting_since: Option<Time>,
     /// It is due, and waits for the superblock.
@@ -70,6 +74,7 @@ impl Applier {
             cursor: None,
             left: 0,
             touched: 0,
+            flush_sums: false,
             waiting_since: None,
             waits: false,
             retry_at: None,
@@ -97,7 +102,7 @@ impl Applier {
             Phase::Idle if self.waits => None,
             Phase::Idle => Some(self.waiting_since?.after(IDLE_NS)),
             Phase::Loading => self.retry_at,
-            Phase::Writing | Phase::Flushing => None,
+            Phase::Writing | Phase::Summing | Phase::Flushing => None,
         }
     }
 }
@@ -140,7 +145,15 @@ impl<M: Memory> Replica<M> {
             Phase::Idle => self.apply_start(),
             Phase::Loading => self.apply_load(),
             Phase::Writing => self.apply_write(),
+            Phase::Summing => self.apply_pages(),
             Phase::Flushing => {}
+        }
+    }
+
+    /// A page of checksums was written.
+    pub(super) fn apply_goes_on(&mut self) {
+        if self.applier.phase == Phase::Summing {
+            self.apply_pages();
         }
     }
 
@@ -148,6 +161,9 @@ impl<M: Memory> Replica<M> {
         let from = self.log.applied_number();
         let to = self.committed_number(self.committed);
         self.applier.waits = false;
+        if self.repairs.write() {
+            return;
+        }
         if from == to {
             self.applier.waiting_since = None;
             return;
@@ -298,6 +314,50 @@ impl<M: Memory> Replica<M> {
             self.applier.left += 1;
         }
         if self.applier.left == 0 && self.applier.cursor.is_none() {
+            self.apply_sums();
+        }
+    }
+
+    /// Records what the stores hold now. The checksums are those that the journal carries: computed once, by whoever
+    /// admitted the write. Nobody compares a store with them before the window has ended, since until then the overlay, or
+    /// the log, has the last word on all of its blocks.
+    fn apply_sums(&mut self) {
+        self.applier.phase = Phase::Summing;
+        let mut from = Some((VolumeId(0), 0));
+        while let Some((volume, block)) = from {
+            let Some(extent) = self.applier.plan.next_from(volume, block) else {
+                break;
+            };
+            from = Some((extent.volume, extent.end()));
+            let Extent {
+                volume,
+                start,
+                blocks,
+                seq,
+                source,
+            } = extent;
+            match source {
+                Source::Zero { .. } => {
+                    self.sums
+                        .write(volume, start, blocks, seq, |_| BlockSum::ZERO);
+                }
+                Source::Batch { entry, block } => {
+                    let buffer = self.log.entry(entry).and_then(|e| e.buffer.as_ref());
+                    let bytes = buffer.expect("the window was loaded").bytes();
+                    self.sums.write(volume, start, blocks, seq, |b| {
+                        let index =
+                            u32::try_from(b - start).expect("a batch has at most 384 blocks");
+                        BlockSum::of_crc(batch::crc_of(bytes, block + index))
+                    });
+                }
+            }
+        }
+        self.applier.flush_sums = !self.sums.is_clean();
+        self.apply_pages();
+    }
+
+    fn apply_pages(&mut self) {
+        if self.write_pages(|r| &mut r.sums) || planted!(SumsAfterFloor) {
             self.apply_flush();
         }
     }
@@ -355,6 +415,11 @@ impl<M: Memory> Replica<M> {
                 );
                 self.applier.left += 1;
             }
+        }
+        if self.applier.flush_sums && !planted!(SumsAfterFloor) {
+            let file = SideFile::Sums;
+            self.disk(Pending::Apply, DiskOp::SideFlush { file });
+            self.applier.left += 1;
         }
         if self.applier.left == 0 {
             self.apply_end();

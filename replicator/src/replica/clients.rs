@@ -13,6 +13,7 @@ use crate::io::*;
 use crate::journal::batch::Draft;
 use crate::memory::{Buffer, Memory};
 use crate::replica::config::OnNoQuorum;
+use crate::store::block_set::BlockSet;
 use crate::types::*;
 
 /// Payload blocks from which on a write makes a batch of its own, from the buffer that it came in (64 KiB).
@@ -31,7 +32,13 @@ enum Work<B> {
         length: u32,
         buffer: Option<B>,
         left: u32,
-        error: bool,
+        /// Which of its blocks come from the store, and as of which state of the stores.
+        from_store: BlockSet,
+        stores: u64,
+        /// Which of them the store did not give.
+        failed: BlockSet,
+        /// It did not give all at once: block by block it shows which.
+        singly: bool,
     },
     Write {
         volume: VolumeId,
@@ -171,7 +178,10 @@ impl<M: Memory> Replica<M> {
                     length,
                     buffer: None,
                     left: 0,
-                    error: false,
+                    from_store: BlockSet::default(),
+                    stores: 0,
+                    failed: BlockSet::default(),
+                    singly: false,
                 };
                 let index = self.clients.take(req, work);
                 if !self.try_read(index) {
@@ -219,6 +229,39 @@ impl<M: Memory> Replica<M> {
             .ready
             .push_back((index, generation, Some(answer)));
         self.pump_ready();
+    }
+
+    /// A block can not be read: neither can requests that need it.
+    pub(super) fn fail_reads_of(&mut self, volume: VolumeId, block: u64) {
+        for index in 0..self.clients.ops.len() {
+            let op = &self.clients.ops[index];
+            let needs = match &op.work {
+                Work::Read {
+                    volume: v,
+                    offset,
+                    length,
+                    buffer: None,
+                    ..
+                } => {
+                    let start = offset / BLOCK_BYTES_U64;
+                    let end = start + edges::span(*offset, u64::from(*length));
+                    *v == volume && (start..end).contains(&block)
+                }
+                Work::Write {
+                    volume: v, edges, ..
+                }
+                | Work::Zero {
+                    volume: v, edges, ..
+                } => *v == volume && edges.iter().flatten().any(|e| e.waits_for(block)),
+                _ => false,
+            };
+            if needs {
+                let index = u32::try_from(index).expect("at most 2^32 requests");
+                self.clients.reads.retain(|&i| i != index);
+                self.clients.widening.retain(|&i| i != index);
+                self.fail_op(index);
+            }
+        }
     }
 
     fn fail_op(&mut self, index: u32) {

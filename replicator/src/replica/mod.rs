@@ -8,7 +8,8 @@
 //! | `follower` | being Secondary: the Primary's log, promises |
 //! | `election` | becoming Primary |
 //! | `peers`, `feed` | connections and reports; giving peers the log |
-//! | `writer`, `loads`, `applier` | the journal's way out, its way back, and the way to the stores |
+//! | `writer`, `loads`, `applier`, `pages` | the journal's way out, its way back, the way to the stores and their checksums |
+//! | `serve`, `repair` | telling peers what blocks hold; bad blocks |
 //! | `pending`, `metadata` | disk operations in flight; the superblock |
 //! | `witness` | voters without a log |
 //! | `status` | the view |
@@ -23,8 +24,12 @@ mod hold;
 mod leader;
 mod loads;
 mod metadata;
+mod pages;
 mod peers;
 mod pending;
+mod repair;
+mod resync;
+mod serve;
 mod status;
 mod witness;
 mod writer;
@@ -42,8 +47,11 @@ use self::hold::Hold;
 use self::leader::{DemoteFor, Leader};
 use self::loads::Loads;
 use self::metadata::{MetaVersion, Metadata};
+use self::pages::Pages;
 use self::peers::Peer;
 use self::pending::{Pending, PendingTable};
+use self::repair::Repairs;
+use self::serve::Serves;
 use self::writer::Writer;
 use crate::io::*;
 use crate::journal::log::Log;
@@ -112,6 +120,9 @@ pub struct Replica<M: Memory> {
     applier: Applier,
     overlay: ExtentMap,
     sums: SumTable,
+    pages: Pages<M::Buffer>,
+    repairs: Repairs<M::Buffer>,
+    serves: Serves<M::Buffer>,
     evict_from: u64,
     committed: Seq,
     /// The committed floor that the peers were told last.
@@ -186,6 +197,7 @@ impl<M: Memory> Replica<M> {
                 mix(acc ^ word)
             });
         let mut metadata = Metadata::new(superblock, copies, &mut memory);
+        let pages = Pages::new(&mut memory);
         let damage_is_new = metadata.wanted.damaged_until != scanned.damaged_until;
         metadata.wanted.damaged_until = scanned.damaged_until;
         metadata.durable_committed = scanned.committed;
@@ -219,6 +231,9 @@ impl<M: Memory> Replica<M> {
             overlay: ExtentMap::with_capacity(2 * UNAPPLIED_MAX + 4096),
             applier: Applier::new(),
             sums,
+            pages,
+            repairs: Repairs::new(),
+            serves: Serves::new(),
             loads: Loads::new(),
             evict_from: 0,
             committed: scanned.committed,
@@ -275,6 +290,13 @@ impl<M: Memory> Replica<M> {
             );
         } else {
             replica.log_info(text);
+        }
+        if sums_found.lost > 0 {
+            replica.log_error(format!(
+                "{} pages of the checksums are damaged beyond repair: their blocks are not checked until they are written, or \
+                 verified against a peer",
+                sums_found.lost
+            ));
         }
         replica
     }
@@ -378,6 +400,24 @@ impl<M: Memory> Replica<M> {
             (Frame::TooFarBehind { journal_floor: _ }, None) => self.got_too_far(conn),
             (Frame::Ping, None) => {}
             (Frame::Config(told), None) => self.got_config(conn, *told),
+            (
+                Frame::BlocksAsk {
+                    token,
+                    volume,
+                    block,
+                    blocks,
+                },
+                None,
+            ) => self.got_blocks_ask(conn, token, volume, block, blocks),
+            (Frame::Blocks(blocks), data) => self.got_blocks(conn, *blocks, data),
+            (
+                Frame::ChangedAsk {
+                    token,
+                    volume,
+                    group,
+                },
+                None,
+            ) => self.got_changed_ask(conn, token, volume, group),
             _ => {
                 let reason = DropReason::Protocol("a frame with a batch that it can not have");
                 self.give_up(conn, reason, false);
@@ -391,7 +431,19 @@ impl<M: Memory> Replica<M> {
             Pending::Metadata => self.metadata_written(result),
             Pending::Load { slot } => self.load_done(slot, result),
             Pending::Apply => self.apply_done(result),
-            Pending::Read { index, generation } => self.read_done(index, generation, result),
+            Pending::Page { index } => self.page_written(index, result),
+            Pending::Read {
+                index,
+                generation,
+                first,
+                blocks,
+            } => self.read_done(index, generation, (first, blocks), result),
+            Pending::Serve {
+                serial,
+                first,
+                blocks,
+            } => self.served(serial, (first, blocks), result),
+            Pending::Repair { volume, block } => self.repair_written(volume, block, result),
             Pending::Edge {
                 index,
                 generation,
@@ -465,6 +517,8 @@ impl<M: Memory> Replica<M> {
         self.end_batch();
         self.pump_writer();
         self.pump_feeds();
+        self.pump_serves();
+        self.pump_repairs();
         self.pump_reads();
         self.pump_ready();
         self.pump_no_quorum();
@@ -507,6 +561,8 @@ impl<M: Memory> Replica<M> {
             self.applier.timeout(),
             self.candidacy_timeout(),
             self.hold_timeout(),
+            self.serves.timeout(),
+            self.repairs.timeout(),
         ]
         .into_iter()
         .flatten()

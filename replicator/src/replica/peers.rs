@@ -66,6 +66,8 @@ pub(super) struct Peer {
     pub(super) caught_up: bool,
     /// When it was last met, it had another history than this node.
     pub(super) foreign: bool,
+    /// It stages what it is fed: that counts for nothing yet.
+    pub(super) staging: bool,
 }
 
 impl Peer {
@@ -89,6 +91,7 @@ impl Peer {
             catch_up_to: Seq(0),
             caught_up: false,
             foreign: false,
+            staging: false,
         }
     }
 
@@ -104,6 +107,7 @@ impl Peer {
         self.supported_at = None;
         self.refused = None;
         self.caught_up = false;
+        self.staging = false;
         self.feed = if self.conn.is_some() {
             Feed::Asked
         } else {
@@ -207,6 +211,8 @@ impl<M: Memory> Replica<M> {
             self.following = None;
             self.matched = Seq(0);
         }
+        self.serves.forget(conn);
+        self.repairs_lose(conn);
         self.candidate_lost(node);
     }
 

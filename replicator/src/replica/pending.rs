@@ -1,6 +1,6 @@
 //! Disk operations in flight: which ticket is for what.
 
-use crate::types::Ticket;
+use crate::types::{Ticket, VolumeId};
 
 /// What a disk operation in flight is for.
 #[derive(Clone, Copy, Debug)]
@@ -13,9 +13,27 @@ pub(super) enum Pending {
         slot: usize,
     },
     Apply,
+    /// A page of a table of checksums.
+    Page {
+        index: usize,
+    },
+    /// A piece of a client's read: blocks of it, from its first one on.
     Read {
         index: u32,
         generation: u32,
+        first: u32,
+        blocks: u32,
+    },
+    /// A piece of an answer to a peer.
+    Serve {
+        serial: u64,
+        first: u32,
+        blocks: u32,
+    },
+    /// A good copy on its way to the place of a bad one.
+    Repair {
+        volume: VolumeId,
+        block: u64,
     },
     Edge {
         index: u32,

@@ -60,6 +60,18 @@ impl BlockSum {
         Self(if crc < 2 { crc + 2 } else { crc })
     }
 
+    /// As it goes to the wire.
+    #[must_use]
+    pub fn to_wire(self) -> u32 {
+        self.0
+    }
+
+    /// Reads what [`BlockSum::to_wire`] gave.
+    #[must_use]
+    pub fn from_wire(n: u32) -> Self {
+        Self(n)
+    }
+
     /// The sum of these contents of a block.
     #[must_use]
     pub fn of(volume: VolumeId, block: u64, bytes: &[u8]) -> Self {
@@ -116,7 +128,6 @@ impl Table {
 struct Part {
     blocks: u64,
     first_page: u32,
-    pages: u32,
     /// The last record that changed each group.
     changed: Vec<Seq>,
     sums: Vec<BlockSum>,
@@ -198,7 +209,8 @@ pub fn file_bytes(volumes: impl Iterator<Item = u64>) -> u64 {
 }
 
 fn pages_of(bytes: u64) -> u32 {
-    u32::try_from((bytes / BLOCK_BYTES_U64).div_ceil(PAGE_BLOCKS)).expect("a volume has less than 2^32 pages")
+    u32::try_from((bytes / BLOCK_BYTES_U64).div_ceil(PAGE_BLOCKS))
+        .expect("a volume has less than 2^32 pages")
 }
 
 fn index(n: u64) -> usize {
@@ -217,7 +229,6 @@ impl SumTable {
                 let part = Part {
                     blocks,
                     first_page,
-                    pages,
                     changed: vec![Seq(0); index(blocks.div_ceil(GROUP_BLOCKS))],
                     sums: vec![table.never(); index(blocks)],
                 };
@@ -248,7 +259,10 @@ impl SumTable {
         let mut loaded = Self::new(table, volumes);
         let mut found = Found::default();
         let pages = loaded.versions.len();
-        let mut slots = [vec![0; CHUNK_PAGES * BLOCK_BYTES], vec![0; CHUNK_PAGES * BLOCK_BYTES]];
+        let mut slots = [
+            vec![0; CHUNK_PAGES * BLOCK_BYTES],
+            vec![0; CHUNK_PAGES * BLOCK_BYTES],
+        ];
         let mut first = 0;
         while first < pages {
             let count = CHUNK_PAGES.min(pages - first);
@@ -330,7 +344,9 @@ impl SumTable {
     }
 
     fn part_of(&self, page: usize) -> usize {
-        self.parts.partition_point(|p| p.first_page as usize <= page) - 1
+        self.parts
+            .partition_point(|p| p.first_page as usize <= page)
+            - 1
     }
 
     fn groups_of(&self, page: usize) -> (usize, std::ops::Range<usize>) {
@@ -430,7 +446,14 @@ impl SumTable {
     }
 
     /// Records what record `seq` wrote to `blocks` blocks from `start` on.
-    pub fn write(&mut self, volume: VolumeId, start: u64, blocks: u64, seq: Seq, sum: impl Fn(u64) -> BlockSum) {
+    pub fn write(
+        &mut self,
+        volume: VolumeId,
+        start: u64,
+        blocks: u64,
+        seq: Seq,
+        sum: impl Fn(u64) -> BlockSum,
+    ) {
         for block in start..start + blocks {
             self.parts[usize::from(volume.0)].sums[index(block)] = sum(block);
         }
@@ -472,7 +495,8 @@ impl SumTable {
     fn encode(&self, page: usize, version: u64, block: &mut [u8]) {
         let (index, groups) = self.groups_of(page);
         let part = &self.parts[index];
-        let mut raw = RawPage::read_from_bytes(&[0; BLOCK_BYTES]).expect("the length is the type's own");
+        let mut raw =
+            RawPage::read_from_bytes(&[0; BLOCK_BYTES]).expect("the length is the type's own");
         raw.magic = U64::new(MAGIC);
         raw.format = U16::new(SUMS_VERSION);
         raw.table = self.table.number();

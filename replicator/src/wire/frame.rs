@@ -15,8 +15,10 @@ use crate::memory::ALLOC_BLOCKS_MAX;
 use crate::meta::config::ConfigAt;
 use crate::types::*;
 
+pub use resync::{ASKED_BLOCKS_MAX, ASKED_GROUPS_MAX, Blocks, Changed, ResyncFrom};
+
 /// The version of the frames; the hello agrees on it.
-pub const FRAME_VERSION: u16 = 1;
+pub const FRAME_VERSION: u16 = 2;
 
 /// Bytes of a frame's header.
 pub const FRAME_HEADER_BYTES: usize = 32;
@@ -182,6 +184,53 @@ pub enum Frame {
     Ping,
     /// Keep this config, witness; answered by [`Frame::Ack`].
     Config(Box<Told>),
+    /// What do these blocks hold? Answered by [`Frame::Blocks`].
+    BlocksAsk {
+        /// Comes back in the answer.
+        token: u64,
+        /// The volume.
+        volume: VolumeId,
+        /// The first block.
+        block: u64,
+        /// How many.
+        blocks: u32,
+    },
+    /// This; the blocks follow, unless all are zeroes.
+    Blocks(Box<Blocks>),
+    /// Which record changed each group from this one on last? Answered by [`Frame::Changed`], in its place among the
+    /// appends: what was changed by records that were sent before is in it.
+    ChangedAsk {
+        /// Comes back in the answer.
+        token: u64,
+        /// The volume.
+        volume: VolumeId,
+        /// The first group.
+        group: u64,
+    },
+    /// These.
+    Changed(Box<Changed>),
+    /// I am past your journal. I have staged what goes through this record; go on from there if you can.
+    ResyncAsk {
+        /// Comes back in the answer.
+        token: u64,
+        /// The last record staged.
+        staged: RecordId,
+        /// What of it is known to be committed, or in the sender's stores.
+        committed: Seq,
+    },
+    /// I go on from here: appends follow.
+    ResyncFrom(Box<ResyncFrom>),
+    /// I have staged your log through this record. It counts for no commit: it is only room for more.
+    Staged {
+        /// The Primary's epoch.
+        epoch: Epoch,
+        /// Through this record.
+        seq: Seq,
+        /// Bytes of which it is not known whether they have to come, or known that they have to.
+        left_bytes: u64,
+        /// The same when the resync began.
+        total_bytes: u64,
+    },
 }
 
 /// Why bytes are not a frame.
@@ -266,6 +315,13 @@ const KIND_DEMOTED: u16 = 11;
 const KIND_TOO_FAR_BEHIND: u16 = 12;
 const KIND_PING: u16 = 13;
 const KIND_CONFIG: u16 = 14;
+const KIND_BLOCKS_ASK: u16 = 20;
+const KIND_BLOCKS: u16 = 21;
+const KIND_CHANGED_ASK: u16 = 22;
+const KIND_CHANGED: u16 = 23;
+const KIND_RESYNC_ASK: u16 = 24;
+const KIND_RESYNC_FROM: u16 = 25;
+const KIND_STAGED: u16 = 26;
 
 /// A frame's header, checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -294,8 +350,10 @@ impl FrameHeader {
         let kind = raw.kind.get();
         let body_bytes = usize::from(raw.body_bytes.get());
         let batch_blocks = raw.batch_blocks.get();
-        let with_batch = kind == KIND_APPEND || (kind == KIND_FETCHED && batch_blocks > 0);
-        if !(KIND_REPORT..=KIND_CONFIG).contains(&kind) {
+        let with_batch =
+            kind == KIND_APPEND || (matches!(kind, KIND_FETCHED | KIND_BLOCKS) && batch_blocks > 0);
+        let known = [KIND_REPORT..=KIND_CONFIG, KIND_BLOCKS_ASK..=KIND_STAGED];
+        if !known.iter().any(|kinds| kinds.contains(&kind)) {
             return Err(FrameError::Kind(kind));
         }
         if body_bytes > BODY_BYTES_MAX
@@ -328,6 +386,16 @@ impl FrameHeader {
         }
         if self.kind == KIND_CONFIG {
             return told::decode(body).map(|t| Frame::Config(Box::new(t)));
+        }
+        match self.kind {
+            KIND_BLOCKS => return resync::decode_blocks(body).map(|b| Frame::Blocks(Box::new(b))),
+            KIND_CHANGED => {
+                return resync::decode_changed(body).map(|c| Frame::Changed(Box::new(c)));
+            }
+            KIND_RESYNC_FROM => {
+                return resync::decode_from(body).map(|f| Frame::ResyncFrom(Box::new(f)));
+            }
+            _ => {}
         }
         let n = RawNumbers::read_from_bytes(body).map_err(|_| FrameError::Length)?;
         let (a, b, c, d) = (n.a.get(), n.b.get(), n.c.get(), n.d.get());
@@ -375,6 +443,31 @@ impl FrameHeader {
                 journal_floor: seq(a)?,
             },
             KIND_PING => Frame::Ping,
+            KIND_BLOCKS_ASK => Frame::BlocksAsk {
+                token: a,
+                volume: VolumeId(u16::try_from(b).map_err(|_| FrameError::Field)?),
+                block: c,
+                blocks: n.small.get(),
+            },
+            KIND_CHANGED_ASK => Frame::ChangedAsk {
+                token: a,
+                volume: VolumeId(u16::try_from(b).map_err(|_| FrameError::Field)?),
+                group: c,
+            },
+            KIND_RESYNC_ASK => Frame::ResyncAsk {
+                token: a,
+                staged: RecordId {
+                    epoch: epoch(b)?,
+                    seq: seq(c)?,
+                },
+                committed: seq(d)?,
+            },
+            KIND_STAGED => Frame::Staged {
+                epoch: epoch(a)?,
+                seq: seq(b)?,
+                left_bytes: c,
+                total_bytes: d,
+            },
             other => return Err(FrameError::Kind(other)),
         })
     }
@@ -489,10 +582,61 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
         }
         Frame::Ping => KIND_PING,
         Frame::Config(_) => KIND_CONFIG,
+        Frame::BlocksAsk {
+            token,
+            volume,
+            block,
+            blocks,
+        } => {
+            n.a = U64::new(*token);
+            n.b = U64::new(u64::from(volume.0));
+            n.c = U64::new(*block);
+            n.small = U32::new(*blocks);
+            KIND_BLOCKS_ASK
+        }
+        Frame::Blocks(_) => KIND_BLOCKS,
+        Frame::ChangedAsk {
+            token,
+            volume,
+            group,
+        } => {
+            n.a = U64::new(*token);
+            n.b = U64::new(u64::from(volume.0));
+            n.c = U64::new(*group);
+            KIND_CHANGED_ASK
+        }
+        Frame::Changed(_) => KIND_CHANGED,
+        Frame::ResyncAsk {
+            token,
+            staged,
+            committed,
+        } => {
+            n.a = U64::new(*token);
+            n.b = U64::new(staged.epoch.0);
+            n.c = U64::new(staged.seq.0);
+            n.d = U64::new(committed.0);
+            KIND_RESYNC_ASK
+        }
+        Frame::ResyncFrom(_) => KIND_RESYNC_FROM,
+        Frame::Staged {
+            epoch,
+            seq,
+            left_bytes,
+            total_bytes,
+        } => {
+            n.a = U64::new(epoch.0);
+            n.b = U64::new(seq.0);
+            n.c = U64::new(*left_bytes);
+            n.d = U64::new(*total_bytes);
+            KIND_STAGED
+        }
     };
     let body_bytes = match frame {
         Frame::Report(report) => report::encode(report, body),
         Frame::Config(told) => told::encode(told, body),
+        Frame::Blocks(blocks) => resync::encode_blocks(blocks, body),
+        Frame::Changed(changed) => resync::encode_changed(changed, body),
+        Frame::ResyncFrom(from) => resync::encode_from(from, body),
         _ => {
             body[..size_of::<RawNumbers>()].copy_from_slice(n.as_bytes());
             size_of::<RawNumbers>()
@@ -513,6 +657,7 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
 }
 
 mod report;
+mod resync;
 #[cfg(test)]
 mod tests;
 mod told;

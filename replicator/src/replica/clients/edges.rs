@@ -17,6 +17,13 @@ pub(super) struct Edge<B> {
     pub(super) generation: u64,
 }
 
+impl<B> Edge<B> {
+    /// Whether it waits for this block to be mended.
+    pub(super) fn waits_for(&self, block: u64) -> bool {
+        self.block == block && self.content.is_none() && !self.reading
+    }
+}
+
 /// How an edge stands.
 pub(super) enum EdgeState {
     Known,
@@ -62,6 +69,10 @@ impl<M: Memory> Replica<M> {
         let newest = self
             .overlay
             .first_overlap(volume, edge.block, edge.block + 1);
+        if newest.is_none() && self.repairs.concern(volume, edge.block, edge.block + 1) {
+            edge.content = None;
+            return false;
+        }
         if newest.is_none() && edge.content.is_some() {
             // It was read from the store; nothing may have replaced it there meanwhile.
             if edge.generation == self.applier.generation {
@@ -131,15 +142,28 @@ impl<M: Memory> Replica<M> {
         if op.generation != generation {
             return;
         }
-        if let Work::Write { edges, .. } | Work::Zero { edges, .. } = &mut op.work
-            && let Some(edge) = &mut edges[which]
-        {
-            edge.reading = false;
-        }
-        if let Err(error) = result {
-            self.log_error(format!("a store can not be read: {error}"));
-            self.clients.widening.retain(|&i| i != index);
-            self.fail_op(index);
+        let (Work::Write { volume, edges, .. } | Work::Zero { volume, edges, .. }) = &mut op.work
+        else {
+            return;
+        };
+        let volume = *volume;
+        let Some(edge) = &mut edges[which] else {
+            return;
+        };
+        edge.reading = false;
+        let block = edge.block;
+        let content = edge.content.as_ref().map(Buffer::bytes);
+        let sum = self.sums.sum(volume, block);
+        let sound = result.is_ok() && content.is_some_and(|bytes| sum.admits(volume, block, bytes));
+        // If a newer version was written meanwhile, this one is not looked at.
+        let newer = edge.generation != self.applier.generation
+            || self
+                .overlay
+                .first_overlap(volume, block, block + 1)
+                .is_some();
+        if !sound && !planted!(SumsUnchecked) && (result.is_err() || !newer) {
+            edge.content = None;
+            self.found_bad(volume, block);
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::io::*;
 use crate::memory::{Buffer, Memory, Purpose};
 use crate::replica::loads::LoadFor;
 use crate::replica::{Pending, Replica};
+use crate::store::block_set::BlockSet;
 use crate::store::extents::Source;
 use crate::types::*;
 use crate::view::{Holds, Unapplied};
@@ -63,6 +64,7 @@ impl<M: Memory> Replica<M> {
             volume,
             offset,
             length,
+            singly,
             ..
         } = self.clients.ops[index as usize].work
         else {
@@ -73,6 +75,9 @@ impl<M: Memory> Replica<M> {
         }
         let start = offset / BLOCK_BYTES_U64;
         let end = start + span(offset, u64::from(length));
+        if self.repairs.concern(volume, start, end) {
+            return false;
+        }
         let mut missing = None;
         let mut at = start;
         while let Some(extent) = self.overlay.first_overlap(volume, at, end) {
@@ -123,21 +128,34 @@ impl<M: Memory> Replica<M> {
             at = extent.end();
         }
         let generation = self.clients.ops[index as usize].generation;
+        let mut from_store = BlockSet::default();
         let mut left = 0;
         let mut at = start;
         while at < end {
             let next = self.overlay.first_overlap(volume, at, end);
             let gap_end = next.map_or(end, |e| e.start.max(at));
-            if gap_end > at {
-                let first = u32::try_from(at - start).expect("257 blocks");
-                let count = u32::try_from(gap_end - at).expect("257 blocks");
+            let mut piece = at;
+            while piece < gap_end {
+                let first = u32::try_from(piece - start).expect("257 blocks");
+                let until = if singly { piece + 1 } else { gap_end };
+                let blocks = u32::try_from(until - piece).expect("257 blocks");
+                from_store.add(first, blocks);
                 let op = DiskOp::StoreRead {
                     volume,
-                    offset: at * BLOCK_BYTES_U64,
-                    buffer: buffer.slice(first, count),
+                    offset: piece * BLOCK_BYTES_U64,
+                    buffer: buffer.slice(first, blocks),
                 };
-                self.disk(Pending::Read { index, generation }, op);
+                self.disk(
+                    Pending::Read {
+                        index,
+                        generation,
+                        first,
+                        blocks,
+                    },
+                    op,
+                );
                 left += 1;
+                piece = until;
             }
             at = next.map_or(end, |e| e.end());
         }
@@ -150,7 +168,10 @@ impl<M: Memory> Replica<M> {
                 length,
                 buffer: Some(buffer),
                 left,
-                error: false,
+                from_store,
+                stores: self.applier.generation,
+                failed: BlockSet::default(),
+                singly,
             };
         }
         true
@@ -160,6 +181,7 @@ impl<M: Memory> Replica<M> {
         &mut self,
         index: u32,
         generation: u32,
+        (first, blocks): (u32, u32),
         result: Result<(), DiskError>,
     ) {
         let op = &mut self.clients.ops[index as usize];
@@ -167,29 +189,72 @@ impl<M: Memory> Replica<M> {
             return;
         }
         let Work::Read {
+            volume,
             offset,
             length,
             buffer,
             left,
-            error,
-            ..
+            from_store,
+            stores,
+            failed,
+            singly,
         } = &mut op.work
         else {
             return;
         };
         *left -= 1;
-        *error |= result.is_err();
+        if result.is_err() {
+            failed.add(first, blocks);
+        }
         if *left > 0 {
             return;
         }
-        let (offset, length, failed) = (*offset, *length, *error);
+        let (volume, offset, length) = (*volume, *offset, *length);
+        let (from_store, stores, failed) = (*from_store, *stores, *failed);
         let buffer = buffer.take().expect("a read in flight has its buffer");
-        if failed {
-            self.log_error(format!("a store can not be read: {result:?}"));
-            self.fail_op(index);
-        } else {
-            self.finish_read(index, offset, length, buffer);
+        let whole = failed.is_empty();
+        if !whole && !*singly {
+            // Which of its blocks the store does not give is seen when they are read one by one.
+            *singly = true;
+            self.read_again(index);
+            return;
         }
+        if whole && planted!(SumsUnchecked) {
+            self.finish_read(index, offset, length, buffer);
+            return;
+        }
+        let start = offset / BLOCK_BYTES_U64;
+        let mut sound = true;
+        for n in from_store.iter() {
+            let at = n as usize * BLOCK_BYTES;
+            let block = start + u64::from(n);
+            let bytes = &buffer.bytes()[at..at + BLOCK_BYTES];
+            if !failed.has(n) && self.sums.sum(volume, block).admits(volume, block, bytes) {
+                continue;
+            }
+            sound = false;
+            // A newer version may have been written while the old one was read.
+            let newer = self
+                .overlay
+                .first_overlap(volume, block, block + 1)
+                .is_some();
+            if failed.has(n) || !(newer || stores != self.applier.generation) {
+                self.found_bad(volume, block);
+            }
+        }
+        if sound {
+            self.finish_read(index, offset, length, buffer);
+        } else {
+            self.read_again(index);
+        }
+    }
+
+    /// What was read can not be used: the read is planned anew, once what is bad has been seen to.
+    fn read_again(&mut self, index: u32) {
+        if let Work::Read { buffer, .. } = &mut self.clients.ops[index as usize].work {
+            *buffer = None;
+        }
+        self.clients.reads.push(index);
     }
 
     pub(in crate::replica) fn finish_read(

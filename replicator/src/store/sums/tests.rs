@@ -7,7 +7,9 @@ const V: VolumeId = VolumeId(1);
 
 fn sizes() -> impl Iterator<Item = u64> {
     // Less than a group; one page and a bit; a whole number of pages.
-    [3, PAGE_BLOCKS + 5, 2 * PAGE_BLOCKS].into_iter().map(|b| b * BLOCK_BYTES_U64)
+    [3, PAGE_BLOCKS + 5, 2 * PAGE_BLOCKS]
+        .into_iter()
+        .map(|b| b * BLOCK_BYTES_U64)
 }
 
 struct File(Vec<u8>);
@@ -36,7 +38,10 @@ impl File {
 impl BlockRead for File {
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
         let from = index(offset);
-        let bytes = self.0.get(from..from + buffer.len()).ok_or(DiskError::Short)?;
+        let bytes = self
+            .0
+            .get(from..from + buffer.len())
+            .ok_or(DiskError::Short)?;
         buffer.copy_from_slice(bytes);
         Ok(())
     }
@@ -90,10 +95,17 @@ fn a_torn_write_leaves_the_version_before() {
             .copy_from_slice(&before[offset + 512..offset + BLOCK_BYTES]);
         let (back, found) = torn.load(Table::Stores);
         assert_eq!(found.lost, 0);
-        let expected = if round == 1 { BlockSum::ZERO } else { sum(round - 1) };
+        let expected = if round == 1 {
+            BlockSum::ZERO
+        } else {
+            sum(round - 1)
+        };
         // The first sector may be all that changed: then it is the new version, whole.
         let got = back.sum(V, 0);
-        assert!(got == expected || got == sum(round), "{got:?} in round {round}");
+        assert!(
+            got == expected || got == sum(round),
+            "{got:?} in round {round}"
+        );
         assert_eq!(got == expected, back.changed(V, 0) == Seq(round - 1));
     }
 }
@@ -120,7 +132,11 @@ fn a_flip_of_any_byte_costs_a_version_or_the_page_and_never_gives_another_sum() 
     let (mut back, found) = file.load(Table::Stores);
     assert_eq!(found.lost, 1);
     assert_eq!(back.sum(V, 3), BlockSum::UNKNOWN);
-    assert_eq!(back.changed(V, 0), Seq(99), "it counts as changed by whatever is in the stores");
+    assert_eq!(
+        back.changed(V, 0),
+        Seq(99),
+        "it counts as changed by whatever is in the stores"
+    );
     back.write(V, 3, 1, Seq(100), sum);
     file.save(&mut back);
     let (again, _) = file.load(Table::Stores);
@@ -139,7 +155,11 @@ fn a_page_in_a_foreign_place_is_no_page() {
     file.0[second..second + BLOCK_BYTES].copy_from_slice(&page);
     let (back, found) = file.load(Table::Stores);
     assert_eq!((found.whole, found.doubtful), (1, 1));
-    assert_eq!(back.sum(VolumeId(2), PAGE_BLOCKS), BlockSum::ZERO, "it was never written, as far as is known");
+    assert_eq!(
+        back.sum(VolumeId(2), PAGE_BLOCKS),
+        BlockSum::ZERO,
+        "it was never written, as far as is known"
+    );
 }
 
 #[test]
@@ -152,6 +172,10 @@ fn a_sum_admits_what_it_was_taken_of_and_nothing_else() {
     assert!(!BlockSum::ZERO.admits(V, 5, &bytes));
     assert!(!zero.admits(V, 5, &bytes));
     let one = BlockSum::of(V, 5, &bytes);
-    assert!(one.admits(V, 5, &bytes) && !one.admits(V, 6, &bytes) && !one.admits(VolumeId(0), 5, &bytes));
+    assert!(
+        one.admits(V, 5, &bytes)
+            && !one.admits(V, 6, &bytes)
+            && !one.admits(VolumeId(0), 5, &bytes)
+    );
     assert!(BlockSum::UNKNOWN.admits(V, 5, &bytes));
 }

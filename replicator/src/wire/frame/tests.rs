@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::journal::testing::config;
+use crate::store::sums::BlockSum;
 
 /// Header, body and how many blocks of a batch follow.
 fn encoded(frame: &Frame, batch_blocks: u32) -> Vec<u8> {
@@ -153,7 +154,91 @@ fn every_kind() -> Vec<(Frame, u32)> {
         ),
         (Frame::Ping, 0),
         (Frame::Config(Box::new(told())), 0),
+        (
+            Frame::BlocksAsk {
+                token: 17,
+                volume: VolumeId(18),
+                block: 19,
+                blocks: 20,
+            },
+            0,
+        ),
+        (Frame::Blocks(Box::new(blocks())), 3),
+        (Frame::Blocks(Box::new(blocks())), 0),
+        (
+            Frame::ChangedAsk {
+                token: 21,
+                volume: VolumeId(22),
+                group: 23,
+            },
+            0,
+        ),
+        (
+            Frame::Changed(Box::new(Changed {
+                token: 24,
+                groups: (25..30).map(Seq).collect(),
+            })),
+            0,
+        ),
+        (
+            Frame::ResyncAsk {
+                token: 26,
+                staged: id(27, 28),
+                committed: Seq(29),
+            },
+            0,
+        ),
+        (Frame::ResyncFrom(Box::new(from())), 0),
+        (
+            Frame::Staged {
+                epoch,
+                seq: Seq(30),
+                left_bytes: 31,
+                total_bytes: 32,
+            },
+            0,
+        ),
     ]
+}
+
+fn blocks() -> Blocks {
+    Blocks {
+        token: 1,
+        changed: Seq(2),
+        through: Seq(3),
+        sums: (4..7).map(BlockSum::from_wire).collect(),
+    }
+}
+
+fn from() -> ResyncFrom {
+    ResyncFrom {
+        token: 1,
+        at: id(8, 90),
+        blocks: 2,
+        checksum: 3,
+        common: Seq(4),
+        config: ConfigAt {
+            at: id(5, 6),
+            config: config(7),
+        },
+        epochs: [id(1, 1), id(8, 9)].into_iter().collect(),
+    }
+}
+
+#[test]
+fn a_resync_begins_at_a_record_that_its_history_and_config_reach() {
+    let wrong: [fn(&mut ResyncFrom); 4] = [
+        |f| f.at = id(9, 90),
+        |f| f.at = id(8, 5),
+        |f| f.config.at = id(8, 91),
+        |f| f.epochs.clear(),
+    ];
+    for spoil in wrong {
+        let mut from = from();
+        spoil(&mut from);
+        let bytes = encoded(&Frame::ResyncFrom(Box::new(from)), 0);
+        assert_eq!(decoded(&bytes), Err(FrameError::Field));
+    }
 }
 
 #[test]

@@ -1,0 +1,337 @@
+//! Bad blocks: what a store gives back is not what was written there, or it gives nothing. The block is fetched from a
+//! peer, put in its place, and only then is it read by anybody. Where no peer has a good copy, whoever asked gets an error for
+//! that block, and nothing else is harmed.
+//!
+//! Which of the two is wrong, the store or the table of checksums, is for the peer's copy to say: it is right if it fits the
+//! sum that is known here, and also if the peer's newest change of that neighbourhood is no newer than the one known here,
+//! and it has everything up to that.
+
+use super::{Pending, Replica};
+use crate::io::*;
+use crate::memory::{Buffer, Memory};
+use crate::replica::peers::Feed;
+use crate::store::sums::{BlockSum, GROUP_BLOCKS};
+use crate::types::*;
+use crate::wire::frame::{Blocks, Frame};
+
+/// Bad blocks being seen to at once. More are found again later.
+const REPAIRS_MAX: usize = 32;
+
+/// A peer that may soon be able to answer is waited for this long.
+const PATIENCE_NS: u64 = 2_000_000_000;
+
+/// So many bad blocks are told of one by one.
+const TOLD_MAX: u64 = 20;
+
+#[derive(Debug)]
+enum State<B> {
+    Wanted,
+    Asked {
+        conn: ConnId,
+        token: u64,
+    },
+    /// A good copy; `None` for zeroes.
+    Have(Option<B>, BlockSum),
+    Writing(BlockSum),
+    Flushing(BlockSum),
+}
+
+#[derive(Debug)]
+struct Repair<B> {
+    volume: VolumeId,
+    block: u64,
+    state: State<B>,
+    /// Peers that could not help, by their number.
+    tried: u8,
+    since: Time,
+}
+
+/// What is being done about bad blocks, and what was.
+#[derive(Debug)]
+pub(super) struct Repairs<B> {
+    list: Vec<Repair<B>>,
+    /// Bad blocks found since the start.
+    pub(super) found: u64,
+    /// Those that were mended.
+    pub(super) mended: u64,
+    /// Those of which no good copy was there.
+    pub(super) lost: u64,
+}
+
+impl<B> Repairs<B> {
+    pub(super) fn new() -> Self {
+        Self {
+            list: Vec::with_capacity(REPAIRS_MAX),
+            found: 0,
+            mended: 0,
+            lost: 0,
+        }
+    }
+
+    /// Whether a block of a range is being seen to.
+    pub(super) fn concern(&self, volume: VolumeId, start: u64, end: u64) -> bool {
+        self.list
+            .iter()
+            .any(|r| r.volume == volume && (start..end).contains(&r.block))
+    }
+
+    /// Whether a store is being written to.
+    pub(super) fn write(&self) -> bool {
+        self.list
+            .iter()
+            .any(|r| matches!(r.state, State::Writing(_) | State::Flushing(_)))
+    }
+
+    pub(super) fn timeout(&self) -> Option<Time> {
+        let wanted = self
+            .list
+            .iter()
+            .filter(|r| matches!(r.state, State::Wanted));
+        wanted.map(|r| r.since.after(PATIENCE_NS)).min()
+    }
+}
+
+impl<M: Memory> Replica<M> {
+    /// A block of a store is not what it should be.
+    pub(super) fn found_bad(&mut self, volume: VolumeId, block: u64) {
+        if self.repairs.concern(volume, block, block + 1) || self.repairs.list.len() >= REPAIRS_MAX
+        {
+            return;
+        }
+        self.repairs.found += 1;
+        if self.repairs.found <= TOLD_MAX {
+            let name = self.config.volumes[usize::from(volume.0)].name;
+            self.log_error(format!(
+                "block {block} of volume {name} is bad: the store does not give back what was written there; a peer is asked \
+                 for it. See to that disk"
+            ));
+        }
+        self.repairs.list.push(Repair {
+            volume,
+            block,
+            state: State::Wanted,
+            tried: 0,
+            since: self.now,
+        });
+    }
+
+    pub(super) fn pump_repairs(&mut self) {
+        let mut index = 0;
+        while index < self.repairs.list.len() {
+            let repair = &self.repairs.list[index];
+            let (volume, block) = (repair.volume, repair.block);
+            let moot = self.rewritten(volume, block);
+            let goes = match repair.state {
+                State::Wanted if moot => true,
+                State::Wanted => !self.ask_for(index),
+                State::Have(..) if moot => true,
+                State::Have(..) if self.applier.is_idle() && !self.repairs.write() => {
+                    self.put_in_place(index);
+                    false
+                }
+                _ => false,
+            };
+            if goes {
+                self.repairs.list.swap_remove(index);
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// Whether a record that the stores lack is about this block: what they hold does not matter then.
+    fn rewritten(&self, volume: VolumeId, block: u64) -> bool {
+        if self.leader.is_some() {
+            return self
+                .overlay
+                .first_overlap(volume, block, block + 1)
+                .is_some();
+        }
+        let end = self.log.next_number();
+        self.log
+            .unapplied_records(end)
+            .any(|(number, seq, record)| {
+                super::applier::extent_of(record, number, seq)
+                    .is_some_and(|e| e.volume == volume && e.start <= block && block < e.end())
+            })
+    }
+
+    /// Asks the next peer. `false` if there is none, and none to wait for.
+    fn ask_for(&mut self, index: usize) -> bool {
+        let repair = &self.repairs.list[index];
+        let (volume, block, tried) = (repair.volume, repair.block, repair.tried);
+        let changed = self.sums.changed(volume, block / GROUP_BLOCKS);
+        let leading = self.leader.is_some();
+        let mut waits = false;
+        let mut ask = None;
+        for peer in &self.peers {
+            let Some(conn) = peer.conn else { continue };
+            if tried & 1 << peer.node.0 != 0 || self.config.is_witness(peer.node) {
+                continue;
+            }
+            let able = if leading {
+                matches!(peer.feed, Feed::On { .. }) && !peer.staging && peer.acked >= changed
+            } else {
+                self.following.is_some_and(|f| f.conn == conn)
+            };
+            if able {
+                ask = Some(conn);
+                break;
+            }
+            waits |= peer.report.as_ref().is_none_or(|r| !r.damaged && !r.fresh);
+        }
+        if let Some(conn) = ask {
+            let token = self.next_token();
+            self.repairs.list[index].state = State::Asked { conn, token };
+            self.send(
+                conn,
+                Frame::BlocksAsk {
+                    token,
+                    volume,
+                    block,
+                    blocks: 1,
+                },
+            );
+            return true;
+        }
+        if waits && self.now.since(self.repairs.list[index].since) < PATIENCE_NS {
+            return true;
+        }
+        self.repairs.lost += 1;
+        if self.repairs.lost <= TOLD_MAX {
+            let name = self.config.volumes[usize::from(volume.0)].name;
+            self.log_error(format!(
+                "block {block} of volume {name} is bad and no peer has a good copy now: whoever reads it gets an error"
+            ));
+        }
+        self.fail_reads_of(volume, block);
+        false
+    }
+
+    /// An answer that may be for a repair; `false` if it is not.
+    pub(super) fn got_repair(
+        &mut self,
+        conn: ConnId,
+        blocks: &Blocks,
+        data: Option<&M::Buffer>,
+    ) -> bool {
+        let found = self.repairs.list.iter().position(|r| {
+            matches!(r.state, State::Asked { conn: c, token } if c == conn && token == blocks.token)
+        });
+        let Some(index) = found else { return false };
+        let node = self.peer_of(conn).map_or(0, |p| p.node.0);
+        let repair = &self.repairs.list[index];
+        let (volume, block) = (repair.volume, repair.block);
+        let own = self.sums.sum(volume, block);
+        let changed = self.sums.changed(volume, block / GROUP_BLOCKS);
+        let good = match (blocks.sums.first(), data) {
+            (Some(&BlockSum::ZERO), _) => Some((None, BlockSum::ZERO)),
+            (Some(&sum), Some(data)) if data.blocks() == 1 => {
+                let sound = sum.admits(volume, block, data.bytes()) || planted!(RepairTrusted);
+                sound.then(|| {
+                    (
+                        Some(data.clone()),
+                        BlockSum::of(volume, block, data.bytes()),
+                    )
+                })
+            }
+            _ => None,
+        };
+        let as_of = blocks.changed <= changed && blocks.through >= changed;
+        let fits = |(data, sum): &(Option<M::Buffer>, BlockSum)| {
+            let same = match data {
+                Some(data) => own != BlockSum::UNKNOWN && own.admits(volume, block, data.bytes()),
+                None => own == *sum,
+            };
+            same || as_of || planted!(RepairTrusted)
+        };
+        let repair = &mut self.repairs.list[index];
+        match good.filter(fits) {
+            Some((data, sum)) => repair.state = State::Have(data, sum),
+            None => {
+                repair.tried |= 1 << node;
+                repair.state = State::Wanted;
+            }
+        }
+        true
+    }
+
+    /// Whom was asked is gone.
+    pub(super) fn repairs_lose(&mut self, conn: ConnId) {
+        for repair in &mut self.repairs.list {
+            if matches!(repair.state, State::Asked { conn: c, .. } if c == conn) {
+                repair.state = State::Wanted;
+            }
+        }
+    }
+
+    fn put_in_place(&mut self, index: usize) {
+        let repair = &mut self.repairs.list[index];
+        let (volume, offset) = (repair.volume, repair.block * BLOCK_BYTES_U64);
+        let State::Have(data, sum) = std::mem::replace(&mut repair.state, State::Wanted) else {
+            return;
+        };
+        repair.state = State::Writing(sum);
+        let (volume, block) = (volume, repair.block);
+        let op = match data {
+            Some(data) => {
+                let mut parts = Parts::new();
+                parts.push(data);
+                DiskOp::StoreWrite {
+                    volume,
+                    offset,
+                    parts,
+                }
+            }
+            None => DiskOp::StoreZero {
+                volume,
+                offset,
+                length: BLOCK_BYTES_U64,
+                may_deallocate: true,
+            },
+        };
+        self.disk(Pending::Repair { volume, block }, op);
+    }
+
+    pub(super) fn repair_written(
+        &mut self,
+        volume: VolumeId,
+        block: u64,
+        result: Result<(), DiskError>,
+    ) {
+        if let Err(error) = result {
+            self.fail("a store can not be written", Some(error));
+            return;
+        }
+        let found = self
+            .repairs
+            .list
+            .iter()
+            .position(|r| r.volume == volume && r.block == block);
+        let Some(index) = found else { return };
+        match self.repairs.list[index].state {
+            State::Writing(sum) => {
+                self.repairs.list[index].state = State::Flushing(sum);
+                self.disk(
+                    Pending::Repair { volume, block },
+                    DiskOp::StoreFlush { volume },
+                );
+            }
+            State::Flushing(sum) => {
+                self.repairs.list.swap_remove(index);
+                self.repairs.mended += 1;
+                self.applier.generation += 1;
+                if self.sums.sum(volume, block) != sum {
+                    self.sums.set(volume, block, sum);
+                }
+                if self.repairs.mended <= TOLD_MAX {
+                    let name = self.config.volumes[usize::from(volume.0)].name;
+                    self.log_warn(format!(
+                        "block {block} of volume {name} is mended with a peer's copy"
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+}

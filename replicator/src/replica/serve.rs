@@ -1,0 +1,457 @@
+//! Telling a peer what blocks hold, and what changed since when: for a resync, and for a block that is bad there.
+//!
+//! An answer is the newest that this node knows: what its stores hold, and over it what its log has and the stores lack. What
+//! comes from a store is compared with its sum first; bytes that do not fit are nobody's business but of the repair. While
+//! blocks are being read for a peer in resync, its stream of records stands still: so the answer has its place among them,
+//! and holds everything that was sent before it.
+
+use std::collections::VecDeque;
+
+use arrayvec::ArrayVec;
+
+use super::{Pending, Replica};
+use crate::io::*;
+use crate::journal::batch;
+use crate::memory::{Buffer, Memory, Purpose};
+use crate::replica::loads::LoadFor;
+use crate::store::block_set::BlockSet;
+use crate::store::extents::Source;
+use crate::store::sums::{BlockSum, GROUP_BLOCKS};
+use crate::types::*;
+use crate::wire::frame::{ASKED_BLOCKS_MAX, ASKED_GROUPS_MAX, Blocks, Changed, Frame};
+
+/// Questions of one peer that wait, at most.
+pub(super) const ASKS_MAX: usize = 16;
+
+/// A question that found no memory is tried again after this long.
+const RETRY_NS: u64 = 1_000_000;
+
+/// A question.
+#[derive(Debug)]
+struct Serve<B> {
+    conn: ConnId,
+    token: u64,
+    volume: VolumeId,
+    block: u64,
+    blocks: u32,
+    /// The store did not give all: block by block it shows which.
+    singly: bool,
+    plan: Option<Plan<B>>,
+}
+
+/// An answer being made.
+#[derive(Debug)]
+struct Plan<B> {
+    buffer: B,
+    from_store: BlockSet,
+    left: u32,
+    failed: BlockSet,
+    generation: u64,
+    changed: Seq,
+    through: Seq,
+    sums: ArrayVec<BlockSum, ASKED_BLOCKS_MAX>,
+}
+
+/// The questions of all peers. The first one is worked on.
+#[derive(Debug)]
+pub(super) struct Serves<B> {
+    queue: VecDeque<Serve<B>>,
+    /// The name of the first one, for completions of reads that were begun for an earlier one.
+    serial: u64,
+    retry_at: Option<Time>,
+    /// Not to begin another one before: clients come first.
+    not_before: Time,
+    began_at: Time,
+}
+
+impl<B> Serves<B> {
+    pub(super) fn new() -> Self {
+        Self {
+            queue: VecDeque::with_capacity(2 * ASKS_MAX),
+            serial: 0,
+            retry_at: None,
+            not_before: Time(0),
+            began_at: Time(0),
+        }
+    }
+
+    /// Whether an answer is being made for this connection.
+    pub(super) fn reads_for(&self, conn: ConnId) -> bool {
+        self.queue
+            .front()
+            .is_some_and(|s| s.conn == conn && s.plan.is_some())
+    }
+
+    pub(super) fn timeout(&self) -> Option<Time> {
+        self.queue.front()?;
+        self.retry_at
+    }
+
+    /// Forgets what a connection asked.
+    pub(super) fn forget(&mut self, conn: ConnId) {
+        if self.queue.front().is_some_and(|s| s.conn == conn) {
+            self.serial += 1;
+        }
+        self.queue.retain(|s| s.conn != conn);
+    }
+}
+
+/// Where the newest contents of a block are.
+#[derive(Clone, Copy, Debug)]
+enum Held {
+    Store,
+    Zero,
+    Batch { entry: u64, block: u32 },
+}
+
+impl<M: Memory> Replica<M> {
+    pub(super) fn got_blocks_ask(
+        &mut self,
+        conn: ConnId,
+        token: u64,
+        volume: VolumeId,
+        block: u64,
+        blocks: u32,
+    ) {
+        let size = self.config.volumes.get(usize::from(volume.0));
+        let end = block.checked_add(u64::from(blocks));
+        let fits = size.is_some_and(|v| end.is_some_and(|end| end <= v.bytes / BLOCK_BYTES_U64));
+        let waiting = self.serves.queue.iter().filter(|s| s.conn == conn).count();
+        if !fits || blocks == 0 || blocks as usize > ASKED_BLOCKS_MAX || waiting >= ASKS_MAX {
+            let reason =
+                DropReason::Protocol("it asks for blocks that there are not, or too much at once");
+            self.give_up(conn, reason, false);
+            return;
+        }
+        self.serves.queue.push_back(Serve {
+            conn,
+            token,
+            volume,
+            block,
+            blocks,
+            singly: false,
+            plan: None,
+        });
+    }
+
+    /// Whether what this node says of its blocks is to be believed: it is Primary, or its log equals the Primary's.
+    fn may_serve(&self) -> bool {
+        let sound = !self.is_witness() && !self.fresh() && !self.damaged() && !self.merging();
+        let equal = self.following.is_some() && self.matched == self.log.tail().id.seq;
+        sound && (self.leader.is_some() || equal)
+    }
+
+    pub(super) fn pump_serves(&mut self) {
+        self.serves.retry_at = None;
+        while let Some(front) = self.serves.queue.front() {
+            if front.plan.is_some() {
+                return;
+            }
+            let (conn, token) = (front.conn, front.token);
+            if !self.may_serve() {
+                self.serve_nothing(conn, token);
+                continue;
+            }
+            let staging = self.peer_of(conn).is_some_and(|p| p.staging);
+            if staging && self.now < self.serves.not_before {
+                self.serves.retry_at = Some(self.serves.not_before);
+                return;
+            }
+            if !self.serve_plan() {
+                self.serves.retry_at.get_or_insert(self.now.after(RETRY_NS));
+                return;
+            }
+        }
+    }
+
+    fn serve_nothing(&mut self, conn: ConnId, token: u64) {
+        self.serves.queue.pop_front();
+        self.serves.serial += 1;
+        let nothing = Blocks {
+            token,
+            changed: Seq(0),
+            through: Seq(0),
+            sums: ArrayVec::new(),
+        };
+        self.send(conn, Frame::Blocks(Box::new(nothing)));
+    }
+
+    /// Where the newest contents of the blocks are that the first question is about, and since when.
+    fn newest_of(
+        &self,
+        volume: VolumeId,
+        start: u64,
+        blocks: u32,
+    ) -> (ArrayVec<Held, ASKED_BLOCKS_MAX>, Seq) {
+        let end = start + u64::from(blocks);
+        let mut held: ArrayVec<Held, ASKED_BLOCKS_MAX> = (0..blocks).map(|_| Held::Store).collect();
+        let groups = start / GROUP_BLOCKS..=(end - 1) / GROUP_BLOCKS;
+        let mut changed = groups
+            .clone()
+            .map(|g| self.sums.changed(volume, g))
+            .max()
+            .unwrap_or_default();
+        let (near, far) = (
+            groups.start() * GROUP_BLOCKS,
+            (groups.end() + 1) * GROUP_BLOCKS,
+        );
+        for (number, seq, record) in self.log.unapplied_records(self.log.next_number()) {
+            let Some(extent) = super::applier::extent_of(record, number, seq) else {
+                continue;
+            };
+            if extent.volume != volume || extent.start >= far || extent.end() <= near {
+                continue;
+            }
+            changed = changed.max(seq);
+            if extent.start >= end || extent.end() <= start {
+                continue;
+            }
+            let part = extent.within(start, end);
+            for block in part.start..part.end() {
+                let at = usize::try_from(block - start).expect("256 blocks");
+                held[at] = match part.source {
+                    Source::Zero { .. } => Held::Zero,
+                    Source::Batch {
+                        entry,
+                        block: first,
+                    } => Held::Batch {
+                        entry,
+                        block: first + u32::try_from(block - part.start).expect("256 blocks"),
+                    },
+                };
+            }
+        }
+        (held, changed)
+    }
+
+    /// Begins to make the answer to the first question. `false` if that must wait.
+    fn serve_plan(&mut self) -> bool {
+        let Some(front) = self.serves.queue.front() else {
+            return true;
+        };
+        let &Serve {
+            conn,
+            token,
+            volume,
+            block,
+            blocks,
+            singly,
+            ..
+        } = front;
+        let (held, changed) = self.newest_of(volume, block, blocks);
+        let through = self.log.tail().id.seq;
+        for h in &held {
+            if let Held::Batch { entry, .. } = *h
+                && self.log.entry(entry).is_none_or(|e| e.buffer.is_none())
+            {
+                if !self.loads.is_loading(entry) {
+                    self.start_load(entry, LoadFor::Read);
+                }
+                return false;
+            }
+        }
+        let mut sums: ArrayVec<BlockSum, ASKED_BLOCKS_MAX> = ArrayVec::new();
+        for (h, b) in held.iter().zip(block..) {
+            sums.push(match *h {
+                Held::Store => self.sums.sum(volume, b),
+                Held::Zero => BlockSum::ZERO,
+                Held::Batch { entry, block } => {
+                    let buffer = self.log.entry(entry).and_then(|e| e.buffer.as_ref());
+                    let bytes = buffer.expect("it was just seen").bytes();
+                    BlockSum::of_crc(batch::crc_of(bytes, block))
+                }
+            });
+        }
+        if sums.iter().all(|&s| s == BlockSum::ZERO) {
+            let answer = Blocks {
+                token,
+                changed,
+                through,
+                sums,
+            };
+            self.serves.queue.pop_front();
+            self.serves.serial += 1;
+            self.send(conn, Frame::Blocks(Box::new(answer)));
+            return true;
+        }
+        let Some(mut buffer) = self.memory.alloc(Purpose::Core, blocks) else {
+            return false;
+        };
+        for (at, h) in held.iter().enumerate() {
+            let target = &mut buffer.bytes_mut()[at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES];
+            match *h {
+                Held::Store if sums[at] != BlockSum::ZERO => {}
+                Held::Store | Held::Zero => target.fill(0),
+                Held::Batch { entry, block } => {
+                    let source = self.log.entry(entry).and_then(|e| e.buffer.as_ref());
+                    let from = block as usize * BLOCK_BYTES;
+                    let source = source.expect("it was just seen").bytes();
+                    target.copy_from_slice(&source[from..from + BLOCK_BYTES]);
+                }
+            }
+        }
+        let mut from_store = BlockSet::default();
+        let mut left = 0;
+        let mut at = 0;
+        let wanted = |at: usize| matches!(held[at], Held::Store) && sums[at] != BlockSum::ZERO;
+        while at < held.len() {
+            if !wanted(at) {
+                at += 1;
+                continue;
+            }
+            let from = at;
+            while at < held.len() && wanted(at) && (at == from || !singly) {
+                at += 1;
+            }
+            let first = u32::try_from(from).expect("256 blocks");
+            let count = u32::try_from(at - from).expect("256 blocks");
+            from_store.add(first, count);
+            let op = DiskOp::StoreRead {
+                volume,
+                offset: (block + u64::from(first)) * BLOCK_BYTES_U64,
+                buffer: buffer.slice(first, count),
+            };
+            let serial = self.serves.serial;
+            self.disk(
+                Pending::Serve {
+                    serial,
+                    first,
+                    blocks: count,
+                },
+                op,
+            );
+            left += 1;
+        }
+        self.serves.began_at = self.now;
+        let generation = self.applier.generation;
+        let front = self.serves.queue.front_mut().expect("it was just there");
+        front.plan = Some(Plan {
+            buffer,
+            from_store,
+            left,
+            failed: BlockSet::default(),
+            generation,
+            changed,
+            through,
+            sums,
+        });
+        if left == 0 {
+            self.serve_end();
+        }
+        true
+    }
+
+    pub(super) fn served(
+        &mut self,
+        serial: u64,
+        (first, blocks): (u32, u32),
+        result: Result<(), DiskError>,
+    ) {
+        if serial != self.serves.serial {
+            return;
+        }
+        let Some(plan) = self.serves.queue.front_mut().and_then(|s| s.plan.as_mut()) else {
+            return;
+        };
+        plan.left -= 1;
+        if result.is_err() {
+            plan.failed.add(first, blocks);
+        }
+        if plan.left == 0 {
+            self.serve_end();
+        }
+    }
+
+    /// All that the first answer needs is there: it is checked and sent.
+    fn serve_end(&mut self) {
+        let Some(front) = self.serves.queue.front_mut() else {
+            return;
+        };
+        let &mut Serve {
+            conn,
+            token,
+            volume,
+            block,
+            ..
+        } = front;
+        let Some(mut plan) = front.plan.take() else {
+            return;
+        };
+        self.serves.serial += 1;
+        if !plan.failed.is_empty() && !front.singly {
+            front.singly = true;
+            return;
+        }
+        let mut bad = ArrayVec::<u64, ASKED_BLOCKS_MAX>::new();
+        for n in plan.from_store.iter() {
+            let at = n as usize;
+            let bytes = &plan.buffer.bytes()[at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES];
+            let b = block + u64::from(n);
+            if plan.failed.has(n) || !plan.sums[at].admits(volume, b, bytes) {
+                bad.push(b);
+            } else if plan.sums[at] == BlockSum::UNKNOWN {
+                plan.sums[at] = BlockSum::of(volume, b, bytes);
+            }
+        }
+        if !bad.is_empty() {
+            if plan.generation != self.applier.generation {
+                // A newer version was written while the old one was read: it is planned anew.
+                return;
+            }
+            for b in bad {
+                self.found_bad(volume, b);
+            }
+            self.serve_nothing(conn, token);
+            return;
+        }
+        self.serves.queue.pop_front();
+        // Clients come first: while they are served, as much time goes by without a resync as it took.
+        if self.clients.in_work() > 0 {
+            let took = self.now.since(self.serves.began_at);
+            self.serves.not_before = self.now.after(took);
+        }
+        let answer = Blocks {
+            token,
+            changed: plan.changed,
+            through: plan.through,
+            sums: plan.sums,
+        };
+        self.send_with(conn, Frame::Blocks(Box::new(answer)), Some(plan.buffer));
+    }
+
+    pub(super) fn got_changed_ask(
+        &mut self,
+        conn: ConnId,
+        token: u64,
+        volume: VolumeId,
+        group: u64,
+    ) {
+        if usize::from(volume.0) >= self.config.volumes.len() || group >= self.sums.groups(volume) {
+            let reason = DropReason::Protocol("it asks about groups that there are not");
+            self.give_up(conn, reason, false);
+            return;
+        }
+        let end = self
+            .sums
+            .groups(volume)
+            .min(group + ASKED_GROUPS_MAX as u64);
+        let mut groups: ArrayVec<Seq, ASKED_GROUPS_MAX> =
+            (group..end).map(|g| self.sums.changed(volume, g)).collect();
+        if !planted!(GroupMissed) {
+            for (number, seq, record) in self.log.unapplied_records(self.log.next_number()) {
+                let Some(extent) = super::applier::extent_of(record, number, seq) else {
+                    continue;
+                };
+                if extent.volume != volume {
+                    continue;
+                }
+                let first = (extent.start / GROUP_BLOCKS).max(group);
+                let last = ((extent.end() - 1) / GROUP_BLOCKS + 1).min(end);
+                for g in first..last {
+                    groups[usize::try_from(g - group).expect("448 groups")] = seq;
+                }
+            }
+        }
+        self.send(conn, Frame::Changed(Box::new(Changed { token, groups })));
+    }
+}
