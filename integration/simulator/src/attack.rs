@@ -16,6 +16,7 @@ use crate::forge::forge_frame;
 use crate::harness::*;
 use crate::net::Spoil;
 use crate::rng::Rng;
+use crate::rot::{rot_store, rot_sums};
 
 /// One kind of attack.
 pub(crate) struct Attack {
@@ -69,7 +70,8 @@ pub(crate) const ATTACKS: &[Attack] = &[
     // Disks that do not.
     attack("rot in the journal", 14, 20, rot_journal),
     attack("unreadable sectors in the journal", 10, 20, spoil_journal),
-    attack("unreadable sectors in a store", 10, 20, spoil_store),
+    attack("rot in a store", 30, 8, rot_store),
+    attack("rot in the checksums", 15, 12, rot_sums),
     attack("lost write", 10, 25, lost_write),
     attack("stray write", 10, 25, stray_write),
     attack("lying journal", 8, 30, lie),
@@ -345,18 +347,6 @@ fn spoil_journal(c: &mut Cluster, rng: &mut Rng) -> bool {
     let n = &mut c.nodes[node];
     (n.hurt, n.may_fail) = (true, true);
     n.disks.journal.spoil(block);
-    true
-}
-
-fn spoil_store(c: &mut Cluster, rng: &mut Rng) -> bool {
-    let Some(node) = victim(c, rng) else {
-        return false;
-    };
-    let volume = rng.index(c.options.volumes.len());
-    let block = rng.below(c.options.volumes[volume]);
-    let n = &mut c.nodes[node];
-    (n.hurt, n.may_fail) = (true, true);
-    n.disks.stores[volume].spoil(block);
     true
 }
 

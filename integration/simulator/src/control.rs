@@ -176,6 +176,7 @@ impl Cluster {
         self.nodes[node].hurt = true;
         self.nodes[node].ruined = false;
         self.nodes[node].wiped = true;
+        self.nodes[node].sums_rotted = false;
         self.checks.wiped(node);
         // Before the first promotion all disks are blank.
         let blank = self.checks.newest_epoch() > 0;

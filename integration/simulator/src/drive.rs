@@ -194,7 +194,10 @@ impl Cluster {
     }
 
     fn start_flight(&mut self, node: usize, ticket: Ticket, op: DiskOp<SimBuffer>) {
-        if matches!(op, DiskOp::StoreWrite { .. } | DiskOp::StoreZero { .. }) {
+        if let DiskOp::StoreWrite { volume, offset, .. } | DiskOp::StoreZero { volume, offset, .. } =
+            &op
+            && !self.is_suspect(node, usize::from(volume.0), block_at(*offset), 1)
+        {
             self.store_may_change(node);
         }
         let id = self.next_id();
@@ -285,7 +288,8 @@ impl Cluster {
             if let Some(next) = n.next_fate[kind].take() {
                 *fate = next;
                 n.may_fail |= matches!(next, Fate::Fails(_));
-                n.hurt |= next.harms();
+                // What a store loses, the checksums tell.
+                n.hurt |= next.harms() && kind != STORE;
             }
         }
         let mean = self.options.disk_ns * n.slow[kind];
@@ -407,7 +411,8 @@ impl Cluster {
                 Ok(bytes) => buffer.fill(bytes),
                 Err(error) => {
                     result = Err(error);
-                    self.nodes[node].may_fail = true;
+                    // A block that a store does not give is fetched from a peer.
+                    self.nodes[node].may_fail |= flight.which.kind() != STORE;
                 }
             },
             What::Flush { mark } => disk.flushed(mark),

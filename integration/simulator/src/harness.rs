@@ -135,6 +135,8 @@ pub(crate) struct Node {
     pub(crate) may_fail: bool,
     /// Something that was durable on its disks has been harmed since they were made.
     pub(crate) hurt: bool,
+    /// Pages of its checksums rotted.
+    pub(crate) sums_rotted: bool,
     /// Its disks are beyond what it can start from.
     pub(crate) ruined: bool,
     /// Its disks were replaced by empty ones.
@@ -181,6 +183,8 @@ pub(crate) struct Cluster {
     pub(crate) stuck: bool,
     /// A frame was damaged or forged.
     pub(crate) harm: bool,
+    /// Everything works again: a block of which there is a good copy can be read.
+    pub(crate) calm: bool,
     /// How many of a thousand frames say what they should not.
     pub(crate) garbage_permille: u64,
     pub(crate) hash: Hash,
@@ -224,6 +228,7 @@ impl Cluster {
             operations: 0,
             stuck: false,
             harm: false,
+            calm: false,
             garbage_permille: 0,
             hash: Hash::default(),
             lines: Vec::new(),
@@ -253,6 +258,7 @@ impl Cluster {
                 hung_until: [0; KINDS],
                 may_fail: false,
                 hurt: false,
+                sums_rotted: false,
                 ruined: false,
                 wiped: false,
                 drained: false,

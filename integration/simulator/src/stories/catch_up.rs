@@ -3,6 +3,7 @@
 use replicator::io::AdminCommand;
 
 use super::*;
+use crate::drive::KINDS;
 
 #[test]
 fn resync() {

@@ -3,6 +3,7 @@
 use replicator::AckPolicy;
 
 use super::*;
+use crate::drive::KINDS;
 
 /// C was away while A wrote; it has just been started again.
 fn catching_up(seed: u64) -> Cluster {
