@@ -474,7 +474,8 @@ impl Checks {
     /// The CRC of what a block holds by the log of a node, through a record.
     pub(crate) fn crc_by(&self, node: usize, volume: usize, block: u64, through: u64) -> u32 {
         let log = &self.logs[node];
-        let mut beyond = log.batches.range(log.checked + 1..=through).rev();
+        let after = log.batches.range(log.checked + 1..).rev();
+        let mut beyond = after.filter(|(first, _)| **first <= through);
         let of = |&&(v, b, _): &&Change| (v, b) == (volume, block);
         let beyond = beyond.find_map(|(first, j)| {
             let (_, changes) = &self.made[&(j.batch.epoch, *first)];
