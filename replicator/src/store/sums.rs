@@ -153,7 +153,9 @@ pub struct Found {
     /// Pages that were written at least once and are whole.
     pub whole: u32,
     /// Pages of which one slot is damaged: a write that a crash tore, which the replay makes again, or rot. After rot the
-    /// sums may be older than the stores; whoever finds such a block asks a peer which of the two is right.
+    /// sums may be older than the stores; whoever finds such a block asks a peer which of the two is right. So all of their
+    /// groups count as changed by the last record that the stores have: a peer's copy that has that is the newest, and a
+    /// peer that lacks it is given all of them.
     pub doubtful: u32,
     /// Pages that are lost: nothing is known of their blocks.
     pub lost: u32,
@@ -325,12 +327,16 @@ impl SumTable {
                 found.whole += 1;
                 found.doubtful += u32::from(damaged > 0);
                 self.take_page(page, &raw);
+                if damaged > 0 {
+                    // The one that is damaged may be the newer one: then any of its groups may have changed since.
+                    self.doubt_page(page, applied);
+                }
             }
+            None if damaged == 0 => {}
             // The first version that was ever written goes to slot 1: torn, it leaves a page that was never written.
-            None if damaged == 0
-                || (damaged == 1 && is_zero(slots[0]) && self.table == Table::Stores) =>
-            {
-                found.doubtful += u32::try_from(damaged).expect("two slots");
+            None if damaged == 1 && is_zero(slots[0]) && self.table == Table::Stores => {
+                found.doubtful += 1;
+                self.doubt_page(page, applied);
             }
             None => {
                 found.lost += 1;
@@ -381,6 +387,13 @@ impl SumTable {
         self.versions[page] = raw.version.get();
     }
 
+    fn doubt_page(&mut self, page: usize, applied: Seq) {
+        let (part, groups) = self.groups_of(page);
+        for changed in &mut self.parts[part].changed[groups] {
+            *changed = (*changed).max(applied);
+        }
+    }
+
     fn lose_page(&mut self, page: usize, applied: Seq) {
         let (part, groups) = self.groups_of(page);
         let part = &mut self.parts[part];
@@ -422,6 +435,16 @@ impl SumTable {
     #[must_use]
     pub fn sum(&self, volume: VolumeId, block: u64) -> BlockSum {
         self.parts[usize::from(volume.0)].sums[index(block)]
+    }
+
+    /// The first blocks in a range that are known to hold something else than zeroes: where they begin, and how many.
+    #[must_use]
+    pub fn first_data(&self, volume: VolumeId, range: std::ops::Range<u64>) -> Option<(u64, u64)> {
+        let sums = &self.parts[usize::from(volume.0)].sums[index(range.start)..index(range.end)];
+        let is_data = |sum: &BlockSum| !matches!(*sum, BlockSum::ZERO | BlockSum::UNKNOWN);
+        let first = sums.iter().position(is_data)?;
+        let count = sums[first..].iter().take_while(|s| is_data(s)).count();
+        Some((range.start + first as u64, count as u64))
     }
 
     /// The last record that changed a group.
