@@ -11,11 +11,12 @@ use replicator::view::DiskState;
 use replicator::{AckPolicy, OnNoQuorum};
 
 use crate::disk::{EIO, ENOSPC, Fate};
-use crate::drive::{JOURNAL, META, STORE};
+use crate::drive::{JOURNAL, KINDS, META, STORE, SUMS};
 use crate::forge::forge_frame;
 use crate::harness::*;
 use crate::net::Spoil;
 use crate::rng::Rng;
+use crate::rot::{rot_store, rot_sums};
 
 /// One kind of attack.
 pub(crate) struct Attack {
@@ -69,7 +70,8 @@ pub(crate) const ATTACKS: &[Attack] = &[
     // Disks that do not.
     attack("rot in the journal", 14, 20, rot_journal),
     attack("unreadable sectors in the journal", 10, 20, spoil_journal),
-    attack("unreadable sectors in a store", 10, 20, spoil_store),
+    attack("rot in a store", 30, 8, rot_store),
+    attack("rot in the checksums", 15, 12, rot_sums),
     attack("lost write", 10, 25, lost_write),
     attack("stray write", 10, 25, stray_write),
     attack("lying journal", 8, 30, lie),
@@ -267,20 +269,20 @@ fn damage_frame(c: &mut Cluster, rng: &mut Rng) -> bool {
 
 fn slow_disk(c: &mut Cluster, rng: &mut Rng) -> bool {
     let node = node(c, rng);
-    c.nodes[node].slow[rng.index(3)] = rng.between(1, 60);
+    c.nodes[node].slow[rng.index(KINDS)] = rng.between(1, 60);
     true
 }
 
 fn hang_disk(c: &mut Cluster, rng: &mut Rng) -> bool {
     let node = node(c, rng);
     let time = rng.below(6 * lease(c));
-    c.nodes[node].hung_until[rng.index(3)] = c.now + time;
+    c.nodes[node].hung_until[rng.index(KINDS)] = c.now + time;
     true
 }
 
 fn disks_recover(c: &mut Cluster, _rng: &mut Rng) -> bool {
     for node in &mut c.nodes {
-        node.slow = [1; 3];
+        node.slow = [1; KINDS];
     }
     c.net.slow.clear();
     false
@@ -291,7 +293,7 @@ fn failing_write(c: &mut Cluster, rng: &mut Rng) -> bool {
         return false;
     };
     let error = rng.pick(&[DiskError::Os(EIO), DiskError::Os(ENOSPC), DiskError::Short]);
-    let kind = rng.pick(&[JOURNAL, STORE, META]);
+    let kind = rng.pick(&[JOURNAL, STORE, META, SUMS]);
     c.nodes[node].next_fate[kind] = Some(Fate::Fails(error));
     true
 }
@@ -345,18 +347,6 @@ fn spoil_journal(c: &mut Cluster, rng: &mut Rng) -> bool {
     let n = &mut c.nodes[node];
     (n.hurt, n.may_fail) = (true, true);
     n.disks.journal.spoil(block);
-    true
-}
-
-fn spoil_store(c: &mut Cluster, rng: &mut Rng) -> bool {
-    let Some(node) = victim(c, rng) else {
-        return false;
-    };
-    let volume = rng.index(c.options.volumes.len());
-    let block = rng.below(c.options.volumes[volume]);
-    let n = &mut c.nodes[node];
-    (n.hurt, n.may_fail) = (true, true);
-    n.disks.stores[volume].spoil(block);
     true
 }
 

@@ -10,7 +10,7 @@ use replicator::types::*;
 use replicator::view::{PeerView, ReplicationState, Suspended, View};
 use replicator::{AckPolicy, OnNoQuorum};
 
-use crate::client::Kind;
+use crate::client::{Kind, Request};
 use crate::drive::{JOURNAL, META, STORE};
 use crate::harness::*;
 
@@ -25,6 +25,9 @@ const QUEUE_MAX: usize = 64 + 128;
 
 /// Blocks that a peer has not acknowledged, at most: the window, and what one read of the journal brings besides.
 const UNACKNOWLEDGED_BLOCKS_MAX: u64 = WINDOW_BLOCKS + BATCH_BLOCKS + 256;
+
+/// Blocks that a node keeps to write checksums from.
+const PAGES_MAX: u32 = 16;
 
 /// Blocks that are free in each share for a node to be called idle.
 const PLENTY_BLOCKS: u32 = 350;
@@ -230,7 +233,10 @@ impl Cluster {
             // What a turn frees by what it puts out is given out in the next one.
             let mut requests = self.requests.iter();
             let held = |k| holds && matches!(k, Kind::Write { .. } | Kind::Zero { .. });
-            let waits = requests.find(|(_, r)| r.node == node && r.handed_in && !held(r.kind));
+            // A bad block is waited for until a peer has given it.
+            let bad = |r: &Request| self.request_is_suspect(r);
+            let waits =
+                requests.find(|(_, r)| r.node == node && r.handed_in && !held(r.kind) && !bad(r));
             let before = self.bounds.waiting.remove(&node);
             if let Some((&id, request)) = waits {
                 assert!(
@@ -345,8 +351,11 @@ impl Cluster {
     }
 
     /// A client gets an error: there must be a reason.
-    pub(crate) fn fails_with_reason(&self, node: usize) {
+    pub(crate) fn fails_with_reason(&self, node: usize, request: &Request) {
         let n = &self.nodes[node];
+        if self.bad_block_excuses(request) {
+            return;
+        }
         let no_quorum = n.config.on_no_quorum == OnNoQuorum::IoError && self.watch.suspended;
         assert!(
             no_quorum || n.may_fail || self.options.loose_clocks || self.checks.is_beyond(),
@@ -425,7 +434,7 @@ impl Cluster {
         }
         for (purpose, kept) in [
             (Purpose::Client, 0),
-            (Purpose::Core, 4),
+            (Purpose::Core, 4 + PAGES_MAX),
             (Purpose::Peer, 0),
             (Purpose::Apply, 0),
         ] {

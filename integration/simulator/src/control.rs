@@ -6,7 +6,7 @@ use replicator::recover::read_superblock;
 use replicator::types::*;
 use replicator::view::{DiskState, ReplicationState};
 
-use crate::disk::{Disk, Disks, Reading};
+use crate::disk::{Disks, Reading};
 use crate::harness::*;
 use crate::rng::Rng;
 
@@ -52,12 +52,7 @@ impl Cluster {
         self.trace(|| format!("{node} crashes (power: {power})"));
         self.tear_flights(node);
         if power {
-            let disks = &mut self.nodes[node].disks;
-            for disk in disks
-                .stores
-                .iter_mut()
-                .chain([&mut disks.meta, &mut disks.journal])
-            {
+            for disk in self.nodes[node].disks.all_mut() {
                 disk.power_cut(&mut self.rng.disks);
             }
             self.new_clock(node);
@@ -181,6 +176,7 @@ impl Cluster {
         self.nodes[node].hurt = true;
         self.nodes[node].ruined = false;
         self.nodes[node].wiped = true;
+        self.nodes[node].sums_rotted = false;
         self.checks.wiped(node);
         // Before the first promotion all disks are blank.
         let blank = self.checks.newest_epoch() > 0;
@@ -190,12 +186,7 @@ impl Cluster {
     /// A copy of a node's disks.
     pub(crate) fn snapshot(&self, node: usize) -> Disks {
         assert!(!self.up(node));
-        let disks = &self.nodes[node].disks;
-        Disks {
-            meta: disks.meta.copy(),
-            journal: disks.journal.copy(),
-            stores: disks.stores.iter().map(Disk::copy).collect(),
-        }
+        self.nodes[node].disks.copy()
     }
 
     /// What must not be done to a node: its disks are put back to a snapshot.

@@ -25,6 +25,8 @@ pub(crate) const ENOSPC: i32 = 28;
 pub(crate) struct Block {
     bytes: Rc<Vec<u8>>,
     at: usize,
+    /// The disk harmed it: these are not the bytes that were written here.
+    rotten: bool,
 }
 
 impl Block {
@@ -33,13 +35,28 @@ impl Block {
             static ZERO: Rc<Vec<u8>> = Rc::new(vec![0; BLOCK_BYTES]);
         }
         let bytes = ZERO.with(Rc::clone);
-        Self { bytes, at: 0 }
+        Self {
+            bytes,
+            at: 0,
+            rotten: false,
+        }
     }
 
     fn owned(bytes: Vec<u8>) -> Self {
         assert_eq!(bytes.len(), BLOCK_BYTES);
-        let bytes = Rc::new(bytes);
-        Self { bytes, at: 0 }
+        Self {
+            bytes: Rc::new(bytes),
+            at: 0,
+            rotten: false,
+        }
+    }
+
+    /// The same bytes where they should not be.
+    fn rotten(self) -> Self {
+        Self {
+            rotten: true,
+            ..self
+        }
     }
 
     /// The blocks of a piece of memory.
@@ -51,6 +68,7 @@ impl Block {
         (first..first + blocks).map(|block| Self {
             bytes: Rc::clone(bytes),
             at: block * BLOCK_BYTES,
+            rotten: false,
         })
     }
 }
@@ -94,11 +112,21 @@ struct Newer {
 struct Cell {
     durable: Block,
     newer: Vec<Newer>,
+    /// What it held before the last write that was completed.
+    before: Block,
 }
 
 impl Cell {
     fn newest(&self) -> &Block {
         self.newer.last().map_or(&self.durable, |n| &n.bytes)
+    }
+
+    /// Replaces what it holds, without a write.
+    fn becomes(&mut self, bytes: Block) {
+        match self.newer.last_mut() {
+            Some(newer) => newer.bytes = bytes,
+            None => self.durable = bytes,
+        }
     }
 }
 
@@ -143,9 +171,18 @@ impl Disk {
     }
 
     fn set(&mut self, block: u64, durable: Block) {
-        let newer = Vec::new();
-        self.cells.insert(block, Cell { durable, newer });
+        let cell = self.cell(block);
+        cell.before = std::mem::replace(&mut cell.durable, durable);
+        cell.newer.clear();
         self.volatile.remove(&block);
+    }
+
+    fn cell(&mut self, block: u64) -> &mut Cell {
+        self.cells.entry(block).or_insert_with(|| Cell {
+            durable: Block::zero(),
+            newer: Vec::new(),
+            before: Block::zero(),
+        })
     }
 
     /// A disk with the same contents, all of it durable.
@@ -222,11 +259,11 @@ impl Disk {
             self.set(block, bytes.clone());
             return;
         }
-        let cell = self.cells.entry(block).or_insert_with(|| Cell {
-            durable: Block::zero(),
-            newer: Vec::new(),
-        });
+        let cell = self.cell(block);
         cell.newer.retain(|n| n.completed != u64::MAX);
+        if completed != u64::MAX {
+            cell.before = cell.newest().clone();
+        }
         let bytes = bytes.clone();
         cell.newer.push(Newer { completed, bytes });
         self.volatile.insert(block);
@@ -261,20 +298,21 @@ impl Disk {
                 self.forget(block, data.len());
                 self.clock += 1;
                 for (b, bytes) in (block + by..).zip(data) {
-                    self.push(b, self.clock, bytes);
+                    self.push(b, self.clock, &bytes.clone().rotten());
                 }
                 Ok(())
             }
         }
     }
 
-    /// A write that was begun leaves nothing.
+    /// A write that was begun leaves nothing: what was there before is old now.
     fn forget(&mut self, block: u64, blocks: usize) {
         self.writing.retain(|&(b, _)| b != block);
         for b in block..block + blocks as u64 {
-            if let Some(cell) = self.cells.get_mut(&b) {
-                cell.newer.retain(|n| n.completed != u64::MAX);
-            }
+            let cell = self.cell(b);
+            cell.newer.retain(|n| n.completed != u64::MAX);
+            let old = cell.newest().clone().rotten();
+            cell.becomes(old);
         }
     }
 
@@ -365,17 +403,33 @@ impl Disk {
         if let Some(cell) = self.cells.get_mut(&block) {
             let mut bytes = cell.newest().to_vec();
             bytes[bit / 8 % BLOCK_BYTES] ^= 1 << (bit % 8);
-            let rotten = Block::owned(bytes);
-            match cell.newer.last_mut() {
-                Some(newer) => newer.bytes = rotten,
-                None => cell.durable = rotten,
-            }
+            cell.becomes(Block::owned(bytes).rotten());
         }
     }
 
-    /// Whether there are blocks that can not be read.
-    pub(crate) fn is_spoilt(&self) -> bool {
-        !self.bad.is_empty()
+    /// A block holds what was written to another one.
+    pub(crate) fn misdirect(&mut self, from: u64, to: u64) {
+        let other = self.block(from).cloned().unwrap_or_else(Block::zero);
+        self.cell(to).becomes(other.rotten());
+    }
+
+    /// A block holds what it held before the last write to it, of which the disk said that it is done.
+    pub(crate) fn take_back(&mut self, block: u64) {
+        let cell = self.cell(block);
+        let before = cell.before.clone().rotten();
+        cell.becomes(before);
+    }
+
+    /// Whether the disk harmed a block: it holds what was not written there, or can not be read.
+    pub(crate) fn is_harmed(&self, block: u64) -> bool {
+        self.bad.contains(&block) || self.block(block).is_some_and(|b| b.rotten)
+    }
+
+    /// The blocks that the disk harmed.
+    pub(crate) fn harmed(&self) -> impl Iterator<Item = u64> {
+        let rotten = |c: &Cell| c.newest().rotten || c.durable.rotten;
+        let cells = self.cells.iter().filter(move |(_, c)| rotten(c));
+        cells.map(|(&b, _)| b).chain(self.bad.iter().copied())
     }
 
     /// A block can not be read from now on.
@@ -392,7 +446,12 @@ fn mix(old: &Block, new: &Block, rng: &mut Rng) -> Block {
             sector.copy_from_slice(&new[i * SECTOR..(i + 1) * SECTOR]);
         }
     }
-    Block::owned(bytes)
+    let mixed = Block::owned(bytes);
+    if old.rotten || new.rotten {
+        mixed.rotten()
+    } else {
+        mixed
+    }
 }
 
 /// A disk as recovery reads it.
@@ -409,4 +468,44 @@ pub(crate) struct Disks {
     pub(crate) meta: Disk,
     pub(crate) journal: Disk,
     pub(crate) stores: Vec<Disk>,
+    /// The checksums of the stores' blocks.
+    pub(crate) sums: Disk,
+    /// What a resync has brought so far.
+    pub(crate) stage: Disk,
+}
+
+impl Disks {
+    /// Those of a node whose stores are empty.
+    pub(crate) fn new(meta: &[u8], journal: &[u8], volumes: usize) -> Self {
+        let empty = || Disk::with(false, &[]);
+        Self {
+            meta: Disk::with(true, meta),
+            journal: Disk::with(true, journal),
+            stores: (0..volumes).map(|_| empty()).collect(),
+            sums: empty(),
+            stage: empty(),
+        }
+    }
+
+    /// The same contents, all of it durable.
+    pub(crate) fn copy(&self) -> Self {
+        Self {
+            meta: self.meta.copy(),
+            journal: self.journal.copy(),
+            stores: self.stores.iter().map(Disk::copy).collect(),
+            sums: self.sums.copy(),
+            stage: self.stage.copy(),
+        }
+    }
+
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut Disk> {
+        let Self {
+            meta,
+            journal,
+            stores,
+            sums,
+            stage,
+        } = self;
+        stores.iter_mut().chain([meta, journal, sums, stage])
+    }
 }

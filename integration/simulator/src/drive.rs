@@ -15,6 +15,10 @@ pub(crate) enum Which {
     Meta,
     Journal,
     Store(usize),
+    /// The checksums of the stores' blocks.
+    Sums,
+    /// What a resync has brought so far.
+    Stage,
 }
 
 enum What {
@@ -39,6 +43,9 @@ enum What {
 pub(crate) const JOURNAL: usize = 0;
 pub(crate) const STORE: usize = 1;
 pub(crate) const META: usize = 2;
+pub(crate) const SUMS: usize = 3;
+pub(crate) const STAGE: usize = 4;
+pub(crate) const KINDS: usize = 5;
 
 impl Which {
     fn kind(self) -> usize {
@@ -46,6 +53,17 @@ impl Which {
             Self::Journal => JOURNAL,
             Self::Store(_) => STORE,
             Self::Meta => META,
+            Self::Sums => SUMS,
+            Self::Stage => STAGE,
+        }
+    }
+}
+
+impl From<SideFile> for Which {
+    fn from(file: SideFile) -> Self {
+        match file {
+            SideFile::Sums => Self::Sums,
+            SideFile::Stage => Self::Stage,
         }
     }
 }
@@ -94,6 +112,8 @@ fn disk_of(disks: &mut Disks, which: Which) -> &mut Disk {
         Which::Meta => &mut disks.meta,
         Which::Journal => &mut disks.journal,
         Which::Store(volume) => &mut disks.stores[volume],
+        Which::Sums => &mut disks.sums,
+        Which::Stage => &mut disks.stage,
     }
 }
 
@@ -103,6 +123,16 @@ fn blocks_of(parts: &[SimBuffer]) -> Vec<Block> {
         blocks.extend(part.share().blocks());
     }
     blocks
+}
+
+fn zeroes_of(block: u64, length: u64) -> What {
+    let count = usize::try_from(block_at(length)).expect("64 MiB");
+    What::Write {
+        block,
+        data: vec![Block::zero(); count],
+        _hold: Vec::new(),
+        fate: Fate::Done,
+    }
 }
 
 fn write_of(block: u64, parts: Parts<SimBuffer>) -> What {
@@ -164,7 +194,10 @@ impl Cluster {
     }
 
     fn start_flight(&mut self, node: usize, ticket: Ticket, op: DiskOp<SimBuffer>) {
-        if matches!(op, DiskOp::StoreWrite { .. } | DiskOp::StoreZero { .. }) {
+        if let DiskOp::StoreWrite { volume, offset, .. } | DiskOp::StoreZero { volume, offset, .. } =
+            &op
+            && !self.is_suspect(node, usize::from(volume.0), block_at(*offset), 1)
+        {
             self.store_may_change(node);
         }
         let id = self.next_id();
@@ -188,16 +221,10 @@ impl Cluster {
                 offset,
                 length,
                 ..
-            } => {
-                let count = usize::try_from(block_at(length)).expect("64 MiB");
-                let what = What::Write {
-                    block: block_at(offset),
-                    data: vec![Block::zero(); count],
-                    _hold: Vec::new(),
-                    fate: Fate::Done,
-                };
-                (Which::Store(usize::from(volume.0)), what)
-            }
+            } => (
+                Which::Store(usize::from(volume.0)),
+                zeroes_of(block_at(offset), length),
+            ),
             DiskOp::JournalRead { offset, buffer } => {
                 let what = self.read_of(node, Which::Journal, block_at(offset), buffer);
                 (Which::Journal, what)
@@ -211,10 +238,31 @@ impl Cluster {
                 (which, self.read_of(node, which, block_at(offset), buffer))
             }
             DiskOp::StoreFlush { volume } => {
-                let volume = usize::from(volume.0);
-                let mark = self.nodes[node].disks.stores[volume].flush_mark();
-                (Which::Store(volume), What::Flush { mark })
+                let which = Which::Store(usize::from(volume.0));
+                (which, self.flush_of(node, which))
             }
+            DiskOp::SideRead {
+                file,
+                offset,
+                buffer,
+            } => {
+                let which = file.into();
+                (which, self.read_of(node, which, block_at(offset), buffer))
+            }
+            DiskOp::SideWrite {
+                file,
+                offset,
+                parts,
+            } => (file.into(), write_of(block_at(offset), parts)),
+            DiskOp::SideFlush { file } => {
+                let which = file.into();
+                (which, self.flush_of(node, which))
+            }
+            DiskOp::SideDiscard {
+                file,
+                offset,
+                length,
+            } => (file.into(), zeroes_of(block_at(offset), length)),
         };
         self.launch(node, id, ticket, which, what, batches);
         self.disk_is_bounded(node);
@@ -240,7 +288,8 @@ impl Cluster {
             if let Some(next) = n.next_fate[kind].take() {
                 *fate = next;
                 n.may_fail |= matches!(next, Fate::Fails(_));
-                n.hurt |= next.harms();
+                // What a store loses, the checksums tell.
+                n.hurt |= next.harms() && kind != STORE;
             }
         }
         let mean = self.options.disk_ns * n.slow[kind];
@@ -265,6 +314,11 @@ impl Cluster {
             flight: id,
         };
         self.after(wait, event);
+    }
+
+    fn flush_of(&mut self, node: usize, which: Which) -> What {
+        let mark = disk_of(&mut self.nodes[node].disks, which).flush_mark();
+        What::Flush { mark }
     }
 
     fn read_of(&mut self, node: usize, which: Which, block: u64, buffer: SimBuffer) -> What {
@@ -357,7 +411,8 @@ impl Cluster {
                 Ok(bytes) => buffer.fill(bytes),
                 Err(error) => {
                     result = Err(error);
-                    self.nodes[node].may_fail = true;
+                    // A block that a store does not give is fetched from a peer.
+                    self.nodes[node].may_fail |= flight.which.kind() != STORE;
                 }
             },
             What::Flush { mark } => disk.flushed(mark),

@@ -123,6 +123,69 @@ fn garble(frame: &mut Frame, rng: &mut Rng) {
             record(&mut told.config.at, rng);
             told.config.config.nodes.truncate(1 + rng.index(3));
         }
+        Frame::BlocksAsk {
+            token,
+            volume,
+            block,
+            blocks,
+        } => {
+            *token = skew(*token, rng);
+            *block = skew(*block, rng);
+            if rng.chance(20) {
+                volume.0 = u16::try_from(rng.below(1 << 16)).unwrap_or(0);
+                *blocks = u32::try_from(rng.below(1 << 32)).unwrap_or(0);
+            }
+        }
+        Frame::Blocks(blocks) => match rng.below(4) {
+            0 => seq(&mut blocks.changed, rng),
+            1 => seq(&mut blocks.through, rng),
+            2 => blocks.token = skew(blocks.token, rng),
+            _ => blocks.sums.truncate(rng.index(3)),
+        },
+        Frame::ChangedAsk {
+            token,
+            volume,
+            group,
+        } => {
+            *token = skew(*token, rng);
+            *group = skew(*group, rng);
+            if rng.chance(20) {
+                volume.0 = u16::try_from(rng.below(1 << 16)).unwrap_or(0);
+            }
+        }
+        Frame::Changed(changed) => match rng.below(3) {
+            0 => changed.token = skew(changed.token, rng),
+            1 => changed.groups.truncate(rng.index(3)),
+            _ => changed.groups.iter_mut().for_each(|s| seq(s, rng)),
+        },
+        Frame::ResyncAsk {
+            token,
+            staged,
+            committed,
+        } => {
+            *token = skew(*token, rng);
+            record(staged, rng);
+            seq(committed, rng);
+        }
+        Frame::ResyncFrom(from) => match rng.below(6) {
+            0 => from.token = skew(from.token, rng),
+            1 => record(&mut from.at, rng),
+            2 => seq(&mut from.common, rng),
+            3 => record(&mut from.config.at, rng),
+            4 => from.epochs.clear(),
+            _ => from.checksum = u32::try_from(rng.below(1 << 32)).unwrap_or(0),
+        },
+        Frame::Staged {
+            epoch: e,
+            seq: s,
+            left_bytes,
+            total_bytes,
+        } => {
+            epoch(e, rng);
+            seq(s, rng);
+            *left_bytes = skew(*left_bytes, rng);
+            *total_bytes = skew(*total_bytes, rng);
+        }
         Frame::Ping => {
             *frame = match rng.below(4) {
                 0 => Frame::Ack {

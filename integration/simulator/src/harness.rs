@@ -13,7 +13,7 @@ use crate::bounds::Bounds;
 use crate::checks::Checks;
 use crate::client::{Client, Request};
 use crate::disk::{Disks, Fate};
-use crate::drive::Flight;
+use crate::drive::{Flight, KINDS};
 use crate::exile::Exile;
 use crate::hash::Hash;
 use crate::lives::Tally;
@@ -126,15 +126,17 @@ pub(crate) struct Node {
     pub(crate) reign: u64,
     pub(crate) view: View,
     /// By how much each kind of disk is slower than it should be.
-    pub(crate) slow: [u64; 3],
+    pub(crate) slow: [u64; KINDS],
     /// What becomes of the next write to a kind of disk.
-    pub(crate) next_fate: [Option<Fate>; 3],
+    pub(crate) next_fate: [Option<Fate>; KINDS],
     /// Until when a kind of disk ends nothing.
-    pub(crate) hung_until: [u64; 3],
+    pub(crate) hung_until: [u64; KINDS],
     /// An operation of one of its disks failed: it may step aside.
     pub(crate) may_fail: bool,
     /// Something that was durable on its disks has been harmed since they were made.
     pub(crate) hurt: bool,
+    /// Pages of its checksums rotted.
+    pub(crate) sums_rotted: bool,
     /// Its disks are beyond what it can start from.
     pub(crate) ruined: bool,
     /// Its disks were replaced by empty ones.
@@ -181,6 +183,8 @@ pub(crate) struct Cluster {
     pub(crate) stuck: bool,
     /// A frame was damaged or forged.
     pub(crate) harm: bool,
+    /// Everything works again: a block of which there is a good copy can be read.
+    pub(crate) calm: bool,
     /// How many of a thousand frames say what they should not.
     pub(crate) garbage_permille: u64,
     pub(crate) hash: Hash,
@@ -224,6 +228,7 @@ impl Cluster {
             operations: 0,
             stuck: false,
             harm: false,
+            calm: false,
             garbage_permille: 0,
             hash: Hash::default(),
             lines: Vec::new(),
@@ -248,11 +253,12 @@ impl Cluster {
                 accepting: false,
                 reign: 0,
                 view: View::default(),
-                slow: [1; 3],
-                next_fate: [None; 3],
-                hung_until: [0; 3],
+                slow: [1; KINDS],
+                next_fate: [None; KINDS],
+                hung_until: [0; KINDS],
                 may_fail: false,
                 hurt: false,
+                sums_rotted: false,
                 ruined: false,
                 wiped: false,
                 drained: false,

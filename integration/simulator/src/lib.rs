@@ -25,6 +25,7 @@ mod oracle;
 mod proof;
 mod requests;
 mod rng;
+mod rot;
 mod start;
 #[cfg(test)]
 mod stories;

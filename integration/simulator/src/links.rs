@@ -19,7 +19,19 @@ impl Cluster {
     ) {
         let (conn, side) = Net::find(conn);
         self.says(node, conn, side, frame);
-        if let Some(batch) = &batch {
+        if let &Frame::BlocksAsk {
+            token,
+            volume,
+            block,
+            blocks,
+        } = frame
+        {
+            let asked = (usize::from(volume.0), block, blocks);
+            self.net.conns[conn].asked[side].insert(token, asked);
+        }
+        if let Frame::Blocks(blocks) = frame {
+            self.gives_blocks(node, (conn, side), blocks, batch.as_ref());
+        } else if let Some(batch) = &batch {
             let harm = self.there_is_harm();
             self.watch.batch(node, batch.bytes(), "a peer", harm);
             if let Frame::Append { epoch, .. } = frame

@@ -54,6 +54,8 @@ pub(crate) struct Conn {
     pub(crate) gives_up: [bool; 2],
     /// Something that was sent on it was damaged.
     pub(crate) spoilt: bool,
+    /// The blocks that each side asked for, by its token: volume, first block, how many.
+    pub(crate) asked: [BTreeMap<u64, (usize, u64, u32)>; 2],
     /// What each side sent.
     pub(crate) pipes: [VecDeque<Packet>; 2],
 }
@@ -97,6 +99,7 @@ impl Net {
             closed: [false; 2],
             gives_up: [false; 2],
             spoilt: false,
+            asked: Default::default(),
             pipes: [VecDeque::new(), VecDeque::new()],
         });
         index

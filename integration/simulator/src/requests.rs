@@ -59,7 +59,7 @@ impl Cluster {
                 }
             }
             Err(_) => {
-                self.fails_with_reason(node);
+                self.fails_with_reason(node, &request);
                 if matches!(request.kind, Kind::Write { .. } | Kind::Zero { .. }) {
                     self.oracle.in_doubt(request.stamp, epoch);
                 }
@@ -261,9 +261,9 @@ impl Cluster {
                 let count = (blocks - at).min(64);
                 let id = self.read(node, volume, at, count);
                 let outcome = self.outcome(id, 20 * SECOND);
-                let spoilt = self.nodes[node].disks.stores[volume].is_spoilt();
+                let bad = self.is_suspect(node, volume, at, count);
                 assert!(
-                    outcome == Some(Outcome::Done) || spoilt && outcome == Some(Outcome::Error),
+                    outcome == Some(Outcome::Done) || bad && outcome == Some(Outcome::Error),
                     "a read of volume {volume} from block {at} at node {node}: {outcome:?}"
                 );
                 at += count;

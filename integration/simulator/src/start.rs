@@ -9,7 +9,8 @@ use replicator::types::*;
 use replicator::{Replica, ReplicaConfig};
 
 use crate::checks::{Batch, Proven};
-use crate::disk::{Disk, Disks, Reading};
+use crate::disk::{Disks, Reading};
+use crate::drive::KINDS;
 use crate::harness::*;
 use crate::memory::SimMemory;
 
@@ -40,11 +41,7 @@ impl Cluster {
         let incarnation = Incarnation(u128::from(self.rng.identity.next()) << 64 | 1);
         if config.is_witness(config.me) {
             let meta = format_witness(config.resource, node, incarnation);
-            return Disks {
-                meta: Disk::with(true, &meta),
-                journal: Disk::with(true, &[]),
-                stores: Vec::new(),
-            };
+            return Disks::new(&meta, &[], 0);
         }
         let (meta, label) = format_node(&FormatParams {
             resource: config.resource,
@@ -53,15 +50,7 @@ impl Cluster {
             journal_bytes: JOURNAL_BYTES_MIN,
             volumes: config.volumes.clone(),
         });
-        Disks {
-            meta: Disk::with(true, &meta),
-            journal: Disk::with(true, &label),
-            stores: config
-                .volumes
-                .iter()
-                .map(|_| Disk::with(false, &[]))
-                .collect(),
-        }
+        Disks::new(&meta, &label, config.volumes.len())
     }
 
     /// Starts a node from its disks.
@@ -78,14 +67,16 @@ impl Cluster {
         n.frozen_until = 0;
         n.may_fail = n.hurt;
         n.drained = false;
-        n.next_fate = [None; 3];
+        n.next_fate = [None; KINDS];
         n.wrapped = None;
         n.wanted.fill(true);
         let meta = &mut Reading(&n.disks.meta);
         let recovered = if n.config.is_witness(n.config.me) {
             recover_witness(meta, &n.config)
         } else {
-            recover(meta, &mut Reading(&n.disks.journal), &n.config)
+            let journal = &mut Reading(&n.disks.journal);
+            let sums = &mut Reading(&n.disks.sums);
+            recover(meta, journal, sums, &n.config)
         };
         let recovered = match recovered {
             Ok(recovered) => recovered,

@@ -154,7 +154,9 @@ pub struct Found {
     /// Pages that were written at least once and are whole.
     pub whole: u32,
     /// Pages of which one slot is damaged: a write that a crash tore, which the replay makes again, or rot. After rot the
-    /// sums may be older than the stores; whoever finds such a block asks a peer which of the two is right.
+    /// sums may be older than the stores; whoever finds such a block asks a peer which of the two is right. So all of their
+    /// groups count as changed by the last record that the stores have: a peer's copy that has that is the newest, and a
+    /// peer that lacks it is given all of them.
     pub doubtful: u32,
     /// Pages that are lost: nothing is known of their blocks.
     pub lost: u32,
@@ -330,6 +332,13 @@ impl SumTable {
         }
     }
 
+    /// The part of the file that is this table's: from where, and how many bytes.
+    #[must_use]
+    pub fn area(&self) -> (u64, u64) {
+        let bytes = 2 * self.versions.len() as u64 * BLOCK_BYTES_U64;
+        (u64::from(self.table.number()) * bytes, bytes)
+    }
+
     fn slot_offset(&self, page: usize, slot: usize) -> u64 {
         let area = usize::from(self.table.number()) * 2 + slot;
         (area * self.versions.len() + page) as u64 * BLOCK_BYTES_U64
@@ -349,15 +358,23 @@ impl SumTable {
             .copied();
         let odd = |bytes: &&[u8]| !is_zero(bytes) && self.checked(page, part, bytes).is_none();
         let damaged = slots.iter().filter(|bytes| odd(bytes)).count();
+        // What is staged can be had again. An older version of that must not be taken for the newest: blocks would be missed.
+        let best = best.filter(|_| damaged == 0 || self.table == Table::Stores);
         match best {
             Some(raw) => {
                 found.whole += 1;
                 found.doubtful += u32::from(damaged > 0);
                 self.take_page(page, &raw);
+                if damaged > 0 {
+                    // The one that is damaged may be the newer one: then any of its groups may have changed since.
+                    self.doubt_page(page, applied);
+                }
             }
+            None if damaged == 0 => {}
             // The first version that was ever written goes to slot 1: torn, it leaves a page that was never written.
-            None if damaged == 0 || (damaged == 1 && is_zero(slots[0])) => {
-                found.doubtful += u32::try_from(damaged).expect("two slots");
+            None if damaged == 1 && is_zero(slots[0]) && self.table == Table::Stores => {
+                found.doubtful += 1;
+                self.doubt_page(page, applied);
             }
             None => {
                 found.lost += 1;
@@ -409,6 +426,13 @@ impl SumTable {
         self.versions[page] = raw.version.get();
     }
 
+    fn doubt_page(&mut self, page: usize, applied: Seq) {
+        let (part, groups) = self.groups_of(page);
+        for changed in &mut self.parts[part].changed[groups] {
+            *changed = (*changed).max(applied);
+        }
+    }
+
     fn lose_page(&mut self, page: usize, applied: Seq) {
         let (part, groups) = self.groups_of(page);
         let part = &mut self.parts[part];
@@ -450,6 +474,16 @@ impl SumTable {
     #[must_use]
     pub fn sum(&self, volume: VolumeId, block: u64) -> BlockSum {
         self.parts[usize::from(volume.0)].sums[index(block)]
+    }
+
+    /// The first blocks in a range that are known to hold something else than zeroes: where they begin, and how many.
+    #[must_use]
+    pub fn first_data(&self, volume: VolumeId, range: std::ops::Range<u64>) -> Option<(u64, u64)> {
+        let sums = &self.parts[usize::from(volume.0)].sums[index(range.start)..index(range.end)];
+        let is_data = |sum: &BlockSum| !matches!(*sum, BlockSum::ZERO | BlockSum::UNKNOWN);
+        let first = sums.iter().position(is_data)?;
+        let count = sums[first..].iter().take_while(|s| is_data(s)).count();
+        Some((range.start + first as u64, count as u64))
     }
 
     /// The last record that changed a group.
@@ -554,18 +588,22 @@ impl SumTable {
         block.copy_from_slice(raw.as_bytes());
     }
 
-    /// Makes it a new node's table again; the pages that were ever written are to be written again.
-    pub fn reset(&mut self) {
-        let never = self.table.never();
-        for part in &mut self.parts {
-            part.changed.fill(Seq(0));
-            part.sums.fill(never);
-        }
-        for page in 0..self.versions.len() {
-            if self.versions[page] > 0 {
-                self.touch(page);
-            }
-        }
+    /// The newest record that any group is known to have been changed by.
+    #[must_use]
+    pub fn newest(&self) -> Seq {
+        let all = self.parts.iter().flat_map(|p| &p.changed);
+        all.copied().max().unwrap_or_default()
+    }
+
+    /// Forgets a group: nothing is known of its blocks.
+    pub fn forget(&mut self, volume: VolumeId, group: u64) {
+        let page = self.page_of(volume, group);
+        let part = &mut self.parts[usize::from(volume.0)];
+        let first = index(group) * GROUP_SUMS;
+        let last = (first + GROUP_SUMS).min(part.sums.len());
+        part.changed[index(group)] = Seq(0);
+        part.sums[first..last].fill(BlockSum::UNKNOWN);
+        self.touch(page);
     }
 }
 

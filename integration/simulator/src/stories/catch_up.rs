@@ -3,6 +3,7 @@
 use replicator::io::AdminCommand;
 
 use super::*;
+use crate::drive::KINDS;
 
 #[test]
 fn resync() {
@@ -128,7 +129,7 @@ fn resync_double_target() {
         c.run_for(300 * MS);
         c.crash(E, KILL);
         c.run_for(300 * MS);
-        c.nodes[E].slow = [30; 3];
+        c.nodes[E].slow = [30; KINDS];
         c.restart(D);
         c.restart(E);
         c.until_follows(A, D);

@@ -3,6 +3,7 @@
 use replicator::AckPolicy;
 
 use super::*;
+use crate::drive::KINDS;
 
 /// C was away while A wrote; it has just been started again.
 fn catching_up(seed: u64) -> Cluster {
@@ -125,7 +126,7 @@ fn resync_interrupt_conflict() {
     // batches and acknowledgements in between.
     for seed in 0..10 {
         let mut c = catching_up(seed);
-        c.nodes[C].slow = [5, 100, 5];
+        c.nodes[C].slow = [5, 100, 5, 5, 5];
         for round in 0..5 {
             if round % 2 == 0 {
                 c.break_before(A, C, APPEND);
@@ -137,7 +138,7 @@ fn resync_interrupt_conflict() {
             }
             c.until_snagged();
         }
-        c.nodes[C].slow = [1; 3];
+        c.nodes[C].slow = [1; KINDS];
         c.until_follows(A, C);
         c.crash(A, POWER);
         c.must_promote(C);

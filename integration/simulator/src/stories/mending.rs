@@ -114,19 +114,3 @@ fn a_write_that_the_journal_lost_or_put_elsewhere_is_found_out() {
         c.conclude();
     }
 }
-
-/// What is not kept yet: stores have no checksums. The checkers must not be blind to it.
-#[test]
-#[should_panic(expected = "P3: node 0 volume 0 block 3")]
-fn rot_in_a_store_is_noticed_by_nobody_but_the_checkers_until_stores_have_checksums() {
-    let mut c = serving(1, Options::default());
-    c.must_write(A, 0, 3, 1);
-    assert_eq!(c.command(A, AdminCommand::Drain), Ok(()));
-    for node in [A, B, C] {
-        c.crash(node, false);
-        c.nodes[node].disks.stores[0].rot(3, 20_000);
-        c.restart(node);
-    }
-    c.must_promote(A);
-    c.read_all(A);
-}

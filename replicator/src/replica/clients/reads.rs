@@ -13,7 +13,7 @@ use crate::view::{Holds, Unapplied};
 
 impl<M: Memory> Replica<M> {
     /// For which parts of a range of blocks the store does not have the last word, in order. It never waits: what is not
-    /// committed yet may hold anything.
+    /// committed yet may hold anything, and so may a block whose checksum is not that of zeroes, whatever the store shows.
     ///
     /// A driver that maps holes asks here first and then the store. What is not listed is in the store by then, with
     /// everything that was admitted before, so a hole that the store shows later reads as zeroes, or did meanwhile. (The
@@ -30,8 +30,17 @@ impl<M: Memory> Replica<M> {
             if start >= end || planted!(MapForgetsUnapplied) {
                 return None;
             }
-            let extent = self.overlay.first_overlap(volume, start, end)?;
-            let part = extent.within(start, end);
+            let extent = self.overlay.first_overlap(volume, start, end);
+            let applied_to = extent.map_or(end, |e| e.start.clamp(start, end));
+            if let Some((first, blocks)) = self.sums.first_data(volume, start..applied_to) {
+                start = first + blocks;
+                return Some(Unapplied {
+                    start: first,
+                    blocks,
+                    holds: Holds::Anything,
+                });
+            }
+            let part = extent?.within(start, end);
             start = part.end();
             let committed = part.seq <= self.committed;
             let holds = match part.source {

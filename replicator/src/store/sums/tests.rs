@@ -179,3 +179,34 @@ fn a_sum_admits_what_it_was_taken_of_and_nothing_else() {
     );
     assert!(BlockSum::UNKNOWN.admits(V, 5, &bytes));
 }
+
+#[test]
+fn a_page_of_which_a_slot_rotted_may_have_changed_up_to_what_the_stores_have() {
+    for versions in 1..4u64 {
+        let mut file = File::new();
+        let mut table = SumTable::new(Table::Stores, sizes());
+        let mut places = Vec::new();
+        for round in 1..=versions {
+            table.write(V, 0, 4, Seq(round), |b| sum(b + round));
+            places = file.save(&mut table);
+        }
+        file.0[index(places[0]) + 77] ^= 1;
+        let (back, found) = file.load(Table::Stores);
+        assert_eq!((found.doubtful, found.lost), (1, 0));
+        for group in 0..PAGE_GROUPS as u64 {
+            assert_eq!(back.changed(V, group), Seq(99), "{versions} versions");
+        }
+        assert_eq!(back.changed(VolumeId(0), 0), Seq(0));
+    }
+}
+
+#[test]
+fn where_data_begins() {
+    let mut table = SumTable::new(Table::Stores, sizes());
+    table.write(V, 5, 3, Seq(1), sum);
+    table.write(V, 6, 1, Seq(2), |_| BlockSum::ZERO);
+    assert_eq!(table.first_data(V, 0..20), Some((5, 1)));
+    assert_eq!(table.first_data(V, 6..20), Some((7, 1)));
+    assert_eq!(table.first_data(V, 8..20), None);
+    assert_eq!(table.first_data(V, 8..8), None);
+}

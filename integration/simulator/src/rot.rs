@@ -1,0 +1,184 @@
+//! Blocks that a disk harms while they rest (P6): bits that flip, blocks that hold what was written to another one, or that
+//! hold what they held before (the disk lost a write and said that it is done), and blocks that can not be read; and the same
+//! of the pages of checksums. A disk remembers which of its blocks it harmed, so that the checkers know what to expect: no
+//! wrong byte reaches a client or a peer, and a block of which there is a good copy can be read.
+//!
+//! It befalls one node at a time, so that there is a good copy somewhere. And a node's checksums and its stores do not both
+//! rot: nothing could tell which of two wrong ones is right while its peers are away.
+
+use replicator::journal::batch;
+use replicator::memory::Buffer;
+use replicator::types::*;
+use replicator::wire::frame::Blocks;
+
+use crate::client::Request;
+use crate::disk::Fate;
+use crate::drive::STORE;
+use crate::harness::*;
+use crate::memory::SimBuffer;
+use crate::oracle::UNITS_PER_BLOCK;
+use crate::rng::Rng;
+
+/// Most harm is done where most requests are.
+const NEAR_BLOCKS: u64 = 12;
+
+/// A data node at which blocks may rot: the one at which some have, if there is one.
+fn target(c: &Cluster, rng: &mut Rng) -> Option<usize> {
+    let node = (0..c.options.nodes).find(|&n| c.rots(n));
+    let node = node.unwrap_or_else(|| rng.index(c.options.nodes));
+    let n = &c.nodes[node];
+    // A node that lost more than single blocks is another story.
+    (!n.hurt && !n.ruined).then_some(node)
+}
+
+/// A block of a store rots, or the next write to a store goes astray.
+pub(crate) fn rot_store(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = target(c, rng).filter(|&n| !c.nodes[n].sums_rotted) else {
+        return false;
+    };
+    let volume = rng.index(c.options.volumes.len());
+    let blocks = c.options.volumes[volume];
+    let block = if rng.chance(70) {
+        rng.below(NEAR_BLOCKS.min(blocks))
+    } else {
+        rng.below(blocks)
+    };
+    let n = &mut c.nodes[node];
+    let store = &mut n.disks.stores[volume];
+    match rng.below(6) {
+        0 => store.rot(block, rng.index(BLOCK_BYTES * 8)),
+        1 => store.misdirect(rng.below(blocks), block),
+        2 => store.take_back(block),
+        3 => store.spoil(block),
+        4 => n.next_fate[STORE] = Some(Fate::Lost),
+        _ => n.next_fate[STORE] = Some(Fate::Stray(rng.between(1, 40))),
+    }
+    true
+}
+
+/// A page of checksums rots.
+pub(crate) fn rot_sums(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = target(c, rng) else {
+        return false;
+    };
+    let doomed = c.nodes[node].next_fate[STORE].is_some();
+    if doomed
+        || c.nodes[node]
+            .disks
+            .stores
+            .iter()
+            .any(|s| s.harmed().next().is_some())
+    {
+        return false;
+    }
+    let sums = &mut c.nodes[node].disks.sums;
+    let count = sums.written().count();
+    if count == 0 {
+        return false;
+    }
+    let page = sums.written().nth(rng.index(count)).map_or(0, |(b, _)| b);
+    sums.rot(page, rng.index(BLOCK_BYTES * 8));
+    c.nodes[node].sums_rotted = true;
+    true
+}
+
+fn blocks_of(request: &Request) -> (u64, u64) {
+    let first = request.units.start / UNITS_PER_BLOCK;
+    (first, request.units.end.div_ceil(UNITS_PER_BLOCK) - first)
+}
+
+impl Cluster {
+    /// Whether a node has blocks that rotted and are not mended, or checksums that did.
+    fn rots(&self, node: usize) -> bool {
+        let n = &self.nodes[node];
+        n.sums_rotted
+            || n.next_fate[STORE].is_some()
+            || n.disks.stores.iter().any(|s| s.harmed().next().is_some())
+    }
+
+    /// Whether a node can not give some of these blocks by itself.
+    pub(crate) fn is_suspect(&self, node: usize, volume: usize, block: u64, blocks: u64) -> bool {
+        let n = &self.nodes[node];
+        let store = &n.disks.stores[volume];
+        n.sums_rotted || (block..block + blocks).any(|b| store.is_harmed(b))
+    }
+
+    pub(crate) fn request_is_suspect(&self, request: &Request) -> bool {
+        let (block, blocks) = blocks_of(request);
+        self.is_suspect(request.node, request.volume, block, blocks)
+    }
+
+    /// Whether a request may fail since it is about a bad block: one that no other node has, or while not everything works.
+    pub(crate) fn bad_block_excuses(&self, request: &Request) -> bool {
+        if !self.request_is_suspect(request) {
+            return false;
+        }
+        if !self.calm {
+            return true;
+        }
+        let (block, blocks) = blocks_of(request);
+        let node = request.node;
+        let good = |b: u64| {
+            (0..self.options.nodes).any(|other| {
+                let n = &self.nodes[other];
+                other != node
+                    && !self.is_exile(other)
+                    && !n.hurt
+                    && self.is_fed(node, other)
+                    && !self.is_suspect(other, request.volume, b, 1)
+            })
+        };
+        !(block..block + blocks).all(good)
+    }
+
+    /// A node gives blocks to a peer: they must be what its log says (P6).
+    pub(crate) fn gives_blocks(
+        &mut self,
+        node: usize,
+        (conn, side): (usize, usize),
+        answer: &Blocks,
+        data: Option<&SimBuffer>,
+    ) {
+        let asked = self.net.conns[conn].asked[1 - side].remove(&answer.token);
+        if self.nodes[node].hurt || self.checks.is_beyond() || answer.sums.is_empty() {
+            return;
+        }
+        let (volume, first, blocks) = asked.expect("it was asked for");
+        assert_eq!(answer.sums.len(), blocks as usize, "all or nothing");
+        let id = VolumeId(u16::try_from(volume).expect("16 volumes"));
+        for (at, block) in (0..).zip(first..first + u64::from(blocks)) {
+            let zeroes = [0; BLOCK_BYTES];
+            let bytes = data.map_or(zeroes.as_slice(), |d| {
+                &d.bytes()[at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES]
+            });
+            let through = answer.through.0;
+            let expected = self.checks.crc_by(node, volume, block, through);
+            assert_eq!(
+                batch::block_crc(id, block, bytes),
+                expected,
+                "P6: node {node} gives block {block} of volume {volume} to a peer, and it is not that of record {through}"
+            );
+            assert!(
+                answer.sums[at].admits(id, block, bytes),
+                "P6: node {node} gives block {block} of volume {volume} to a peer with another one's checksum"
+            );
+        }
+    }
+
+    /// All of a Primary was read: what could be mended is.
+    pub(crate) fn nothing_bad_is_left(&self, primary: usize) {
+        let n = &self.nodes[primary];
+        let others = (0..self.options.nodes).filter(|&n| n != primary && self.is_fed(primary, n));
+        if n.hurt || others.count() == 0 {
+            return;
+        }
+        for (volume, store) in n.disks.stores.iter().enumerate() {
+            let size = self.options.volumes[volume];
+            let left = store.harmed().find(|&b| b < size);
+            assert!(
+                left.is_none(),
+                "P6: all of node {primary} was read, and block {left:?} of volume {volume} is still bad"
+            );
+        }
+    }
+}
