@@ -85,6 +85,16 @@ bugs! {
         UnverifiedFloor,
         /// Within an apply zeroes come first, and then the writes.
         ZeroesFirst,
+        /// What is staged becomes the image before it is on the disk (C2).
+        StageNotFlushed,
+        /// What is staged becomes the image before all of it is committed (C2).
+        MergeMarkEarly,
+        /// A target in resync is not told of changes that the Primary's stores lack yet (C2).
+        GroupMissed,
+        /// What was staged of a tail that was cut since is kept when the source changes (C2).
+        StagedStale,
+        /// A node whose stores are half merged grants promotions (C2).
+        GrantWhileMerging,
     }
     4 {
         /// A follower takes records and heartbeats of an epoch below the one that it promised (N2).

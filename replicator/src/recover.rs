@@ -32,6 +32,8 @@ pub struct Recovered {
     pub sums: SumTable,
     /// In what state that was found.
     pub sums_found: Found,
+    /// What a resync has staged, if one is under way.
+    pub staged: Option<SumTable>,
 }
 
 /// Why a node can not start from its disks.
@@ -73,6 +75,12 @@ pub enum RecoverError {
         /// In the config.
         expected: &'static str,
     },
+    /// What a resync brought is damaged, and it is the image already.
+    #[error(
+        "what a resync has brought is damaged, and had not all reached the stores: wipe and create the node, it catches up from \
+         its peers"
+    )]
+    Staged,
     /// The volumes changed.
     #[error(
         "the config's volumes are not those that this node was created with ({0}): \
@@ -162,12 +170,24 @@ pub fn recover(
     journal.read(0, &mut block).map_err(RecoverError::Journal)?;
     label::check(&superblock, &block)?;
     let scanned = scan(&superblock, journal);
-    let volumes = superblock.volumes.iter().map(|v| v.bytes);
+    let volumes = || superblock.volumes.iter().map(|v| v.bytes);
     let applied = superblock.applied.id.seq;
-    let (sums, sums_found) = SumTable::load(Table::Stores, volumes, sums, applied);
+    let (table, sums_found) = SumTable::load(Table::Stores, volumes(), sums, applied);
+    let staged = match superblock.resync {
+        None => None,
+        Some(resync) => {
+            // What is lost of this one has to come again; once it is the image it can not.
+            let (staged, found) = SumTable::load(Table::Staged, volumes(), sums, Seq(0));
+            if resync.merging && found.lost > 0 {
+                return Err(RecoverError::Staged);
+            }
+            Some(staged)
+        }
+    };
     Ok(Recovered {
-        sums,
+        sums: table,
         sums_found,
+        staged,
         superblock,
         copies: order,
         copies_whole: whole,
@@ -192,6 +212,7 @@ pub fn recover_witness(
         scanned: Scanned::no_log(&superblock),
         sums: SumTable::new(Table::Stores, std::iter::empty()),
         sums_found: Found::default(),
+        staged: None,
         superblock,
         copies: order,
         copies_whole: whole,

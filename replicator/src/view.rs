@@ -62,6 +62,21 @@ pub enum ReplicationState {
     Behind,
     /// The peer feeds this node from its journal.
     Ahead,
+    /// This node gives the peer what is past its journal.
+    SyncSource,
+    /// The peer gives this node what is past its journal.
+    SyncTarget,
+}
+
+/// How far a resync is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SyncView {
+    /// Bytes of which it is not known whether they have to come, or known that they have to.
+    pub left_bytes: u64,
+    /// The same when it began.
+    pub total_bytes: u64,
+    /// There is no room for more.
+    pub full: bool,
 }
 
 /// Why I/O is held.
@@ -107,6 +122,8 @@ pub struct PeerView {
     pub applied: Option<Seq>,
     /// Journal bytes that it lacks.
     pub behind_bytes: Option<u64>,
+    /// A resync between it and this node.
+    pub sync: Option<SyncView>,
 }
 
 /// A snapshot of a replica.

@@ -435,6 +435,26 @@ impl<B: Clone> Log<B> {
         }
     }
 
+    /// Begins anew after a record that came by a resync, in place of all that is here (protocol C2). Its place in the ring is
+    /// the end of what was there.
+    ///
+    /// # Panics
+    /// If that is not durable, or is newer than the record.
+    pub fn restart(&mut self, start: Tail, epochs: EpochHistory, config: ConfigAt) {
+        assert!(self.durable == self.next_number() && self.tail().id <= start.id);
+        assert!(start.position >= self.tail().position);
+        self.base = self.next_number();
+        self.entries.clear();
+        self.descriptors.clear();
+        self.start = start;
+        self.applied = self.base;
+        self.durable = self.base;
+        self.epochs = epochs;
+        self.configs.clear();
+        self.configs.push(config);
+        self.adopted = None;
+    }
+
     /// The stores have everything before entry `number` now.
     ///
     /// # Panics

@@ -61,6 +61,7 @@ pub(crate) fn superblock() -> Superblock {
         })
         .collect(),
         fork: None,
+        resync: None,
     }
 }
 

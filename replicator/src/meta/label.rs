@@ -158,6 +158,7 @@ fn metadata_of(params: &FormatParams) -> Vec<u8> {
         journal_bytes: params.journal_bytes,
         volumes: params.volumes.iter().copied().collect(),
         fork: None,
+        resync: None,
     };
     let mut meta = vec![0; usize::try_from(META_BYTES).expect("256 KiB")];
     for copy in 0..COPIES {

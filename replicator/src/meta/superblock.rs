@@ -64,6 +64,23 @@ pub struct Fork {
     pub at: RecordId,
 }
 
+/// How far a resync is (protocol C2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Resync {
+    /// The last record of the Primary's log that is staged, with all that the table of what is staged says.
+    pub staged: RecordId,
+    /// Blocks of its batch.
+    pub blocks: u32,
+    /// The checksum of its batch.
+    pub checksum: u32,
+    /// What of that is known to be committed.
+    pub committed: Seq,
+    /// The record after which the stream of records began that reaches to there without a gap.
+    pub since: Seq,
+    /// What is staged is the image now, and is being laid over the stores.
+    pub merging: bool,
+}
+
 /// What a node durably knows of itself, besides its log (protocol S1).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Superblock {
@@ -103,6 +120,8 @@ pub struct Superblock {
     pub volumes: arrayvec::ArrayVec<VolumeRecord, VOLUMES_MAX>,
     /// Where the history begins, if another one was before it.
     pub fork: Option<Fork>,
+    /// A resync that has brought something.
+    pub resync: Option<Resync>,
 }
 
 /// Why the metadata can not be used.
@@ -182,7 +201,13 @@ struct RawSuperblock {
     epochs: [RawId; EPOCH_HISTORY_MAX],
     parent: U128,
     forked_at: RawId,
-    reserved: [u8; 792],
+    staged: RawId,
+    staged_blocks: U32,
+    staged_checksum: U32,
+    staged_committed: U64,
+    staged_since: U64,
+    resync: u8,
+    reserved: [u8; 751],
 }
 const _: () = assert!(size_of::<RawSuperblock>() == BLOCK_BYTES);
 const _: () = {
@@ -215,10 +240,18 @@ const _: () = {
     assert!(offset_of!(RawSuperblock, epochs) == 2248);
     assert!(offset_of!(RawSuperblock, parent) == 3272);
     assert!(offset_of!(RawSuperblock, forked_at) == 3288);
-    assert!(offset_of!(RawSuperblock, reserved) == 3304);
+    assert!(offset_of!(RawSuperblock, staged) == 3304);
+    assert!(offset_of!(RawSuperblock, staged_blocks) == 3320);
+    assert!(offset_of!(RawSuperblock, staged_checksum) == 3324);
+    assert!(offset_of!(RawSuperblock, staged_committed) == 3328);
+    assert!(offset_of!(RawSuperblock, staged_since) == 3336);
+    assert!(offset_of!(RawSuperblock, resync) == 3344);
+    assert!(offset_of!(RawSuperblock, reserved) == 3345);
 };
 const CHECKSUM_AT: usize = 12;
 const HAS_CONFIG: u8 = 1;
+const STAGING: u8 = 1;
+const MERGING: u8 = 2;
 
 fn raw_name(name: &Name) -> RawName {
     let mut raw = RawName {
@@ -333,6 +366,14 @@ impl Superblock {
             raw.parent = U128::new(fork.parent.0);
             raw.forked_at = raw_id(fork.at);
         }
+        if let Some(resync) = self.resync {
+            raw.staged = raw_id(resync.staged);
+            raw.staged_blocks = U32::new(resync.blocks);
+            raw.staged_checksum = U32::new(resync.checksum);
+            raw.staged_committed = U64::new(resync.committed.0);
+            raw.staged_since = U64::new(resync.since.0);
+            raw.resync = if resync.merging { MERGING } else { STAGING };
+        }
         raw.checksum = U32::new(checksum(raw.as_bytes()));
         block.copy_from_slice(raw.as_bytes());
     }
@@ -405,6 +446,18 @@ impl Superblock {
                     parent: HistoryId(parent),
                     at: id(&raw.forked_at)?,
                 }),
+            },
+            resync: match raw.resync {
+                0 => None,
+                state @ (STAGING | MERGING) => Some(Resync {
+                    staged: id(&raw.staged)?,
+                    blocks: raw.staged_blocks.get(),
+                    checksum: raw.staged_checksum.get(),
+                    committed: Seq::checked(raw.staged_committed.get())?,
+                    since: Seq::checked(raw.staged_since.get())?,
+                    merging: state == MERGING,
+                }),
+                _ => return None,
             },
         })
     }

@@ -161,7 +161,7 @@ impl<M: Memory> Replica<M> {
         let from = self.log.applied_number();
         let to = self.committed_number(self.committed);
         self.applier.waits = false;
-        if self.repairs.write() {
+        if self.repairs.write() || self.resync_has_stores() {
             return;
         }
         if from == to {

@@ -435,6 +435,11 @@ impl<M: Memory> Replica<M> {
                 "this node is no member of the resource under its present incarnation".into(),
             ));
         }
+        if self.merging() {
+            return Err(AdminError::NoData(
+                "this node is laying what a resync brought over its stores: it can be promoted when that is done".into(),
+            ));
+        }
         if self.damaged() {
             return Err(AdminError::NoData(
                 "this node's log is damaged and has to catch up from a Primary first".into(),

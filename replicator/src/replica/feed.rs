@@ -2,11 +2,12 @@
 
 use super::Replica;
 use super::peers::{Feed, Peer};
-use crate::journal::log::last_common;
+use crate::journal::log::{Tail, last_common};
 use crate::memory::{Buffer, Memory};
+use crate::meta::config::ConfigAt;
 use crate::replica::loads::LoadFor;
 use crate::types::*;
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Frame, ResyncFrom};
 
 /// Journal blocks sent to a peer and not yet acknowledged, at most (4 MiB).
 const WINDOW_BLOCKS: u64 = 1024;
@@ -77,6 +78,7 @@ impl<M: Memory> Replica<M> {
                 peer.acked_position = from;
             }
             peer.feed = feed;
+            peer.staging = false;
             peer.catch_up_to = tail.seq;
             peer.caught_up = false;
         }
@@ -132,6 +134,9 @@ impl<M: Memory> Replica<M> {
                 return;
             };
             if next >= self.log.next_number() || peer.queued >= QUEUE_MAX {
+                return;
+            }
+            if peer.staging && self.serves.reads_for(conn) {
                 return;
             }
             if next < self.log.first_number() {
@@ -229,6 +234,94 @@ impl<M: Memory> Replica<M> {
             peer.feed = Feed::TooFar;
             peer.caught_up = false;
             self.send(conn, Frame::TooFarBehind { journal_floor });
+        }
+    }
+
+    /// A peer that is past the journal wants to be given what it lacks otherwise: it has staged something through a record,
+    /// of which at least what is at or below `committed` is in this log. The stream begins there if the journal still has what
+    /// follows, else at its end.
+    pub(in crate::replica) fn got_resync_ask(
+        &mut self,
+        conn: ConnId,
+        token: u64,
+        staged: RecordId,
+        committed: Seq,
+    ) {
+        if self.leader.is_none() {
+            return;
+        }
+        let Some(peer) = self.peer_of(conn) else {
+            return;
+        };
+        if !peer.staging && peer.feed != Feed::TooFar {
+            return;
+        }
+        let has = staged != RecordId::NONE && self.log.contains(staged);
+        let common = if has { staged.seq } else { committed.min(staged.seq) };
+        let (place, next, config) = self.stream_from(common);
+        let Some(config) = config else { return };
+        let epochs = self.log.epochs_until(place.id.seq);
+        let from = ResyncFrom {
+            token,
+            at: place.id,
+            blocks: place.blocks,
+            checksum: place.checksum,
+            common,
+            config,
+            epochs,
+        };
+        if let Some(peer) = self.peer_of(conn) {
+            peer.staging = true;
+            peer.acked = Seq(0);
+            peer.acked_position = place.position;
+            peer.caught_up = false;
+            peer.feed = Feed::On {
+                next,
+                loading: false,
+            };
+        }
+        self.send(conn, Frame::ResyncFrom(Box::new(from)));
+    }
+
+    /// Where a stream of records for a resync begins: the place, the number of the next entry, and the config there.
+    fn stream_from(&self, common: Seq) -> (Tail, u64, Option<ConfigAt>) {
+        let end = (self.log.tail(), self.log.next_number());
+        let number = self.log.number_of(common.next());
+        let begins = number.filter(|&n| self.log.entry(n).is_some_and(|e| e.first == common.next()));
+        let forked = self.metadata.wanted.fork.map_or(Seq(0), |f| f.at.seq);
+        let (place, next) = match begins {
+            Some(number) if common > Seq(0) && common >= forked => (self.log.tail_before(number), number),
+            _ => end,
+        };
+        // A config that is not known for so early a place: then there is no stream from there.
+        let config = |place: &Tail| {
+            let epoch = self.log.epochs_until(place.id.seq).last().map(|e| e.epoch);
+            let config = self.log.config_at(place.id.seq).cloned();
+            config.filter(|_| epoch == Some(place.id.epoch))
+        };
+        match config(&place) {
+            Some(config) => (place, next, Some(config)),
+            None => (end.0, end.1, config(&end.0)),
+        }
+    }
+
+    pub(in crate::replica) fn got_staged(
+        &mut self,
+        conn: ConnId,
+        epoch: Epoch,
+        seq: Seq,
+        sync: (u64, u64),
+    ) {
+        if self.leader.as_ref().is_none_or(|l| l.epoch != epoch) {
+            return;
+        }
+        let number = self.log.number_of(seq);
+        let position = number.map(|n| self.log.tail_before(n + 1).position);
+        if let Some(peer) = self.peer_of(conn).filter(|p| p.staging) {
+            peer.sync = sync;
+            if let Some(position) = position {
+                peer.acked_position = peer.acked_position.max(position);
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! Being Secondary: taking a Primary's log, acknowledging what is durable, promising epochs.
 
-use super::{Incoming, Replica};
+use super::{Incoming, Item, Replica};
 use crate::io::*;
 use crate::journal::batch::{self, Header};
 use crate::memory::{Buffer, Memory};
@@ -222,7 +222,8 @@ impl<M: Memory> Replica<M> {
             && member
             && (epoch > promised || (epoch == promised && planted!(TwoGrants)))
             && self.lease_wait_ns(node) == 0
-            && self.drain.is_none();
+            && self.drain.is_none()
+            && !self.merging();
         if !grants {
             let report = self.report_to(node, token, Epoch(0));
             self.send(conn, Frame::Report(Box::new(report)));
@@ -269,7 +270,7 @@ impl<M: Memory> Replica<M> {
         self.incoming.push_back(Incoming {
             conn,
             epoch,
-            buffer,
+            item: Item::Append(buffer),
         });
     }
 
@@ -292,7 +293,23 @@ impl<M: Memory> Replica<M> {
                 self.incoming.pop_front();
                 continue;
             }
-            let buffer = front.buffer.clone();
+            if self.stages(conn) {
+                let Some(item) = self.incoming.pop_front() else {
+                    return;
+                };
+                if !self.stage_next(&item) {
+                    if self.peer_of(conn).is_some() {
+                        self.incoming.push_front(item);
+                    }
+                    return;
+                }
+                continue;
+            }
+            let Item::Append(buffer) = &front.item else {
+                self.incoming.pop_front();
+                continue;
+            };
+            let buffer = buffer.clone();
             let verified = if planted!(PeerBatchTrusted) {
                 batch::read_header(buffer.bytes())
             } else {
@@ -342,6 +359,7 @@ impl<M: Memory> Replica<M> {
         let tail = self.log.tail();
         let same = planted!(SameNumberSameRecord) || self.log.contains(header.last_id());
         if header.last() <= tail.id.seq && same {
+            self.resync_abandon();
             self.matched = self.matched.max(header.last());
             return true;
         }
@@ -363,6 +381,7 @@ impl<M: Memory> Replica<M> {
             batch::descriptors(buffer.bytes(), header)
                 .flatten()
                 .collect();
+        self.resync_abandon();
         self.log.append(header, records.into_iter(), config, buffer);
         self.matched = self.matched.max(header.last());
         true
@@ -520,6 +539,7 @@ impl<M: Memory> Replica<M> {
         if let Some(peer) = self.peer_of(conn) {
             peer.told_too_far = true;
         }
+        self.resync_wanted(conn);
     }
 
     /// A fresh node that meets one that is not takes its config if that lists this incarnation (protocol D3).

@@ -297,6 +297,8 @@ impl<M: Memory> Replica<M> {
             None => (seq == start.id.seq).then_some(start),
         };
         if let Some(peer) = self.peer_of(conn) {
+            // What it staged is its log now.
+            peer.staging = false;
             peer.acked = peer.acked.max(seq);
             if let Some(place) = place {
                 peer.acked_position = peer.acked_position.max(place.position);

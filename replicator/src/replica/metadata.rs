@@ -105,6 +105,16 @@ impl<M: Memory> Replica<M> {
         wanted.committed = self.committed.max(forked).min(wanted.acked.seq);
         wanted.config = self.log.config_at(floor.id.seq).cloned();
         wanted.epochs = self.log.epochs_until(floor.id.seq);
+        let mut floor = floor;
+        if let Some(restart) = &self.restart {
+            // A resync is whole: in this write the image, the beginning of the log and its end become what it brought.
+            floor = restart.floor;
+            wanted.applied = floor;
+            wanted.acked = floor.id;
+            wanted.committed = floor.id.seq;
+            wanted.config = Some(restart.config.clone());
+            wanted.epochs = restart.epochs.clone();
+        }
         for (copy, block) in meta.blocks.iter_mut().enumerate() {
             wanted.encode(copy, block.bytes_mut());
         }

@@ -9,7 +9,7 @@
 //! | `election` | becoming Primary |
 //! | `peers`, `feed` | connections and reports; giving peers the log |
 //! | `writer`, `loads`, `applier`, `pages` | the journal's way out, its way back, the way to the stores and their checksums |
-//! | `serve`, `repair` | telling peers what blocks hold; bad blocks |
+//! | `resync`, `serve`, `repair` | getting what is past a Primary's journal; telling peers what blocks hold; bad blocks |
 //! | `pending`, `metadata` | disk operations in flight; the superblock |
 //! | `witness` | voters without a log |
 //! | `status` | the view |
@@ -51,6 +51,7 @@ use self::pages::Pages;
 use self::peers::Peer;
 use self::pending::{Pending, PendingTable};
 use self::repair::Repairs;
+use self::resync::{Restart, Resync};
 use self::serve::Serves;
 use self::writer::Writer;
 use crate::io::*;
@@ -60,7 +61,7 @@ use crate::recover::Recovered;
 use crate::store::extents::ExtentMap;
 use crate::store::sums::SumTable;
 use crate::types::*;
-use crate::wire::frame::Frame;
+use crate::wire::frame::{Blocks, Changed, Frame};
 
 /// Records that the stores may lack, at most.
 pub const UNAPPLIED_MAX: usize = 1 << 16;
@@ -75,12 +76,22 @@ pub struct Capacity {
     pub requests: u32,
 }
 
-/// A batch received from a Primary.
+/// Something received from a Primary that has its place in a row.
 #[derive(Debug)]
 struct Incoming<B> {
     conn: ConnId,
     epoch: Epoch,
-    buffer: B,
+    item: Item<B>,
+}
+
+/// What it is.
+#[derive(Debug)]
+enum Item<B> {
+    /// A batch.
+    Append(B),
+    /// Answers to this node's questions, for a resync.
+    Changed(Box<Changed>),
+    Blocks(Box<Blocks>, Option<B>),
 }
 
 /// One node's part in one resource: a state machine without I/O, clock or randomness of its own.
@@ -123,6 +134,13 @@ pub struct Replica<M: Memory> {
     pages: Pages<M::Buffer>,
     repairs: Repairs<M::Buffer>,
     serves: Serves<M::Buffer>,
+    resync: Option<Resync>,
+    /// Operations of this and earlier ones that have not ended.
+    resync_flying: u32,
+    /// The log that the superblock being written begins anew with.
+    restart: Option<Restart>,
+    /// Blocks of the stage being read for the stores: from which block of a volume on.
+    merge: Option<(VolumeId, u64, M::Buffer)>,
     evict_from: u64,
     committed: Seq,
     /// The committed floor that the peers were told last.
@@ -189,6 +207,7 @@ impl<M: Memory> Replica<M> {
             scanned,
             sums,
             sums_found,
+            staged,
         } = recovered;
         let rng = seed
             .chunks_exact(8)
@@ -213,6 +232,8 @@ impl<M: Memory> Replica<M> {
         }
         let log = Log::new(scanned.parts, UNAPPLIED_MAX);
         let writer = Writer::from_entry(log.next_number());
+        let position = log.tail().position;
+        let resync = Self::resync_of(metadata.wanted.resync, staged, position, now);
         let peers = (0..config.nodes.len())
             .map(|n| NodeId(u8::try_from(n).expect("at most 8 nodes")))
             .filter(|&n| n != config.me)
@@ -234,6 +255,10 @@ impl<M: Memory> Replica<M> {
             pages,
             repairs: Repairs::new(),
             serves: Serves::new(),
+            resync,
+            resync_flying: 0,
+            restart: None,
+            merge: None,
             loads: Loads::new(),
             evict_from: 0,
             committed: scanned.committed,
@@ -409,7 +434,26 @@ impl<M: Memory> Replica<M> {
                 },
                 None,
             ) => self.got_blocks_ask(conn, token, volume, block, blocks),
-            (Frame::Blocks(blocks), data) => self.got_blocks(conn, *blocks, data),
+            (Frame::Blocks(blocks), data) => self.got_blocks(conn, blocks, data),
+            (Frame::Changed(changed), None) => self.got_changed(conn, changed),
+            (
+                Frame::ResyncAsk {
+                    token,
+                    staged,
+                    committed,
+                },
+                None,
+            ) => self.got_resync_ask(conn, token, staged, committed),
+            (Frame::ResyncFrom(from), None) => self.got_resync_from(conn, *from),
+            (
+                Frame::Staged {
+                    epoch,
+                    seq,
+                    left_bytes,
+                    total_bytes,
+                },
+                None,
+            ) => self.got_staged(conn, epoch, seq, (left_bytes, total_bytes)),
             (
                 Frame::ChangedAsk {
                     token,
@@ -443,6 +487,9 @@ impl<M: Memory> Replica<M> {
                 first,
                 blocks,
             } => self.served(serial, (first, blocks), result),
+            Pending::Resync { serial } => self.resync_done(serial, result),
+            Pending::MergeRead => self.merge_read(result),
+            Pending::MergeWrite => self.merge_written(result),
             Pending::Repair { volume, block } => self.repair_written(volume, block, result),
             Pending::Edge {
                 index,
@@ -518,6 +565,7 @@ impl<M: Memory> Replica<M> {
         self.pump_writer();
         self.pump_feeds();
         self.pump_serves();
+        self.pump_resync();
         self.pump_repairs();
         self.pump_reads();
         self.pump_ready();
@@ -562,6 +610,7 @@ impl<M: Memory> Replica<M> {
             self.candidacy_timeout(),
             self.hold_timeout(),
             self.serves.timeout(),
+            self.resync_timeout(),
             self.repairs.timeout(),
         ]
         .into_iter()

@@ -37,6 +37,10 @@ impl<B: Buffer> Pages<B> {
 }
 
 impl<M: Memory> Replica<M> {
+    pub(super) fn pages_are_idle(&self) -> bool {
+        self.pages.is_idle()
+    }
+
     /// Writes what is dirty of a table, as far as there is room. `true` once all of it has been written.
     pub(super) fn write_pages(&mut self, choose: impl Fn(&mut Self) -> &mut SumTable) -> bool {
         while let Some(&index) = self.pages.free.last() {

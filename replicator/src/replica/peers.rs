@@ -68,6 +68,8 @@ pub(super) struct Peer {
     pub(super) foreign: bool,
     /// It stages what it is fed: that counts for nothing yet.
     pub(super) staging: bool,
+    /// Bytes that it lacks by that, and lacked at the beginning.
+    pub(super) sync: (u64, u64),
 }
 
 impl Peer {
@@ -92,6 +94,7 @@ impl Peer {
             caught_up: false,
             foreign: false,
             staging: false,
+            sync: (0, 0),
         }
     }
 
@@ -212,6 +215,7 @@ impl<M: Memory> Replica<M> {
             self.matched = Seq(0);
         }
         self.serves.forget(conn);
+        self.resync_loses(conn);
         self.repairs_lose(conn);
         self.candidate_lost(node);
     }
@@ -297,7 +301,7 @@ impl<M: Memory> Replica<M> {
             serving: self.serving() && self.lease_runs(),
             primary: self.leader.is_some(),
             candidate: self.candidacy.is_some(),
-            damaged: self.damaged(),
+            damaged: self.damaged() || self.merging(),
             demoted: self.demoted,
             config: self.durable_config(),
             epochs: self.log.epochs_until(tail.seq),

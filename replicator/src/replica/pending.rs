@@ -35,6 +35,13 @@ pub(super) enum Pending {
         volume: VolumeId,
         block: u64,
     },
+    /// Something of a resync.
+    Resync {
+        serial: u64,
+    },
+    /// Blocks of the stage on their way to the stores.
+    MergeRead,
+    MergeWrite,
     Edge {
         index: u32,
         generation: u32,

@@ -82,6 +82,11 @@ impl<B> Repairs<B> {
             .any(|r| matches!(r.state, State::Writing(_) | State::Flushing(_)))
     }
 
+    /// The stores become others.
+    pub(super) fn forget(&mut self) {
+        self.list.clear();
+    }
+
     pub(super) fn timeout(&self) -> Option<Time> {
         let wanted = self
             .list
@@ -125,7 +130,11 @@ impl<M: Memory> Replica<M> {
                 State::Wanted if moot => true,
                 State::Wanted => !self.ask_for(index),
                 State::Have(..) if moot => true,
-                State::Have(..) if self.applier.is_idle() && !self.repairs.write() => {
+                State::Have(..)
+                    if self.applier.is_idle()
+                        && !self.repairs.write()
+                        && !self.resync_has_stores() =>
+                {
                     self.put_in_place(index);
                     false
                 }

@@ -103,7 +103,7 @@ impl<M: Memory> Replica<M> {
         if self.leader.is_some() {
             return DiskState::UpToDate;
         }
-        if self.told_outdated || self.damaged() {
+        if self.told_outdated || self.damaged() || self.merging() {
             return DiskState::Outdated;
         }
         if self.following.is_some() {
@@ -161,6 +161,9 @@ impl<M: Memory> Replica<M> {
             view.applied = Some(peer.applied);
             view.behind_bytes = Some(self.lag_blocks(peer) * BLOCK_BYTES_U64);
             (view.replication, view.disk_state) = match peer.feed {
+                Feed::On { .. } if peer.staging => {
+                    (ReplicationState::SyncSource, DiskState::Outdated)
+                }
                 Feed::On { .. } if peer.caught_up => {
                     (ReplicationState::Established, DiskState::UpToDate)
                 }
@@ -171,7 +174,15 @@ impl<M: Memory> Replica<M> {
                     (ReplicationState::Off, DiskState::DUnknown)
                 }
             };
-            if matches!(peer.feed, Feed::TooFar | Feed::NotMember) {
+            if peer.staging {
+                let (left_bytes, total_bytes) = peer.sync;
+                view.sync = Some(SyncView {
+                    left_bytes,
+                    total_bytes,
+                    full: false,
+                });
+            }
+            if matches!(peer.feed, Feed::TooFar | Feed::NotMember) || peer.staging {
                 view.behind_bytes = None;
                 view.durable = Some(report.tail.seq);
             }
@@ -188,7 +199,10 @@ impl<M: Memory> Replica<M> {
             };
             if follows {
                 view.durable = Some(self.primary_tail.max(report.tail.seq));
-                view.replication = if self.told_outdated {
+                view.sync = self.resync_view();
+                view.replication = if view.sync.is_some() {
+                    ReplicationState::SyncTarget
+                } else if self.told_outdated {
                     ReplicationState::Off
                 } else {
                     ReplicationState::Established
@@ -264,9 +278,13 @@ impl<M: Memory> Replica<M> {
             DiskState::UpToDate | DiskState::Diskless | DiskState::Consistent => {
                 (Health::Down, "a majority of the nodes can not be reached")
             }
+            _ if self.resync_view().is_some_and(|r| r.full) => (
+                Health::Degraded,
+                "there is no room to stage a resync: free some in the data directory",
+            ),
             _ if self.told_outdated => (
-                Health::Down,
-                "past the Primary's journal: this node needs a resync",
+                Health::Degraded,
+                "past the Primary's journal: a resync brings what changed",
             ),
             _ => (Health::Degraded, "behind the newest data: catching up"),
         }

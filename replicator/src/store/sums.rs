@@ -295,6 +295,13 @@ impl SumTable {
         }
     }
 
+    /// The part of the file that is this table's: from where, and how many bytes.
+    #[must_use]
+    pub fn area(&self) -> (u64, u64) {
+        let bytes = 2 * self.versions.len() as u64 * BLOCK_BYTES_U64;
+        (u64::from(self.table.number()) * bytes, bytes)
+    }
+
     fn slot_offset(&self, page: usize, slot: usize) -> u64 {
         let area = usize::from(self.table.number()) * 2 + slot;
         (area * self.versions.len() + page) as u64 * BLOCK_BYTES_U64
@@ -313,6 +320,8 @@ impl SumTable {
             .copied();
         let odd = |bytes: &&[u8]| !is_zero(bytes) && self.checked(page, part, bytes).is_none();
         let damaged = slots.iter().filter(|bytes| odd(bytes)).count();
+        // What is staged can be had again. An older version of that must not be taken for the newest: blocks would be missed.
+        let best = best.filter(|_| damaged == 0 || self.table == Table::Stores);
         match best {
             Some(raw) => {
                 found.whole += 1;
@@ -325,7 +334,7 @@ impl SumTable {
             }
             None if damaged == 0 => {}
             // The first version that was ever written goes to slot 1: torn, it leaves a page that was never written.
-            None if damaged == 1 && is_zero(slots[0]) => {
+            None if damaged == 1 && is_zero(slots[0]) && self.table == Table::Stores => {
                 found.doubtful += 1;
                 self.doubt_page(page, applied);
             }
@@ -540,18 +549,22 @@ impl SumTable {
         block.copy_from_slice(raw.as_bytes());
     }
 
-    /// Makes it a new node's table again; the pages that were ever written are to be written again.
-    pub fn reset(&mut self) {
-        let never = self.table.never();
-        for part in &mut self.parts {
-            part.changed.fill(Seq(0));
-            part.sums.fill(never);
-        }
-        for page in 0..self.versions.len() {
-            if self.versions[page] > 0 {
-                self.touch(page);
-            }
-        }
+    /// The newest record that any group is known to have been changed by.
+    #[must_use]
+    pub fn newest(&self) -> Seq {
+        let all = self.parts.iter().flat_map(|p| &p.changed);
+        all.copied().max().unwrap_or_default()
+    }
+
+    /// Forgets a group: nothing is known of its blocks.
+    pub fn forget(&mut self, volume: VolumeId, group: u64) {
+        let page = self.page_of(volume, group);
+        let part = &mut self.parts[usize::from(volume.0)];
+        let first = index(group) * GROUP_SUMS;
+        let last = (first + GROUP_SUMS).min(part.sums.len());
+        part.changed[index(group)] = Seq(0);
+        part.sums[first..last].fill(BlockSum::UNKNOWN);
+        self.touch(page);
     }
 }
 

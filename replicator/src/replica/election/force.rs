@@ -68,6 +68,11 @@ impl<M: Memory> Replica<M> {
                 "this node is new or was wiped and holds nothing of the resource: force one that has data".into(),
             ));
         }
+        if self.resync_is_ending() {
+            return Some(AdminError::Failed(
+                "this node is laying what a resync brought over its stores: try again when that is done, it needs nobody".into(),
+            ));
+        }
         let lease_ns = u64::from(self.metadata.wanted.lease_ms) * 1_000_000;
         let alive = self.now.since(self.heartbeat_heard_at) < lease_ns && !self.released;
         let primary = self.following.filter(|_| alive)?;
@@ -96,6 +101,7 @@ impl<M: Memory> Replica<M> {
         let seen = self.highest_seen.max(self.metadata.wanted.promised);
         let epoch = Epoch(seen.max(newest).max(tail.epoch).0 + 1);
         self.report_fork(tail);
+        self.resync_abandon();
         let history = HistoryId(self.random_wide());
         let wanted = &mut self.metadata.wanted;
         if !planted!(ForkKeepsHistory) {
