@@ -1,6 +1,7 @@
 //! Disks that are not as `repld` left them: P6 (nothing silently wrong), P9 (bad input is an answer). The node stays out, or
 //! mends itself from its peers; its clients notice nothing; `replctl dump` says where it is.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -231,6 +232,131 @@ fn disks_that_belong_elsewhere_are_refused_by_name() {
     cut(&store, bytes);
     scene.cluster.start(VICTIM).expect("as it was");
     scene.await_caught_up(VICTIM, 0);
+}
+
+#[test]
+fn a_node_without_its_checksums_does_not_start_and_says_what_to_do() {
+    let mut scene = Scene::serving(small());
+    scene.await_caught_up(VICTIM, 0);
+    scene.cluster.terminate(VICTIM).expect("stopped");
+    let check_fails = |word: &str| {
+        let check = scene.cluster.ctl(VICTIM, &["check"], BOUND);
+        let check = check.expect("replctl runs");
+        assert_eq!(check.code, exit::FAILED, "{}", check.stdout);
+        let wrong = check
+            .stdout
+            .lines()
+            .find(|line| line.starts_with("FAIL") && line.contains(word));
+        assert!(wrong.is_some(), "{word}: {}", check.stdout);
+    };
+    for name in ["sums", "stage"] {
+        let path = file(&scene, VICTIM, name);
+        let shown = path.display().to_string();
+        let kept = path.with_extension("kept");
+        fs::rename(&path, &kept).expect("renamed");
+        let said = refuses(&scene);
+        let gone = format!("{shown} is not there");
+        assert!(
+            said.contains(&gone) && said.contains("create --wipe"),
+            "{said}"
+        );
+        check_fails(&gone);
+        fs::copy(&kept, &path).expect("copied");
+        cut(&path, 4096);
+        let said = refuses(&scene);
+        let short = format!("{shown}: has 4096 bytes");
+        assert!(
+            said.contains(&short) && said.contains("cut short"),
+            "{said}"
+        );
+        check_fails(&format!("{shown} has 4096 bytes"));
+        fs::rename(&kept, &path).expect("put back");
+    }
+    scene.cluster.start(VICTIM).expect("as it was");
+    scene.await_caught_up(VICTIM, 0);
+}
+
+/// What `dump --sums --verify` says of the volumes, by name.
+fn verified(scene: &Scene) -> BTreeMap<String, Value> {
+    let finished = dump(scene, &["--sums", "--verify", "--json"]);
+    let lines = finished.stdout.lines();
+    let values = lines.map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let of_volumes = values.filter(|value| value["what"] == "verified");
+    of_volumes
+        .map(|v| (v["volume"].as_str().expect("a name").to_owned(), v))
+        .collect()
+}
+
+#[test]
+fn blocks_that_rotted_at_rest_are_named_by_the_dump() {
+    let mut scene = Scene::serving(small());
+    let mut client = scene.open(0, "db");
+    for block in [3, 700, 701, 702, 4095] {
+        let bytes = [block as u8 + 1; 4096];
+        client
+            .write_at(block * 4096, &bytes, true)
+            .expect("written");
+    }
+    scene.await_caught_up(VICTIM, 0);
+    scene.cluster.terminate(VICTIM).expect("stopped");
+    let number = |volume: &Value, key: &str| volume[key].as_u64().expect("a number");
+    for volume in verified(&scene).values() {
+        assert_eq!(number(volume, "same"), number(volume, "blocks"), "{volume}");
+    }
+    // One that was written, one in the midst of others and one that never was, each by one bit.
+    let store = scene.cluster.store(VICTIM, "db");
+    let rotten: Vec<u64> = [3, 701, 1000].into_iter().map(|b| b * 4096).collect();
+    for &offset in &rotten {
+        flip(&store, offset + 4000);
+    }
+    let finished = dump(&scene, &["--sums", "--verify", "--json"]);
+    assert_eq!(finished.code, exit::FAILED, "{}", finished.stdout);
+    assert!(finished.stderr.contains("3 places"), "{}", finished.stderr);
+    let lines = finished.stdout.lines();
+    let values = lines.map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let named: Vec<u64> = values
+        .filter(|v| v["what"] == "damage")
+        .map(|v| {
+            assert_eq!(v["path"].as_str(), store.to_str());
+            number(&v, "offset")
+        })
+        .collect();
+    assert_eq!(named, rotten);
+    assert_eq!(number(&verified(&scene)["db"], "differ"), 3);
+    for &offset in &rotten {
+        flip(&store, offset + 4000);
+    }
+    // Both versions of a page of checksums: nothing is known of its blocks, and nothing is wrong with them.
+    let sums = file(&scene, VICTIM, "sums");
+    let kept = fs::read(&sums).expect("readable");
+    let pages = kept.len() as u64 / 4096 / 4;
+    for slot in 0..2 {
+        flip(&sums, slot * pages * 4096 + 100);
+    }
+    assert_eq!(damage(&scene), [(sums.clone(), 0)]);
+    let db = &verified(&scene)["db"];
+    assert_eq!((number(db, "unknown"), number(db, "differ")), (896, 0));
+    fs::write(&sums, kept).expect("restored");
+    assert_eq!(damage(&scene), []);
+
+    // What the journal has newer is skipped, whatever of it the stores have.
+    scene.cluster.start(VICTIM).expect("started");
+    scene.await_caught_up(VICTIM, 0);
+    let mut streams = scene.busy_streams();
+    for _ in 0..3 {
+        let load = scene.work(0, streams);
+        scene.await_writes(&load, 150);
+        scene.cluster.kill(VICTIM).expect("killed");
+        streams = scene.finish(load);
+        for volume in verified(&scene).values() {
+            let newer = number(volume, "skipped");
+            let same = number(volume, "same");
+            assert_eq!(same + newer, number(volume, "blocks"), "{volume}");
+        }
+        scene.cluster.start(VICTIM).expect("started");
+        scene.await_caught_up(VICTIM, 0);
+    }
+    scene.stop_and_compare(0);
 }
 
 #[test]

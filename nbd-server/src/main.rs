@@ -131,6 +131,8 @@ fn run(args: &Args) -> Result<(), Failure> {
         journal: node.journal_path(),
         meta: node.meta_path(),
         stores: config.volumes.iter().map(|v| node.store_path(v)).collect(),
+        sums: node.sums_path(),
+        stage: node.stage_path(),
         volume_bytes: config.volumes.iter().map(|v| v.size_bytes).collect(),
         memory_bytes: config.policy.memory_bytes,
         requests_max: REQUESTS_MAX,
@@ -207,10 +209,11 @@ fn open_core(
         mut meta,
         mut journal,
         journal_bytes,
+        mut sums,
         pool,
         now,
     } = ground;
-    let recovered = recover(&mut meta, &mut journal, &config).map_err(|error| {
+    let recovered = recover(&mut meta, &mut journal, &mut sums, &config).map_err(|error| {
         format!(
             "{error} (metadata {}, journal {})",
             paths[0].display(),

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use replicator::io::SideFile;
 use replicator::types::{NODES_MAX, VOLUMES_MAX};
 
 /// The upper ends of all buckets of a [`Histogram`] but the last, which has none, in nanoseconds.
@@ -144,6 +145,8 @@ pub enum DiskFile {
     Meta,
     /// The store of the volume with this index.
     Store(usize),
+    /// A file beside the stores.
+    Side(SideFile),
 }
 
 const REQUEST_KINDS: usize = RequestKind::ALL.len();
@@ -169,6 +172,8 @@ pub struct Meters {
     journal: [Work; DISK_KINDS],
     meta: [Work; DISK_KINDS],
     stores: [[Work; DISK_KINDS]; VOLUMES_MAX],
+    sums: [Work; DISK_KINDS],
+    stage: [Work; DISK_KINDS],
     peers: [PeerMeters; NODES_MAX],
     /// Turns of the data thread.
     pub turns: Counter,
@@ -188,6 +193,8 @@ impl Meters {
             DiskFile::Journal => &self.journal,
             DiskFile::Meta => &self.meta,
             DiskFile::Store(volume) => &self.stores[volume],
+            DiskFile::Side(SideFile::Sums) => &self.sums,
+            DiskFile::Side(SideFile::Stage) => &self.stage,
         };
         &work[kind as usize]
     }

@@ -126,6 +126,19 @@ pub struct PeerView {
     pub sync: Option<SyncView>,
 }
 
+/// What was found of the blocks at rest in this node's stores, since it started.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Integrity {
+    /// Blocks that were not what was recorded of them when they were written.
+    pub bad_blocks: u64,
+    /// Those of them that were written anew from a good copy.
+    pub repaired_blocks: u64,
+    /// Those of them that no node has a good copy of.
+    pub lost_blocks: u64,
+    /// Pages of the table of checksums that could not be read: nothing is known of their blocks.
+    pub sums_pages_lost: u32,
+}
+
 /// A snapshot of a replica.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct View {
@@ -169,6 +182,8 @@ pub struct View {
     pub requests: u32,
     /// The bound of `requests`.
     pub requests_max: u32,
+    /// What was found of the blocks at rest.
+    pub integrity: Integrity,
     /// The peers, by node.
     pub peers: ArrayVec<PeerView, NODES_MAX>,
 }

@@ -104,14 +104,21 @@ enum Verb {
     /// Shows what is on this node's disks, without repld, for the day when it does not start
     ///
     /// Reads only. Each batch of the journal is a line: the byte where it begins, its records as EPOCH.FIRST..LAST, and what
-    /// they do to which bytes of which volume. Damage is named with file and byte; then the exit code is 1.
+    /// they do to which bytes of which volume. Damage is named with file and byte; then the exit code is 1. Of the checksums there is
+    /// a line for each volume; --sums --verify also reads the stores, all of them, and names the blocks that are not as recorded.
     Dump {
         /// Only the journal
-        #[arg(long, conflicts_with = "meta")]
+        #[arg(long, conflicts_with_all = ["meta", "sums"])]
         journal: bool,
         /// Only the metadata
-        #[arg(long)]
+        #[arg(long, conflicts_with = "sums")]
         meta: bool,
+        /// Only the checksums
+        #[arg(long)]
+        sums: bool,
+        /// Compares the stores with their checksums
+        #[arg(long, requires = "sums")]
+        verify: bool,
         /// As JSON, an object a line
         #[arg(long)]
         json: bool,
@@ -228,14 +235,18 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Dump {
             journal,
             meta,
+            sums,
+            verify,
             json,
         } => {
             let wanted = dump::Wanted {
-                meta: !journal,
-                journal: !meta,
+                meta: !journal && !sums,
+                journal: !meta && !sums,
+                sums: !meta && !journal,
+                verify,
                 json,
             };
-            return dump::dump(node, wanted);
+            return dump::dump(&config, node, wanted);
         }
         Verb::Events { json } => return show_events(node, json),
         Verb::Demo(_) => {}

@@ -66,7 +66,8 @@ impl LoneNode {
             ack: AckPolicy::Majority,
             requests_max: 256,
         };
-        let recovered = recover(&mut Image(meta), &mut Image(label), &config).expect("just made");
+        let [mut meta, mut label, mut sums] = [meta, label, Vec::new()].map(Image);
+        let recovered = recover(&mut meta, &mut label, &mut sums, &config).expect("just made");
         let pool = Pool::new(&sizes(MEMORY_BYTES)).expect("memory");
         let now = Time(1_000_000_000);
         let mut node = Self {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use nbd_server::reactor::record::tape::Part;
 use replicator::Replica;
-use replicator::io::{DiskOp, Input, Output, Parts};
+use replicator::io::{DiskOp, Input, Output, Parts, SideFile};
 use replicator::memory::{Buffer, Memory, Purpose};
 use replicator::types::*;
 
@@ -54,9 +54,14 @@ pub(crate) fn second_life(
         let (id, ticket, op) = in_flight.swap_remove(next);
         match &op {
             DiskOp::JournalRead { offset, buffer } => {
-                let journal = walk.media.bytes(Part::Journal);
-                let bytes = &journal[*offset as usize..][..buffer.blocks * BLOCK_BYTES];
-                buffer.arrived(bytes.to_vec());
+                buffer.arrived_from(walk.media.bytes(Part::Journal), *offset);
+            }
+            DiskOp::SideRead {
+                file,
+                offset,
+                buffer,
+            } => {
+                buffer.arrived_from(walk.media.bytes(beside(*file)), *offset);
             }
             DiskOp::StoreRead { .. } => return Err("nobody asked for a read".into()),
             _ => {
@@ -71,6 +76,13 @@ pub(crate) fn second_life(
     Ok((walk, begun))
 }
 
+fn beside(file: SideFile) -> Part {
+    match file {
+        SideFile::Sums => Part::Sums,
+        SideFile::Stage => Part::Stage,
+    }
+}
+
 /// What an operation does to a file; `None` if it reads.
 fn written(op: &DiskOp<Blocks>) -> Option<Op> {
     let bytes = |parts: &Parts<Blocks>| {
@@ -78,7 +90,9 @@ fn written(op: &DiskOp<Blocks>) -> Option<Op> {
         Work::Write(parts.collect::<Vec<_>>().concat())
     };
     let (part, offset, durable, work) = match op {
-        DiskOp::JournalRead { .. } | DiskOp::StoreRead { .. } => return None,
+        DiskOp::JournalRead { .. } | DiskOp::StoreRead { .. } | DiskOp::SideRead { .. } => {
+            return None;
+        }
         DiskOp::JournalWrite { offset, parts } => (Part::Journal, *offset, true, bytes(parts)),
         DiskOp::MetaWrite { offset, parts } => (Part::Meta, *offset, true, bytes(parts)),
         DiskOp::StoreWrite {
@@ -93,6 +107,17 @@ fn written(op: &DiskOp<Blocks>) -> Option<Op> {
             ..
         } => (Part::Store(*volume), *offset, false, Work::Zero(*length)),
         DiskOp::StoreFlush { volume } => (Part::Store(*volume), 0, true, Work::Flush),
+        DiskOp::SideWrite {
+            file,
+            offset,
+            parts,
+        } => (beside(*file), *offset, false, bytes(parts)),
+        DiskOp::SideFlush { file } => (beside(*file), 0, true, Work::Flush),
+        DiskOp::SideDiscard {
+            file,
+            offset,
+            length,
+        } => (beside(*file), *offset, false, Work::Zero(*length)),
     };
     Some(Op {
         part,
@@ -143,6 +168,10 @@ struct Blocks {
 }
 
 impl Blocks {
+    fn arrived_from(&self, file: &[u8], offset: u64) {
+        self.arrived(file[offset as usize..][..self.blocks * BLOCK_BYTES].to_vec());
+    }
+
     fn arrived(&self, bytes: Vec<u8>) {
         assert!(self.shared.bytes.get().is_none(), "looked at too early");
         let at = self.first * BLOCK_BYTES;

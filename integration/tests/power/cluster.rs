@@ -25,6 +25,7 @@ use replicator::meta::config::Name;
 use replicator::meta::label::{FormatParams, format_node};
 use replicator::meta::superblock::VolumeRecord;
 use replicator::recover::recover;
+use replicator::store::sums;
 use replicator::types::*;
 use replicator::{AckPolicy, OnNoQuorum, Replica, ReplicaConfig};
 use tokio::sync::{mpsc, oneshot};
@@ -84,6 +85,11 @@ pub(crate) fn created(me: usize) -> (Vec<u8>, Vec<u8>) {
     })
 }
 
+/// The size of the table of checksums.
+pub(crate) fn sums_bytes() -> u64 {
+    sums::file_bytes(VOLUMES.into_iter())
+}
+
 /// Where the recording of a node is.
 pub(crate) fn tape(dir: &Path, node: usize) -> PathBuf {
     dir.join(format!("node-{node}.tape"))
@@ -115,6 +121,8 @@ impl Node {
         for (store, bytes) in stores.iter().zip(VOLUMES) {
             make_file(store, bytes, &[]);
         }
+        make_file(&path("sums"), sums_bytes(), &[]);
+        make_file(&path("stage"), VOLUMES.iter().sum(), &[]);
         let (sender, receiver) = std::sync::mpsc::channel();
         let (to_control, events) = mpsc::unbounded_channel();
         let bell = Arc::new(EventFd::new().expect("an eventfd"));
@@ -125,6 +133,8 @@ impl Node {
             journal: path("journal"),
             meta: path("meta"),
             stores,
+            sums: path("sums"),
+            stage: path("stage"),
             volume_bytes: VOLUMES.to_vec(),
             memory_bytes: 64 << 20,
             requests_max: config.requests_max,
@@ -139,7 +149,12 @@ impl Node {
             recorder: Recorder::create(&tape(dir, me)).expect("a new file"),
         };
         let thread = spawn(params, move |mut ground| {
-            let recovered = recover(&mut ground.meta, &mut ground.journal, &config);
+            let recovered = recover(
+                &mut ground.meta,
+                &mut ground.journal,
+                &mut ground.sums,
+                &config,
+            );
             let recovered = recovered.map_err(|error| error.to_string())?;
             let seed = [me as u8; 32];
             Ok(Replica::open(

@@ -6,6 +6,7 @@ use nbd_server::reactor::record::tape::Part;
 use replicator::journal::batch::Kind;
 use replicator::journal::scan::Decision;
 use replicator::recover::{Recovered, recover};
+use replicator::store::sums::GROUP_BLOCKS;
 use replicator::types::*;
 
 use crate::cluster::{VOLUMES, config};
@@ -26,7 +27,13 @@ pub(crate) struct Verdict {
 pub(crate) fn recovered(node: usize, walk: &Walk) -> Result<Recovered, String> {
     let file = |part| Reader(walk.media.bytes(part));
     let (mut meta, mut journal) = (file(Part::Meta), file(Part::Journal));
-    recover(&mut meta, &mut journal, &config(node)).map_err(|error| error.to_string())
+    recover(
+        &mut meta,
+        &mut journal,
+        &mut file(Part::Sums),
+        &config(node),
+    )
+    .map_err(|error| error.to_string())
 }
 
 /// Judges what is on the disks of a node now, at a time when `nanos` was the last moment.
@@ -40,7 +47,9 @@ pub(crate) fn judge(
     check_superblock(walk, &found)?;
     let through = check_log(walk, truth, &found)?;
     check_committed(truth, &found, nanos)?;
-    check_stores(walk, truth, &found, nanos)?;
+    let replay = replay(truth, &found, nanos);
+    check_stores(walk, truth, &found, &replay)?;
+    check_sums(truth, &found, &replay)?;
     let entries = &found.scanned.parts.entries;
     let tail = entries
         .last()
@@ -147,16 +156,21 @@ fn check_committed(truth: &Truth, found: &Recovered, nanos: u64) -> Result<(), S
     })
 }
 
-/// P3: with the records that follow what is applied, as far as they can be committed, replayed from the journal, the
-/// stores are the replay of the log from its beginning.
-fn check_stores(walk: &Walk, truth: &Truth, found: &Recovered, nanos: u64) -> Result<(), String> {
+/// What is on the disks, and what the journal has in its place.
+struct Replay {
+    /// The last record that is committed, as far as can be known.
+    through: Seq,
+    /// By block that one of the records after the floor changes: the place of its contents in the ring, `None` for zeroes.
+    blocks: HashMap<(VolumeId, u64), Option<u64>>,
+}
+
+/// Goes through the records that follow what is applied, as far as they can be committed.
+fn replay(truth: &Truth, found: &Recovered, nanos: u64) -> Replay {
     let parts = &found.scanned.parts;
-    let journal = walk.media.bytes(Part::Journal);
     let most = truth.majority_at(nanos);
     let mut through = parts.applied.id.seq;
     let mut records = parts.descriptors.iter();
-    // By block: the place of its contents in the ring, `None` for zeroes.
-    let mut replayed: HashMap<(VolumeId, u64), Option<u64>> = HashMap::new();
+    let mut blocks = HashMap::new();
     for entry in &parts.entries[parts.applied_entries..] {
         let in_log = truth.in_log(entry.checksum).is_some();
         for (seq, record) in (entry.first.0..=entry.last.0).map(Seq).zip(&mut records) {
@@ -168,18 +182,31 @@ fn check_stores(walk: &Walk, truth: &Truth, found: &Recovered, nanos: u64) -> Re
                 let block = (record.volume, record.block + u64::from(index));
                 let place = entry.position + u64::from(record.payload + index);
                 match record.kind {
-                    Kind::Write => replayed.insert(block, Some(place)),
-                    Kind::Zero { .. } => replayed.insert(block, None),
+                    Kind::Write => blocks.insert(block, Some(place)),
+                    Kind::Zero { .. } => blocks.insert(block, None),
                     Kind::Epoch | Kind::Membership | Kind::Demote => None,
                 };
             }
         }
     }
+    Replay { through, blocks }
+}
+
+/// P3: with the records that follow what is applied, as far as they can be committed, replayed from the journal, the
+/// stores are the replay of the log from its beginning.
+fn check_stores(
+    walk: &Walk,
+    truth: &Truth,
+    found: &Recovered,
+    replay: &Replay,
+) -> Result<(), String> {
+    let Replay { through, blocks } = replay;
+    let journal = walk.media.bytes(Part::Journal);
     for (volume, bytes) in (0..).map(VolumeId).zip(VOLUMES) {
         let store = walk.media.bytes(Part::Store(volume));
         for block in 0..bytes / BLOCK_BYTES_U64 {
-            let wanted = truth.block(volume, block, through);
-            let same = match replayed.get(&(volume, block)) {
+            let wanted = truth.block(volume, block, *through);
+            let same = match blocks.get(&(volume, block)) {
                 Some(Some(place)) => ring(journal, *place, 1)[..] == *wanted,
                 Some(None) => wanted.iter().all(|byte| *byte == 0),
                 None => store[block as usize * BLOCK_BYTES..][..BLOCK_BYTES] == *wanted,
@@ -187,7 +214,46 @@ fn check_stores(walk: &Walk, truth: &Truth, found: &Recovered, nanos: u64) -> Re
             ensure(same, || {
                 format!(
                     "block {block} of volume {volume} is not what records 1 to {through} make of it (applied {})",
-                    parts.applied.id
+                    found.scanned.parts.applied.id
+                )
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// P6: no page of the table of checksums is lost by a mere power cut; the sum of each block that the journal does not have
+/// newer is that of what the stores hold, and each group is known to be changed by the last record that changed it.
+fn check_sums(truth: &Truth, found: &Recovered, replay: &Replay) -> Result<(), String> {
+    let (sums, lost) = (&found.sums, found.sums_found.lost);
+    ensure(lost == 0, || format!("{lost} pages of checksums are lost"))?;
+    let applied = found.scanned.parts.applied.id;
+    for (volume, bytes) in (0..).map(VolumeId).zip(VOLUMES) {
+        let blocks = bytes / BLOCK_BYTES_U64;
+        for block in 0..blocks {
+            let newer = replay.blocks.contains_key(&(volume, block));
+            let sum = sums.sum(volume, block);
+            ensure(
+                newer || truth.is_sum(volume, block, replay.through, sum),
+                || {
+                    format!(
+                        "{sum:?} is not the sum of block {block} of volume {volume} (applied {applied})"
+                    )
+                },
+            )?;
+        }
+        for group in 0..sums.groups(volume) {
+            let of_group = group * GROUP_BLOCKS..blocks.min((group + 1) * GROUP_BLOCKS);
+            let last = |through| {
+                let changed = of_group.clone();
+                let changed = changed.map(|block| truth.changed(volume, block, through));
+                changed.max().unwrap_or_default()
+            };
+            let changed = sums.changed(volume, group);
+            let possible = last(applied.seq)..=last(replay.through);
+            ensure(possible.contains(&changed), || {
+                format!(
+                    "group {group} of volume {volume} is said to be changed by record {changed}, and was by {possible:?} (applied {applied})"
                 )
             })?;
         }

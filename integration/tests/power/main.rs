@@ -1,4 +1,5 @@
-//! Power cuts on what the data path really wrote. P1, P2, P3, and that a mere power cut is never taken for damage.
+//! Power cuts on what the data path really wrote. P1, P2, P3, that the checksums of the stores are right (P6), and that a
+//! mere power cut is never taken for damage.
 //!
 //! Three nodes with real files and real rings run under a mixed load, with partitions, promotions and demotions; each
 //! records what it submits to its disks, what ends, and what it tells clients and peers (`record` in the reactor). Then
@@ -33,9 +34,10 @@ use std::path::Path;
 use std::time::Instant;
 
 use nbd_server::reactor::record::tape::Part;
+use replicator::types::VolumeId;
 
 use crate::chance::Chance;
-use crate::cluster::{Cluster, NODES, tape};
+use crate::cluster::{Cluster, NODES, VOLUMES, tape};
 use crate::judge::{Verdict, judge};
 use crate::load::Load;
 use crate::media::Fate;
@@ -118,8 +120,10 @@ enum Fault {
     None,
     /// RWF_DSYNC means nothing.
     DurableWritesIgnored,
-    /// Flushes do nothing.
+    /// Flushes of stores do nothing.
     FlushesIgnored,
+    /// Flushes of the table of checksums do nothing.
+    SumsFlushesIgnored,
     /// One journal write, of those that ended well, never happened.
     WriteLost,
 }
@@ -222,7 +226,12 @@ fn cut_everywhere(
     match plan.fault {
         Fault::None => {}
         Fault::DurableWritesIgnored => walk.media.ignore_durable_writes(),
-        Fault::FlushesIgnored => walk.media.ignore_flushes(),
+        Fault::FlushesIgnored => {
+            for volume in (0..).map(VolumeId).take(VOLUMES.len()) {
+                walk.media.ignore_flushes(Part::Store(volume));
+            }
+        }
+        Fault::SumsFlushesIgnored => walk.media.ignore_flushes(Part::Sums),
         Fault::WriteLost => walk.lose(some_journal_write(stream)),
     }
     let mut cutter = Cutter {
@@ -424,6 +433,7 @@ fn disks_that_lie_are_found_out() {
     for (fault, what) in [
         (Fault::DurableWritesIgnored, "was chosen"),
         (Fault::FlushesIgnored, "is not what records 1 to"),
+        (Fault::SumsFlushesIgnored, "is not the sum of block"),
         (Fault::WriteLost, "was durable, the log ends with"),
     ] {
         let findings = judge_recordings(&streams, plan(fault));

@@ -26,7 +26,7 @@ use replicator::io::DiskError;
 use replicator::recover::BlockRead;
 
 use crate::chance::Chance;
-use crate::cluster::{JOURNAL_BYTES, VOLUMES, created};
+use crate::cluster::{JOURNAL_BYTES, VOLUMES, created, sums_bytes};
 use crate::stream::{Op, OpId, Step, Work};
 
 const SECTOR: usize = 512;
@@ -62,7 +62,8 @@ pub(crate) struct Media {
     /// Flushes in flight, and what each makes durable.
     flushes: HashMap<OpId, Vec<OpId>>,
     durable_writes_count: bool,
-    flushes_count: bool,
+    /// The files of which flushes do nothing.
+    flushes_ignored: Vec<Part>,
 }
 
 /// What becomes of changes that are not durable.
@@ -105,7 +106,13 @@ impl Media {
             let part = Part::Store(replicator::types::VolumeId(volume));
             (part, vec![0; bytes as usize])
         });
-        let files = [(Part::Meta, meta), (Part::Journal, journal)];
+        let zeroes = |bytes: u64| vec![0; bytes as usize];
+        let files = [
+            (Part::Meta, meta),
+            (Part::Journal, journal),
+            (Part::Sums, zeroes(sums_bytes())),
+            (Part::Stage, zeroes(VOLUMES.iter().sum())),
+        ];
         let files = files.into_iter().chain(stores).map(|(part, bytes)| {
             let owners = vec![0; bytes.len() / SECTOR];
             (part, File { bytes, owners })
@@ -115,7 +122,7 @@ impl Media {
             loose: BTreeMap::new(),
             flushes: HashMap::new(),
             durable_writes_count: true,
-            flushes_count: true,
+            flushes_ignored: Vec::new(),
         }
     }
 
@@ -124,9 +131,9 @@ impl Media {
         self.durable_writes_count = false;
     }
 
-    /// From now on, a flush does nothing.
-    pub(crate) fn ignore_flushes(&mut self) {
-        self.flushes_count = false;
+    /// From now on, a flush of this file does nothing.
+    pub(crate) fn ignore_flushes(&mut self, part: Part) {
+        self.flushes_ignored.push(part);
     }
 
     /// The bytes of a file.
@@ -149,9 +156,10 @@ impl Media {
     fn begin(&mut self, id: OpId, op: &Arc<Op>) -> Result<(), String> {
         let of_file = self.loose.iter().filter(|(_, l)| l.op.part == op.part);
         if op.work == Work::Flush {
-            let covered = of_file.filter(|(_, l)| l.state == State::Ended);
-            let covered = covered.map(|(id, _)| *id);
-            self.flushes.insert(id, covered.collect());
+            let counts = !self.flushes_ignored.contains(&op.part);
+            let covered = of_file.filter(|(_, l)| l.state == State::Ended && counts);
+            let covered = covered.map(|(id, _)| *id).collect();
+            self.flushes.insert(id, covered);
             return Ok(());
         }
         let end = op.offset + op.length();
@@ -179,7 +187,7 @@ impl Media {
 
     fn end(&mut self, id: OpId, moved: Option<u64>) {
         if let Some(covered) = self.flushes.remove(&id) {
-            if moved.is_some() && self.flushes_count {
+            if moved.is_some() {
                 for id in covered {
                     if let Some(loose) = self.loose.remove(&id) {
                         self.settle(id, &loose.op, loose.op.length());

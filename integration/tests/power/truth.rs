@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use nbd_server::reactor::record::tape::Change;
 use replicator::journal::batch::{self, Header, Kind};
+use replicator::store::sums::BlockSum;
 use replicator::types::*;
 
 use crate::cluster::NODES;
@@ -24,6 +25,8 @@ struct Version {
     seq: Seq,
     /// The batch, and the block in it; `None` for zeroes.
     from: Option<(u32, u32)>,
+    /// What the table of checksums should have of it.
+    sum: BlockSum,
 }
 
 /// The log, and times.
@@ -119,8 +122,12 @@ impl Truth {
                 for index in 0..record.blocks {
                     if let Some(from) = from(index) {
                         let block = (record.volume, record.block + u64::from(index));
+                        let sum = from.map_or(BlockSum::ZERO, |(_, at)| {
+                            let bytes = &batch.bytes[at as usize * BLOCK_BYTES..][..BLOCK_BYTES];
+                            BlockSum::of(block.0, block.1, bytes)
+                        });
                         let versions = self.blocks.entry(block).or_default();
-                        versions.push(Version { seq, from });
+                        versions.push(Version { seq, from, sum });
                     }
                 }
             }
@@ -198,15 +205,31 @@ impl Truth {
         }
     }
 
+    fn version(&self, volume: VolumeId, block: u64, through: Seq) -> Option<&Version> {
+        let versions = self.blocks.get(&(volume, block))?;
+        let newer = versions.partition_point(|version| version.seq <= through);
+        versions[..newer].last()
+    }
+
     /// A block after the replay of records 1 to `through`.
     pub(crate) fn block(&self, volume: VolumeId, block: u64, through: Seq) -> &[u8] {
-        let Some(versions) = self.blocks.get(&(volume, block)) else {
-            return &ZEROES;
-        };
-        match versions.partition_point(|version| version.seq <= through) {
-            0 => &ZEROES,
-            newer => self.contents(&versions[newer - 1]),
-        }
+        let version = self.version(volume, block, through);
+        version.map_or(&ZEROES, |version| self.contents(version))
+    }
+
+    /// The last of the records 1 to `through` that changed a block; 0 if none did.
+    pub(crate) fn changed(&self, volume: VolumeId, block: u64, through: Seq) -> Seq {
+        let version = self.version(volume, block, through);
+        version.map_or(Seq(0), |version| version.seq)
+    }
+
+    /// Whether what the table of checksums has of a block is right after the replay of records 1 to `through`.
+    pub(crate) fn is_sum(&self, volume: VolumeId, block: u64, through: Seq, sum: BlockSum) -> bool {
+        let version = self.version(volume, block, through);
+        // Mostly it is the very sum; that spares the work of another one.
+        sum == version.map_or(BlockSum::ZERO, |version| version.sum)
+            || (sum != BlockSum::UNKNOWN
+                && sum.admits(volume, block, self.block(volume, block, through)))
     }
 
     /// The last record of a batch, if it is part of the log.

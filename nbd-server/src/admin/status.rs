@@ -39,6 +39,22 @@ pub struct Status {
     pub last_progress_ms: Option<u64>,
     /// What is bounded, and how much of it is used.
     pub limits: Limits,
+    /// What was found of the blocks at rest since the start.
+    #[serde(default)]
+    pub integrity: IntegrityStatus,
+}
+
+/// What was found of the blocks at rest in the stores since the start; null where unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct IntegrityStatus {
+    /// Blocks that were not what was recorded of them.
+    pub bad_blocks: Option<u64>,
+    /// Those that were written anew from a good copy.
+    pub repaired_blocks: Option<u64>,
+    /// Those that no node has a good copy of.
+    pub lost_blocks: Option<u64>,
+    /// Pages of the table of checksums that could not be read.
+    pub sums_pages_lost: Option<u32>,
 }
 
 /// How far the records are, as sequence numbers.
@@ -90,6 +106,15 @@ pub struct PeerStatus {
     pub behind_bytes: Option<u64>,
     /// How much of what it lacked when it fell behind it has now.
     pub sync_percent: Option<f64>,
+    /// Bytes that a resync between it and this node has still to look at or to bring.
+    #[serde(default)]
+    pub sync_left_bytes: Option<u64>,
+    /// How many of them go per second.
+    #[serde(default)]
+    pub sync_bytes_per_second: Option<u64>,
+    /// In how many seconds it is complete at that speed.
+    #[serde(default)]
+    pub sync_seconds_left: Option<u64>,
     /// Why it is not connected, as far as known.
     pub connection_reason: Option<String>,
 }

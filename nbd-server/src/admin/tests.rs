@@ -40,12 +40,16 @@ fn example() -> Status {
             applied_seq: Some(8800),
             behind_bytes: Some(0),
             sync_percent: Some(100.0),
+            sync_left_bytes: None,
+            sync_bytes_per_second: None,
+            sync_seconds_left: None,
             connection_reason: None,
         }],
         version: "0.1.0".into(),
         memory_locked: None,
         last_progress_ms: Some(2),
         limits: Limits::default(),
+        integrity: IntegrityStatus::default(),
     }
 }
 

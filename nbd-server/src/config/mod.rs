@@ -349,6 +349,16 @@ impl Node {
         self.data_dir.join("meta")
     }
 
+    /// The file with the checksums of the stores' blocks.
+    pub fn sums_path(&self) -> PathBuf {
+        self.data_dir.join("sums")
+    }
+
+    /// The file with what a resync has brought until it is whole.
+    pub fn stage_path(&self) -> PathBuf {
+        self.data_dir.join("stage")
+    }
+
     /// The file that is locked while somebody uses the directory.
     pub fn lock_path(&self) -> PathBuf {
         self.data_dir.join("lock")

@@ -292,6 +292,8 @@ fn metrics_path_is_free(
         (node.meta_path(), "the metadata".to_owned()),
         (node.lock_path(), "the lock".to_owned()),
         (node.journal_path(), "the journal".to_owned()),
+        (node.sums_path(), "the checksums".to_owned()),
+        (node.stage_path(), "the room for a resync".to_owned()),
     ];
     let stores = node.stores.iter();
     let stores = stores.map(|s| (s.path.clone(), format!("volume {:?}", s.volume)));
@@ -457,6 +459,8 @@ fn stores(
     let mut used = BTreeMap::from([
         (node.meta_path(), "the metadata".to_owned()),
         (node.lock_path(), "the lock".to_owned()),
+        (node.sums_path(), "the checksums".to_owned()),
+        (node.stage_path(), "the room for a resync".to_owned()),
     ]);
     let mut claim = |path: &Path, what: String, span: &Range<usize>| match used
         .insert(path.to_owned(), what.clone())

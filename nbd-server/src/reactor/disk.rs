@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
-use replicator::io::{DiskError, DiskOp, PARTS_MAX, Parts};
+use replicator::io::{DiskError, DiskOp, PARTS_MAX, Parts, SideFile};
 use replicator::memory::Buffer;
 use replicator::types::{BLOCK_BYTES, Ticket, Time, VolumeId};
 
@@ -37,12 +37,34 @@ const _: () = assert!(PARTS_MAX <= super::ring::SEGMENTS_MAX);
 /// How a disk operation ended.
 pub type DiskDone = (Ticket, Result<(), DiskError>);
 
+/// The files and devices of a node, opened.
+#[derive(Debug)]
+pub struct Files {
+    /// The metadata.
+    pub meta: DirectFile,
+    /// The journal.
+    pub journal: DirectFile,
+    /// The stores, in the order of the volumes.
+    pub stores: Vec<DirectFile>,
+    /// The table of checksums.
+    pub sums: DirectFile,
+    /// What a resync has brought until it is whole.
+    pub stage: DirectFile,
+}
+
+impl Files {
+    fn side(&self, file: SideFile) -> &DirectFile {
+        match file {
+            SideFile::Sums => &self.sums,
+            SideFile::Stage => &self.stage,
+        }
+    }
+}
+
 /// The files of a node, and what is going on with them.
 #[derive(Debug)]
 pub struct Disks {
-    journal: DirectFile,
-    meta: DirectFile,
-    stores: Vec<DirectFile>,
+    files: Files,
     active: Slab<Active>,
     waiting: VecDeque<Active>,
     /// What ended without the kernel.
@@ -92,18 +114,11 @@ enum Work {
 
 impl Disks {
     /// Takes over opened files. `None` if `pool` has no room for a piece of zeroes.
-    pub fn new(
-        journal: DirectFile,
-        meta: DirectFile,
-        stores: Vec<DirectFile>,
-        pool: &Pool,
-    ) -> Option<Self> {
+    pub fn new(files: Files, pool: &Pool) -> Option<Self> {
         let mut zeroes = pool.alloc_connection(ZERO_BLOCKS)?;
         zeroes.bytes_mut().fill(0);
         Some(Self {
-            journal,
-            meta,
-            stores,
+            files,
             active: Slab::new(OPERATIONS_MAX),
             waiting: VecDeque::with_capacity(4 * OPERATIONS_MAX),
             ended: VecDeque::with_capacity(OPERATIONS_MAX),
@@ -138,10 +153,13 @@ impl Disks {
     #[must_use]
     pub fn recorded(mut self, recorder: Recorder) -> Self {
         let number = |file: &DirectFile| file.fd.as_raw_fd();
-        let stores: Vec<_> = self.stores.iter().map(number).collect();
+        let files = &self.files;
+        let stores: Vec<_> = files.stores.iter().map(number).collect();
         recorder.note(|| Event::Files {
-            meta: number(&self.meta),
-            journal: number(&self.journal),
+            meta: number(&files.meta),
+            journal: number(&files.journal),
+            sums: number(&files.sums),
+            stage: number(&files.stage),
             stores: &stores,
         });
         self.recorder = recorder;
@@ -170,22 +188,27 @@ impl Disks {
             DiskOp::StoreWrite { volume, .. } => (store_of(*volume), DiskKind::Write),
             DiskOp::StoreZero { volume, .. } => (store_of(*volume), DiskKind::Zero),
             DiskOp::StoreFlush { volume } => (store_of(*volume), DiskKind::Flush),
+            DiskOp::SideRead { file, .. } => (DiskFile::Side(*file), DiskKind::Read),
+            DiskOp::SideWrite { file, .. } => (DiskFile::Side(*file), DiskKind::Write),
+            DiskOp::SideFlush { file } => (DiskFile::Side(*file), DiskKind::Flush),
+            DiskOp::SideDiscard { file, .. } => (DiskFile::Side(*file), DiskKind::Zero),
         };
-        let store = |volume: VolumeId| self.stores.get(usize::from(volume.0));
+        let files = &self.files;
+        let store = |volume: VolumeId| files.stores.get(usize::from(volume.0));
         let (file, offset, length, work) = match op {
             DiskOp::JournalWrite { offset, parts } => {
                 let (length, durable) = (total(&parts), true);
                 let work = Work::Write { parts, durable };
-                (Some(&self.journal), offset, length, work)
+                (Some(&files.journal), offset, length, work)
             }
             DiskOp::JournalRead { offset, buffer } => {
                 let length = u64::from(buffer.blocks()) * BLOCK_BYTES as u64;
-                (Some(&self.journal), offset, length, Work::Read(buffer))
+                (Some(&files.journal), offset, length, Work::Read(buffer))
             }
             DiskOp::MetaWrite { offset, parts } => {
                 let (length, durable) = (total(&parts), true);
                 let work = Work::Write { parts, durable };
-                (Some(&self.meta), offset, length, work)
+                (Some(&files.meta), offset, length, work)
             }
             DiskOp::StoreRead {
                 volume,
@@ -217,6 +240,29 @@ impl Disks {
                 may_deallocate: false,
             } => (store(volume), offset, length, Work::ZeroRange),
             DiskOp::StoreFlush { volume } => (store(volume), 0, 0, Work::Flush),
+            DiskOp::SideRead {
+                file,
+                offset,
+                buffer,
+            } => {
+                let length = u64::from(buffer.blocks()) * BLOCK_BYTES as u64;
+                (Some(files.side(file)), offset, length, Work::Read(buffer))
+            }
+            DiskOp::SideWrite {
+                file,
+                offset,
+                parts,
+            } => {
+                let (length, durable) = (total(&parts), false);
+                let work = Work::Write { parts, durable };
+                (Some(files.side(file)), offset, length, work)
+            }
+            DiskOp::SideFlush { file } => (Some(files.side(file)), 0, 0, Work::Flush),
+            DiskOp::SideDiscard {
+                file,
+                offset,
+                length,
+            } => (Some(files.side(file)), offset, length, Work::Deallocate),
         };
         let Some(file) = file.filter(|file| file.has(offset, length)) else {
             self.ended.push_back((ticket, Err(DiskError::Short)));

@@ -6,7 +6,7 @@
 //! | [`client`], [`replies`] | an NBD connection, and what it is answered |
 //! | [`peer`] | a connection to a peer |
 //! | [`link`], [`stage`] | a socket, and the place for encryption |
-//! | [`disk`] | journal, metadata and stores |
+//! | [`disk`] | journal, metadata, stores, and the files beside them |
 //! | [`holes`] | which parts of the stores are holes |
 //! | [`engine`] | what all of them work with |
 //! | [`ring`], [`tag`], [`slab`] | operations in flight |
@@ -42,13 +42,14 @@ pub mod tag;
 pub mod trouble;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
+use replicator::store::sums;
 use replicator::types::{BLOCK_BYTES_U64, Time};
 
-use self::disk::Disks;
+use self::disk::{Disks, Files};
 use self::engine::Core;
 use self::file::{BlockingReader, DirectFile, OpenError};
 use self::holes::Mapper;
@@ -84,6 +85,10 @@ pub struct ReactorParams {
     pub meta: PathBuf,
     /// The stores, in the order of the volumes.
     pub stores: Vec<PathBuf>,
+    /// The table of checksums.
+    pub sums: PathBuf,
+    /// What a resync has brought until it is whole.
+    pub stage: PathBuf,
     /// The sizes of the volumes.
     pub volume_bytes: Vec<u64>,
     /// Memory for payloads. What connections need comes on top.
@@ -107,6 +112,8 @@ pub struct Ground<'a> {
     pub journal: BlockingReader<'a>,
     /// The journal's size in bytes.
     pub journal_bytes: u64,
+    /// Reads the table of checksums.
+    pub sums: BlockingReader<'a>,
     /// The memory to lend from.
     pub pool: Pool,
     /// The present time.
@@ -144,6 +151,28 @@ pub enum ReactorError {
         bytes: u64,
         /// What it should be.
         volume_bytes: u64,
+    },
+    /// A file beside the stores is not there.
+    #[error(
+        "{path} is not there: it was removed, or this node was created before there were checksums; replctl create --wipe \
+         makes the node anew, and it gets its data from its peers (if they have it: the wipe destroys what is here)"
+    )]
+    NoSideFile {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A file beside the stores is too short.
+    #[error(
+        "{path}: has {bytes} bytes, the volumes need {needed}: it was cut short; replctl create --wipe makes the node \
+         anew, and it gets its data from its peers (if they have it: the wipe destroys what is here)"
+    )]
+    SideFileTooSmall {
+        /// Which.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// What it should be.
+        needed: u64,
     },
     /// The core does not begin with what is on the disks.
     #[error("{0}")]
@@ -184,6 +213,9 @@ pub fn prepare<C: Core>(
         }
         stores.push(store);
     }
+    let volumes = || params.volume_bytes.iter().copied();
+    let sums = open_side(&params.sums, sums::file_bytes(volumes()))?;
+    let stage = open_side(&params.stage, volumes().sum())?;
     let memory_bytes = params.memory_bytes.max(MEMORY_BYTES_MIN);
     let no_memory = |error| ReactorError::Memory {
         bytes: data_path_bytes(memory_bytes),
@@ -195,11 +227,19 @@ pub fn prepare<C: Core>(
         meta: BlockingReader::new(&meta, &pool).ok_or_else(used_up)?,
         journal: BlockingReader::new(&journal, &pool).ok_or_else(used_up)?,
         journal_bytes: journal.bytes(),
+        sums: BlockingReader::new(&sums, &pool).ok_or_else(used_up)?,
         pool: pool.clone(),
         now: engine::now(),
     })
     .map_err(ReactorError::Core)?;
-    let disks = Disks::new(journal, meta, stores, &pool)
+    let files = Files {
+        meta,
+        journal,
+        stores,
+        sums,
+        stage,
+    };
+    let disks = Disks::new(files, &pool)
         .ok_or_else(used_up)?
         .recorded(params.recorder.clone())
         .metered(Arc::clone(&params.control.meters));
@@ -216,6 +256,24 @@ pub fn prepare<C: Core>(
         control: params.control,
         recorder: params.recorder,
     })?)
+}
+
+/// Opens a file beside the stores. It is as long as when it was created, or what it has means something else.
+fn open_side(path: &Path, needed: u64) -> Result<DirectFile, ReactorError> {
+    let file = match DirectFile::open(path) {
+        Err(OpenError::Other { path, error }) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(ReactorError::NoSideFile { path });
+        }
+        other => other?,
+    };
+    if file.bytes() < needed {
+        return Err(ReactorError::SideFileTooSmall {
+            path: path.to_owned(),
+            bytes: file.bytes(),
+            needed,
+        });
+    }
+    Ok(file)
 }
 
 /// Starts the data thread; returns when it is ready, or why it is not.

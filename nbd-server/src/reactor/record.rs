@@ -32,6 +32,10 @@ pub enum Event<'a> {
         meta: RawFd,
         /// The journal.
         journal: RawFd,
+        /// The table of checksums.
+        sums: RawFd,
+        /// What a resync has brought.
+        stage: RawFd,
         /// The stores, in the order of the volumes.
         stores: &'a [RawFd],
     },

@@ -30,6 +30,7 @@ use replicator::meta::label::{FormatParams, format_node};
 use replicator::meta::superblock::VolumeRecord;
 use replicator::recover::recover;
 use replicator::replica::Capacity;
+use replicator::store::sums;
 use replicator::types::*;
 use replicator::view::{Holds, Unapplied, View};
 use replicator::{AckPolicy, OnNoQuorum, Replica, ReplicaConfig};
@@ -313,8 +314,13 @@ impl Node {
             requests_max,
         };
         Self::spawn(dir, requests_max, move |mut ground| {
-            let recovered = recover(&mut ground.meta, &mut ground.journal, &config)
-                .map_err(|error| error.to_string())?;
+            let recovered = recover(
+                &mut ground.meta,
+                &mut ground.journal,
+                &mut ground.sums,
+                &config,
+            )
+            .map_err(|error| error.to_string())?;
             let core = Replica::open(config, recovered, ground.pool, ground.now, [me; 32]);
             begun();
             Ok(core)
@@ -327,6 +333,9 @@ impl Node {
         make_core: impl FnOnce(Ground<'_>) -> Result<C, String> + Send + 'static,
     ) -> Self {
         write_file(&dir, "store", VOLUME_BYTES, &[0; BLOCK_BYTES]);
+        let sums_bytes = sums::file_bytes([VOLUME_BYTES].into_iter());
+        write_file(&dir, "sums", sums_bytes, &[0; BLOCK_BYTES]);
+        write_file(&dir, "stage", VOLUME_BYTES, &[]);
         let (sender, receiver) = std::sync::mpsc::channel();
         let (to_control, events) = mpsc::unbounded_channel();
         let bell = Arc::new(EventFd::new().expect("an eventfd"));
@@ -336,6 +345,8 @@ impl Node {
             journal: dir.path().join("journal"),
             meta: dir.path().join("meta"),
             stores: vec![dir.path().join("store")],
+            sums: dir.path().join("sums"),
+            stage: dir.path().join("stage"),
             volume_bytes: vec![VOLUME_BYTES],
             memory_bytes: 64 << 20,
             requests_max,

@@ -16,7 +16,7 @@ use crate::types::*;
 use crate::wire::frame::{EPOCH_HISTORY_MAX, EpochHistory};
 
 /// The version of the metadata format.
-pub const META_VERSION: u16 = 1;
+pub const META_VERSION: u16 = 2;
 
 /// How many copies there are.
 pub const COPIES: usize = 4;
@@ -140,11 +140,24 @@ pub enum MetaError {
         intact: usize,
     },
     /// Of another version of this program.
-    #[error("the metadata is of format version {0}, this program knows {META_VERSION}")]
+    #[error(
+        "the metadata is of format version {found}, this program knows {META_VERSION}: {advice}",
+        found = .0,
+        advice = advice(*.0)
+    )]
     Version(u16),
     /// The disk failed.
     #[error("the metadata can not be read: {0}")]
     Read(crate::io::DiskError),
+}
+
+fn advice(found: u16) -> &'static str {
+    if found > META_VERSION {
+        "a newer program created this node, run that one"
+    } else {
+        "a node of before has no checksums of its blocks; create it anew with `replctl create --wipe`, and it gets its \
+         data from its peers (if they have it: else copy the volumes first, with the program that this node was created with)"
+    }
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]

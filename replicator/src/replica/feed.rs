@@ -257,7 +257,11 @@ impl<M: Memory> Replica<M> {
             return;
         }
         let has = staged != RecordId::NONE && self.log.contains(staged);
-        let common = if has { staged.seq } else { committed.min(staged.seq) };
+        let common = if has {
+            staged.seq
+        } else {
+            committed.min(staged.seq)
+        };
         let (place, next, config) = self.stream_from(common);
         let Some(config) = config else { return };
         let epochs = self.log.epochs_until(place.id.seq);
@@ -287,10 +291,13 @@ impl<M: Memory> Replica<M> {
     fn stream_from(&self, common: Seq) -> (Tail, u64, Option<ConfigAt>) {
         let end = (self.log.tail(), self.log.next_number());
         let number = self.log.number_of(common.next());
-        let begins = number.filter(|&n| self.log.entry(n).is_some_and(|e| e.first == common.next()));
+        let begins =
+            number.filter(|&n| self.log.entry(n).is_some_and(|e| e.first == common.next()));
         let forked = self.metadata.wanted.fork.map_or(Seq(0), |f| f.at.seq);
         let (place, next) = match begins {
-            Some(number) if common > Seq(0) && common >= forked => (self.log.tail_before(number), number),
+            Some(number) if common > Seq(0) && common >= forked => {
+                (self.log.tail_before(number), number)
+            }
             _ => end,
         };
         // A config that is not known for so early a place: then there is no stream from there.

@@ -243,9 +243,10 @@ impl<M: Memory> Replica<M> {
 
     /// Whether what a resync brought is being laid over the stores.
     pub(super) fn merging(&self) -> bool {
-        self.resync.as_ref().is_some_and(|r| {
-            matches!(r.phase, Phase::Merge | Phase::Flush(_) | Phase::End(_))
-        }) && !planted!(GrantWhileMerging)
+        self.resync
+            .as_ref()
+            .is_some_and(|r| matches!(r.phase, Phase::Merge | Phase::Flush(_) | Phase::End(_)))
+            && !planted!(GrantWhileMerging)
     }
 
     /// Whether the image is changing hands: from the write of the superblock that says so until the stores have it.
@@ -346,9 +347,13 @@ impl<M: Memory> Replica<M> {
 
     /// Whether what arrives on this connection is to be staged.
     pub(super) fn stages(&self, conn: ConnId) -> bool {
-        self.resync
-            .as_ref()
-            .is_some_and(|r| r.source == Some(conn) && !matches!(r.phase, Phase::Merge | Phase::Flush(_) | Phase::End(_) | Phase::Last(_)))
+        self.resync.as_ref().is_some_and(|r| {
+            r.source == Some(conn)
+                && !matches!(
+                    r.phase,
+                    Phase::Merge | Phase::Flush(_) | Phase::End(_) | Phase::Last(_)
+                )
+        })
     }
 
     pub(super) fn pump_resync(&mut self) {
@@ -503,7 +508,12 @@ impl<M: Memory> Replica<M> {
         match resync.phase {
             Phase::Run if resync.stream == Some(item.conn) => {}
             // It was asked for by an earlier question.
-            Phase::Run | Phase::Settle | Phase::Clear(_) | Phase::Ask | Phase::Rest | Phase::Full(_) => {
+            Phase::Run
+            | Phase::Settle
+            | Phase::Clear(_)
+            | Phase::Ask
+            | Phase::Rest
+            | Phase::Full(_) => {
                 return resync.left == 0;
             }
             _ => return false,
@@ -559,7 +569,8 @@ impl<M: Memory> Replica<M> {
         if known && resync.record == 0 {
             return true;
         }
-        let follows = header.prev_id() == resync.at.id && header.prev_checksum == resync.at.checksum;
+        let follows =
+            header.prev_id() == resync.at.id && header.prev_checksum == resync.at.checksum;
         let later = self.following.is_some_and(|f| header.epoch > f.epoch);
         let ours = wanted.uuid == header.uuid && wanted.history == header.history;
         if !follows || later || !ours || !self.records_make_sense(&header, buffer.bytes()) {
@@ -596,13 +607,18 @@ impl<M: Memory> Replica<M> {
                     let to = ((group + 1) * GROUP_BLOCKS).min(end);
                     if resync.is_known(volume, group) {
                         let first = from - start;
-                        resync.stage.write(volume, from, to - from, seq, |b| match record.kind {
-                            Kind::Write => {
-                                let at = u32::try_from(b - start).expect("384 blocks");
-                                BlockSum::of_crc(batch::crc_of(buffer.bytes(), record.payload + at))
-                            }
-                            _ => BlockSum::ZERO,
-                        });
+                        resync
+                            .stage
+                            .write(volume, from, to - from, seq, |b| match record.kind {
+                                Kind::Write => {
+                                    let at = u32::try_from(b - start).expect("384 blocks");
+                                    BlockSum::of_crc(batch::crc_of(
+                                        buffer.bytes(),
+                                        record.payload + at,
+                                    ))
+                                }
+                                _ => BlockSum::ZERO,
+                            });
                         resync.unsaved_bytes += (to - from) * BLOCK_BYTES_U64;
                         resync.through = resync.through.max(seq);
                         if record.kind == Kind::Write {
@@ -728,7 +744,8 @@ impl<M: Memory> Replica<M> {
                 sum == BlockSum::ZERO
                     || data.is_some_and(|d| {
                         let bytes = &d.bytes()[at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES];
-                        sum != BlockSum::UNKNOWN && sum.admits(ask.volume, ask.block + at as u64, bytes)
+                        sum != BlockSum::UNKNOWN
+                            && sum.admits(ask.volume, ask.block + at as u64, bytes)
                     })
             });
         if !sound {
@@ -1039,9 +1056,8 @@ impl<M: Memory> Replica<M> {
         let resync = self.resync.as_ref().expect("it is pumped");
         match resync.phase {
             Phase::Save(Save::Pages) => {
-                let written = self.write_pages(|r| {
-                    &mut r.resync.as_mut().expect("it is being saved").stage
-                });
+                let written =
+                    self.write_pages(|r| &mut r.resync.as_mut().expect("it is being saved").stage);
                 if written {
                     self.resync.as_mut().expect("it is being saved").phase =
                         Phase::Save(Save::Sums);
@@ -1273,7 +1289,12 @@ impl<M: Memory> Replica<M> {
         }
     }
 
-    pub(super) fn got_blocks(&mut self, conn: ConnId, blocks: Box<Blocks>, data: Option<M::Buffer>) {
+    pub(super) fn got_blocks(
+        &mut self,
+        conn: ConnId,
+        blocks: Box<Blocks>,
+        data: Option<M::Buffer>,
+    ) {
         if self.got_repair(conn, &blocks, data.as_ref()) {
             return;
         }

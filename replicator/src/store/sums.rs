@@ -20,6 +20,7 @@
 //! ```
 
 use std::mem::offset_of;
+use std::ops::AddAssign;
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -161,6 +162,25 @@ pub struct Found {
     pub lost: u32,
 }
 
+impl AddAssign for Found {
+    fn add_assign(&mut self, more: Self) {
+        self.whole += more.whole;
+        self.doubtful += more.doubtful;
+        self.lost += more.lost;
+    }
+}
+
+/// A page that was read.
+#[derive(Clone, Copy, Debug)]
+pub struct PageRead {
+    /// Whose page.
+    pub volume: VolumeId,
+    /// Where its slots are in the file, in bytes.
+    pub slots: [u64; 2],
+    /// In what state it is: that of a table of this page alone.
+    pub found: Found,
+}
+
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
 #[repr(C)]
 struct RawGroup {
@@ -257,9 +277,21 @@ impl SumTable {
         disk: &mut impl BlockRead,
         applied: Seq,
     ) -> (Self, Found) {
+        let mut found = Found::default();
+        let loaded = Self::load_each(table, volumes, disk, applied, |page| found += page.found);
+        (loaded, found)
+    }
+
+    /// The same, and tells of each page in what state it is.
+    pub fn load_each(
+        table: Table,
+        volumes: impl Iterator<Item = u64>,
+        disk: &mut impl BlockRead,
+        applied: Seq,
+        mut tell: impl FnMut(PageRead),
+    ) -> Self {
         const CHUNK_PAGES: usize = 64;
         let mut loaded = Self::new(table, volumes);
-        let mut found = Found::default();
         let pages = loaded.versions.len();
         let mut slots = [
             vec![0; CHUNK_PAGES * BLOCK_BYTES],
@@ -274,11 +306,18 @@ impl SumTable {
             for n in 0..count {
                 let at = n * BLOCK_BYTES..(n + 1) * BLOCK_BYTES;
                 let two = [&slots[0][at.clone()], &slots[1][at]];
-                loaded.load_page(first + n, two, applied, &mut found);
+                let found = loaded.load_page(first + n, two, applied);
+                tell(PageRead {
+                    volume: VolumeId(
+                        u16::try_from(loaded.part_of(first + n)).expect("at most 16 volumes"),
+                    ),
+                    slots: [0, 1].map(|slot| loaded.slot_offset(first + n, slot)),
+                    found,
+                });
             }
             first += count;
         }
-        (loaded, found)
+        loaded
     }
 
     /// Reads pages of one slot; what the disk does not give is read page by page, and is filled with ones if it is not
@@ -307,7 +346,8 @@ impl SumTable {
         (area * self.versions.len() + page) as u64 * BLOCK_BYTES_U64
     }
 
-    fn load_page(&mut self, page: usize, slots: [&[u8]; 2], applied: Seq, found: &mut Found) {
+    fn load_page(&mut self, page: usize, slots: [&[u8]; 2], applied: Seq) -> Found {
+        let mut found = Found::default();
         let part = self.part_of(page);
         let best = slots
             .iter()
@@ -343,6 +383,7 @@ impl SumTable {
                 self.lose_page(page, applied);
             }
         }
+        found
     }
 
     fn checked<'a>(&self, page: usize, part: usize, bytes: &'a [u8]) -> Option<&'a RawPage> {

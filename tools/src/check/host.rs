@@ -5,6 +5,7 @@ use nbd_server::control::FILES_MIN;
 use nbd_server::reactor::ring::Ring;
 use nbd_server::reactor::{OPERATIONS_MAX, data_path_bytes};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use replicator::store::sums;
 
 use super::{Finding, fine, warning, wrong};
 use crate::status::bytes;
@@ -38,7 +39,10 @@ fn ring() -> Finding {
 }
 
 fn memory(config: &Config, running: bool) -> Vec<Finding> {
-    let needed = data_path_bytes(config.policy.memory_bytes);
+    // In memory a checksum is as large as in one of the four places that it has in the file.
+    let volumes = config.volumes.iter().map(|volume| volume.size_bytes);
+    let pool = data_path_bytes(config.policy.memory_bytes);
+    let needed = pool + sums::file_bytes(volumes) / 4;
     let text = bytes(needed);
     let mut findings = Vec::new();
     if let Some(available) = available_bytes().filter(|_| !running) {
@@ -60,7 +64,8 @@ fn memory(config: &Config, running: bool) -> Vec<Finding> {
     } else {
         hard.max(soft)
     };
-    findings.push(if most >= needed || nix::unistd::geteuid().is_root() {
+    let text = bytes(pool);
+    findings.push(if most >= pool || nix::unistd::geteuid().is_root() {
         fine("memlock", "the data path's memory can be locked")
     } else {
         warning(

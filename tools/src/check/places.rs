@@ -13,6 +13,7 @@ use nix::libc;
 use nix::sys::statvfs::statvfs;
 use replicator::meta::superblock::META_BYTES;
 use replicator::recover::read_superblock;
+use replicator::store::sums;
 
 use super::{Finding, fine, keeps_data, warning, wrong};
 use crate::create::is_blank;
@@ -54,8 +55,32 @@ pub(super) fn look(config: &Config, node: &Node, running: bool) -> Vec<Finding> 
             });
             findings.extend(place.map(|r| finding("store", &store, r)));
         }
+        findings.extend(beside_the_stores(config, node, created));
     }
     findings
+}
+
+/// The table of checksums, and the room for a resync.
+fn beside_the_stores(config: &Config, node: &Node, created: bool) -> Vec<Finding> {
+    let volumes = || config.volumes.iter().map(|volume| volume.size_bytes);
+    let files = [
+        ("sums", node.sums_path(), sums::file_bytes(volumes())),
+        ("stage", node.stage_path(), volumes().sum()),
+    ];
+    let look = |(what, path, needed): (_, PathBuf, u64)| {
+        let long_enough = |found| {
+            if found >= needed {
+                return Ok(());
+            }
+            Err(format!(
+                "{} has {found} bytes, the volumes need {needed}: it was cut short; wipe the node: replctl create --wipe",
+                path.display()
+            ))
+        };
+        let place = place(&path, created, long_enough);
+        place.map(|result| finding(what, &path, result))
+    };
+    files.into_iter().filter_map(look).collect()
 }
 
 fn finding(what: &'static str, path: &Path, result: Result<String, String>) -> Finding {
@@ -125,23 +150,36 @@ fn data_dir(config: &Config, node: &Node, created: bool) -> Vec<Finding> {
     };
     let stores = config.volumes.iter().filter(|v| on_it(&node.store_path(v)));
     let stores: u64 = stores.map(|v| v.size_bytes).sum();
-    let needed = journal + META_BYTES;
-    let (free_text, all) = (bytes(free), needed.saturating_add(stores));
+    let volumes = || config.volumes.iter().map(|volume| volume.size_bytes);
+    let needed = journal + META_BYTES + sums::file_bytes(volumes());
+    // A resync brings all volumes at most, and keeps them beside the stores until it has them all.
+    let most = needed.saturating_add(stores);
+    let (free_text, all) = (bytes(free), most.saturating_add(volumes().sum()));
     findings.push(if free < needed {
         wrong(
             "space",
             format!(
-                "data_dir {} has {free_text} free, journal and metadata need {}; free some space or make the journal \
-                 smaller",
+                "data_dir {} has {free_text} free, journal, metadata and checksums need {}; free some space or make the \
+                 journal smaller",
                 dir.display(),
                 bytes(needed)
+            ),
+        )
+    } else if free < most {
+        warning(
+            "space",
+            format!(
+                "data_dir {} has {free_text} free, full stores need {}: writes fail when it is used up",
+                dir.display(),
+                bytes(most)
             ),
         )
     } else if free < all {
         warning(
             "space",
             format!(
-                "data_dir {} has {free_text} free, full stores need {}: writes fail when it is used up",
+                "data_dir {} has {free_text} free, a resync of all volumes may need {} while it runs: it waits for room \
+                 if there is less",
                 dir.display(),
                 bytes(all)
             ),

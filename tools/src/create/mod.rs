@@ -1,4 +1,4 @@
-//! `replctl create`: formats a node's journal, metadata and stores.
+//! `replctl create`: formats a node's journal, metadata and stores, and makes the files beside the stores.
 //!
 //! Everything is looked at before anything is written. The metadata is written last and removed first, so a node is
 //! either created in full or not created: `repld` starts only where there is metadata.
@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use nbd_server::config::{Config, ConfigError, Node, size};
 use nbd_server::lock::{DataDirLock, LockError};
+use replicator::store::sums;
 
 use place::Place;
 pub(crate) use place::is_blank;
@@ -50,6 +51,9 @@ pub enum CreateError {
     /// Neither file nor block device.
     #[error("{} is neither a regular file nor a block device; name another path", .0.display())]
     WrongType(PathBuf),
+    /// A device where a file belongs.
+    #[error("{} is a device, and has to be a regular file; remove it", .0.display())]
+    NoFile(PathBuf),
     /// Two paths that lead to one thing.
     #[error("{} and {} are the same file or device; give each its own", .0.display(), .1.display())]
     SamePlace(PathBuf, PathBuf),
@@ -113,15 +117,23 @@ pub fn create(config: &Config, node: &Node, wipe: bool) -> Result<(), CreateErro
         if let Some(bytes) = store.device_bytes() {
             config.check_store(volume, store.path(), bytes)?;
         }
-        let others = stores.iter().map(|(other, _)| other).chain([&journal]);
-        if let Some(other) = others.into_iter().find(|other| other.is_same(&store)) {
-            return Err(CreateError::SamePlace(
-                other.path().to_owned(),
-                store.path().to_owned(),
-            ));
-        }
         stores.push((store, volume.size_bytes));
     }
+    let sums = Place::inspect_file(&node.sums_path(), wipe)?;
+    let stage = Place::inspect_file(&node.stage_path(), wipe)?;
+    let places: Vec<&Place> = [&journal, &sums, &stage]
+        .into_iter()
+        .chain(stores.iter().map(|(store, _)| store))
+        .collect();
+    for (index, place) in places.iter().enumerate() {
+        if let Some(other) = places[..index].iter().find(|other| other.is_same(place)) {
+            return Err(CreateError::SamePlace(
+                other.path().to_owned(),
+                place.path().to_owned(),
+            ));
+        }
+    }
+    let volumes = || config.volumes.iter().map(|volume| volume.size_bytes);
     let format = format::node_format(config, node)?;
 
     // From here on there is no node until the metadata is back.
@@ -135,6 +147,8 @@ pub fn create(config: &Config, node: &Node, wipe: bool) -> Result<(), CreateErro
     for (store, bytes) in &stores {
         store.make_store(*bytes, &mut made)?;
     }
+    sums.make_reserved(sums::file_bytes(volumes()), &mut made)?;
+    stage.make_store(volumes().sum(), &mut made)?;
     journal.make_journal(config.journal.size_bytes, &format.journal_label, &mut made)?;
     write_meta(&meta, &format.meta, &mut made)?;
     made.keep();

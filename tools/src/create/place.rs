@@ -81,6 +81,14 @@ impl Place {
         })
     }
 
+    /// The same, of what can not be a device.
+    pub(super) fn inspect_file(path: &Path, wipe: bool) -> Result<Self, CreateError> {
+        match Self::inspect(path, wipe)? {
+            Self::Device { path, .. } => Err(CreateError::NoFile(path)),
+            file @ Self::File(_) => Ok(file),
+        }
+    }
+
     pub(super) fn path(&self) -> &Path {
         match self {
             Self::File(path) | Self::Device { path, .. } => path,
@@ -121,6 +129,16 @@ impl Place {
                 file.sync_all().map_err(failed("make durable", path))
             }
         }
+    }
+
+    /// Makes a file that reads as zeroes and has its room, so that no write to it can fail for want of it.
+    pub(super) fn make_reserved(&self, bytes: u64, made: &mut Made) -> Result<(), CreateError> {
+        let path = self.path();
+        let file = make_file(path, 0, made)?;
+        preallocate(&file, bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(|error| no_space(error, "make", path, bytes))?;
+        sync_parent(path)
     }
 
     /// Makes a journal: its label, then zeroes that were written, so that overwriting them needs no metadata update.

@@ -43,6 +43,11 @@ fn a_fresh_node_is_whole_and_reads_as_zeroes() {
         journal.blocks() * 512 >= 17 << 20,
         "the journal has to be written, not sparse"
     );
+    let sums = fs::metadata(node.sums_path()).unwrap();
+    assert_eq!(sums.len(), 4 * 19 * 4096, "19 pages of 56 groups of 64 KiB");
+    assert!(sums.blocks() * 512 >= sums.len(), "its room is reserved");
+    let stage = fs::metadata(node.stage_path()).unwrap();
+    assert_eq!((stage.len(), stage.blocks()), (64 << 20, 0));
     assert!(fs::metadata(node.meta_path()).unwrap().len() > 0);
     assert!(!node.meta_path().with_extension("new").exists());
 }
@@ -69,9 +74,15 @@ fn an_existing_node_is_left_alone_unless_wiped() {
     let error = create(&config, node, false).unwrap_err();
     assert!(error.to_string().contains("journal") && error.to_string().contains("--wipe"));
     assert_eq!(&fs::read(&store).unwrap()[8192..8196], b"data");
+    for beside in [node.sums_path(), node.stage_path()] {
+        let file = fs::OpenOptions::new().write(true).open(beside).unwrap();
+        file.write_all_at(b"old", 4096).unwrap();
+    }
 
     create(&config, node, true).unwrap();
-    assert!(fs::read(&store).unwrap().iter().all(|&byte| byte == 0));
+    for wiped in [&store, &node.sums_path(), &node.stage_path()] {
+        assert!(fs::read(wiped).unwrap().iter().all(|&byte| byte == 0));
+    }
     assert_ne!(
         fs::read(node.meta_path()).unwrap(),
         meta,
@@ -109,7 +120,58 @@ fn what_fails_half_way_leaves_nothing() {
     assert!(matches!(error, CreateError::Io { .. }), "{error}");
     assert!(!node.store_path(&config.volumes[0]).exists());
     assert!(!node.journal_path().exists());
+    assert!(!node.sums_path().exists());
+    assert!(!node.stage_path().exists());
     assert!(!node.meta_path().exists());
+}
+
+#[test]
+fn what_an_interrupted_create_left_beside_the_stores_is_not_taken() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), "");
+    let node = &config.nodes[0];
+    create(&config, node, false).unwrap();
+    for beside in [node.sums_path(), node.stage_path()] {
+        for gone in [
+            node.meta_path(),
+            node.journal_path(),
+            node.store_path(&config.volumes[0]),
+            node.sums_path(),
+            node.stage_path(),
+        ] {
+            if gone != beside {
+                // Gone already in the second round.
+                let _ = fs::remove_file(gone);
+            }
+        }
+        let error = create(&config, node, false).unwrap_err();
+        assert!(
+            matches!(&error, CreateError::Exists(path) if *path == beside),
+            "{error}"
+        );
+        create(&config, node, true).unwrap();
+    }
+}
+
+#[test]
+fn files_beside_the_stores_are_neither_devices_nor_another_file() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), "");
+    let node = &config.nodes[0];
+    create(&config, node, false).unwrap();
+    let (sums, stage) = (node.sums_path(), node.stage_path());
+    fs::remove_file(&stage).unwrap();
+    fs::hard_link(&sums, &stage).unwrap();
+    let error = create(&config, node, true).unwrap_err();
+    assert!(matches!(error, CreateError::SamePlace(..)), "{error}");
+    fs::remove_file(&stage).unwrap();
+    std::os::unix::fs::symlink("/dev/null", &stage).unwrap();
+    let error = create(&config, node, true).unwrap_err();
+    assert!(matches!(error, CreateError::WrongType(_)), "{error}");
+    assert!(
+        node.meta_path().exists(),
+        "what was refused changed nothing"
+    );
 }
 
 #[test]

@@ -11,7 +11,7 @@ use serde::Serialize;
 pub(super) enum Line {
     /// A file that is read.
     File {
-        /// Metadata or journal.
+        /// Metadata, journal, checksums or store.
         kind: &'static str,
         path: String,
         bytes: u64,
@@ -37,6 +37,10 @@ pub(super) enum Line {
         found: &'static str,
         meaning: &'static str,
     },
+    /// What the table of checksums knows of a volume.
+    Checksums(Checksums),
+    /// A volume's store, compared with its checksums.
+    Verified(Verified),
     /// Something that is remarkable, and no damage.
     Note { text: String },
     /// Something that is not as it was written.
@@ -108,6 +112,38 @@ pub(super) struct Record {
     pub(super) volume: Option<String>,
     pub(super) offset: u64,
     pub(super) bytes: u64,
+}
+
+/// What the table of checksums knows of a volume.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Checksums {
+    /// Of the stores, or of what a resync has brought.
+    pub(super) table: &'static str,
+    pub(super) volume: String,
+    pub(super) pages: usize,
+    /// Written, and readable.
+    pub(super) whole: u32,
+    /// One of the two places of which is damaged.
+    pub(super) torn: u32,
+    pub(super) lost: u32,
+    pub(super) groups: u64,
+    pub(super) groups_never_written: usize,
+    /// The newest record that changed a group.
+    pub(super) newest: u64,
+}
+
+/// A volume's store, compared with its checksums.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Verified {
+    pub(super) volume: String,
+    pub(super) blocks: u64,
+    pub(super) same: u64,
+    /// The journal or a resync has newer contents of these.
+    pub(super) skipped: u64,
+    /// Nothing is known of these.
+    pub(super) unknown: u64,
+    pub(super) differ: u64,
+    pub(super) unreadable: u64,
 }
 
 /// Something that is not as it was written.
@@ -240,6 +276,31 @@ impl fmt::Display for Line {
             } => write!(
                 f,
                 "  {offset:>12} the log ends after {after}: {found}; {meaning} (row {row})"
+            ),
+            Self::Checksums(sums) => write!(
+                f,
+                "  {} {}: {} of {} pages written, {} torn, {} lost; {} of {} groups never written; newest record {}",
+                sums.table,
+                sums.volume,
+                sums.whole,
+                sums.pages,
+                sums.torn,
+                sums.lost,
+                sums.groups_never_written,
+                sums.groups,
+                sums.newest
+            ),
+            Self::Verified(verified) => write!(
+                f,
+                "  {}: {} of {} blocks are as recorded, {} differ, {} can not be read; {} were skipped, the journal or a \
+                 resync has newer ones; of {} nothing is known",
+                verified.volume,
+                verified.same,
+                verified.blocks,
+                verified.differ,
+                verified.unreadable,
+                verified.skipped,
+                verified.unknown
             ),
             Self::Note { text } => write!(f, "  {text}"),
             Self::Damage(damage) => write!(f, "  DAMAGE {damage}"),

@@ -4,13 +4,14 @@
 mod journal;
 mod line;
 mod meta;
+mod sums;
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nbd_server::config::{Node, NodeRole};
+use nbd_server::config::{Config, Node, NodeRole};
 use nix::fcntl::{Flock, FlockArg};
 use replicator::io::DiskError;
 use replicator::recover::BlockRead;
@@ -24,11 +25,14 @@ use crate::output::{Reader, print};
 pub(crate) struct Wanted {
     pub(crate) meta: bool,
     pub(crate) journal: bool,
+    pub(crate) sums: bool,
+    /// Whether the stores are read and compared with their checksums.
+    pub(crate) verify: bool,
     pub(crate) json: bool,
 }
 
 /// Shows what is on the disks of `node`; fails with a sentence about the first damage if there is any.
-pub(crate) fn dump(node: &Node, wanted: Wanted) -> Result<(), Failure> {
+pub(crate) fn dump(config: &Config, node: &Node, wanted: Wanted) -> Result<(), Failure> {
     if is_running(&node.data_dir) {
         eprintln!(
             "replctl: repld of {} runs: what it writes meanwhile may look like damage",
@@ -51,6 +55,20 @@ pub(crate) fn dump(node: &Node, wanted: Wanted) -> Result<(), Failure> {
     if wanted.journal && node.role == NodeRole::Data && !shown.gone {
         let mut disk = Disk::open(&node.journal_path())?;
         journal::dump(&mut disk, superblock.as_ref(), &mut out)?;
+    }
+    if wanted.sums && node.role == NodeRole::Data && !shown.gone && !out.gone {
+        let mut disk = Disk::open(&node.sums_path())?;
+        let tables = sums::dump(&mut disk, config, superblock.as_ref(), &mut out)?;
+        if wanted.verify {
+            let superblock = superblock.as_ref().ok_or_else(|| {
+                Failure::Failed(
+                    "without metadata it is not known what of the journal the stores have, so they are not compared"
+                        .to_owned(),
+                )
+            })?;
+            let mut journal = Disk::open(&node.journal_path())?;
+            sums::verify(&tables, config, node, superblock, &mut journal, &mut out)?;
+        }
     }
     match out.damage {
         None => Ok(()),

@@ -52,11 +52,20 @@ fn what_hurts_is_said_loudly() {
     status.suspended = Suspended::Quorum;
     status.last_progress_ms = Some(4200);
     status.memory_locked = Some(false);
+    status.integrity = IntegrityStatus {
+        bad_blocks: Some(3),
+        repaired_blocks: Some(2),
+        lost_blocks: Some(1),
+        sums_pages_lost: Some(5),
+    };
     let text = table(&status, false);
     for loud in [
         "NO QUORUM",
         "I/O SUSPENDED (quorum)",
         "MEMORY NOT LOCKED",
+        "BAD BLOCKS 3, 2 of them repaired",
+        "LOST BLOCKS 1",
+        "CHECKSUMS LOST (5 pages)",
         "DATA THREAD STANDS STILL for 4 s",
     ] {
         assert!(text.contains(loud), "{text}");

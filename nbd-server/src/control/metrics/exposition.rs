@@ -9,6 +9,7 @@ use nix::time::{ClockId, clock_gettime};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, prometheus_text, text};
 use prometheus_client::registry::{Registry, Unit};
+use replicator::io::SideFile;
 use replicator::replica::{INCOMING_MAX, UNAPPLIED_MAX};
 use replicator::types::{BLOCK_BYTES_U64, Time};
 
@@ -59,6 +60,7 @@ impl Collector for Scrape {
         self.data_thread(&mut page)?;
         self.requests(&mut page)?;
         self.disks(&mut page)?;
+        self.integrity(&mut page)?;
         self.peers(&mut page)
     }
 }
@@ -355,6 +357,12 @@ impl Scrape {
                 DiskKind::ALL,
             );
         }
+        add((DiskFile::Side(SideFile::Sums), "sums"), "", DiskKind::ALL);
+        add(
+            (DiskFile::Side(SideFile::Stage), "stage"),
+            "",
+            DiskKind::ALL,
+        );
         all
     }
 
@@ -389,6 +397,38 @@ impl Scrape {
             ("disk_failures", None, "Disk operations that failed"),
             all.iter()
                 .map(|(labels, work)| (*labels, work.failed.get().into())),
+        )
+    }
+
+    fn integrity(&self, page: &mut Page<'_>) -> fmt::Result {
+        let found = &self.status.integrity;
+        let sample = |count: Option<u64>| count.map(|count| ([], Number::from(count)));
+        for (name, help, count) in [
+            (
+                "bad_blocks",
+                "Blocks at rest that were not what was recorded of them",
+                found.bad_blocks,
+            ),
+            (
+                "repaired_blocks",
+                "Those that were written anew from a good copy",
+                found.repaired_blocks,
+            ),
+            (
+                "lost_blocks",
+                "Those that no node has a good copy of",
+                found.lost_blocks,
+            ),
+        ] {
+            page.counters((name, None, help), sample(count))?;
+        }
+        page.gauges(
+            (
+                "sums_pages_lost",
+                None,
+                "Pages of the table of checksums that could not be read at the start",
+            ),
+            sample(found.sums_pages_lost.map(u64::from)),
         )
     }
 

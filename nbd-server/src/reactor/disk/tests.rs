@@ -45,7 +45,14 @@ impl Bench {
             file.set_len(FILE_BYTES).unwrap();
             DirectFile::open(&path).unwrap()
         };
-        let disks = Disks::new(open("journal"), open("meta"), vec![open("store")], &pool).unwrap();
+        let files = Files {
+            meta: open("meta"),
+            journal: open("journal"),
+            stores: vec![open("store")],
+            sums: open("sums"),
+            stage: open("stage"),
+        };
+        let disks = Disks::new(files, &pool).unwrap();
         Self {
             ring: Ring::new(OPERATIONS_MAX as u32).unwrap(),
             disks,
@@ -161,7 +168,7 @@ fn zeroes_are_made_in_every_way() {
             let active = Active {
                 ticket: Ticket(1),
                 began: Time(0),
-                file: bench.disks.stores[0].clone(),
+                file: bench.disks.files.stores[0].clone(),
                 offset,
                 length,
                 done: 0,
@@ -184,12 +191,56 @@ fn zeroes_are_made_in_every_way() {
 }
 
 #[test]
+fn files_beside_the_stores_are_written_flushed_read_and_given_back() {
+    let mut bench = Bench::new();
+    for (file, name, byte) in [(SideFile::Sums, "sums", 5), (SideFile::Stage, "stage", 6)] {
+        let parts = parts([bench.buffer(2, byte), bench.buffer(2, byte)]);
+        let offset = 8192;
+        let write = DiskOp::SideWrite {
+            file,
+            offset,
+            parts,
+        };
+        assert_eq!(bench.do_one(write), Ok(()));
+        assert_eq!(bench.do_one(DiskOp::SideFlush { file }), Ok(()));
+        let buffer = bench.buffer(4, 9);
+        let read = DiskOp::SideRead {
+            file,
+            offset,
+            buffer: buffer.clone(),
+        };
+        assert_eq!(bench.do_one(read), Ok(()));
+        assert!(buffer.bytes().iter().all(|b| *b == byte));
+        let discard = DiskOp::SideDiscard {
+            file,
+            offset: 12288,
+            length: 8192,
+        };
+        assert_eq!(bench.do_one(discard), Ok(()));
+        let bytes = bench.file(name);
+        assert_eq!(bytes.len() as u64, FILE_BYTES);
+        let blocks: Vec<u8> = (1..7).map(|block| bytes[block * BLOCK_BYTES]).collect();
+        assert_eq!(blocks, [0, byte, 0, 0, byte, 0]);
+        let past = DiskOp::SideDiscard {
+            file,
+            offset: FILE_BYTES - 4096,
+            length: 8192,
+        };
+        assert_eq!(bench.do_one(past), Err(DiskError::Short));
+        for kind in DiskKind::ALL {
+            let work = bench.disks.meters.disk(DiskFile::Side(file), *kind);
+            assert_eq!(work.duration.buckets().iter().sum::<u64>(), 1, "{kind:?}");
+        }
+    }
+}
+
+#[test]
 fn a_way_that_the_filesystem_lacks_is_followed_by_the_next() {
     let bench = Bench::new();
     let mut active = Active {
         ticket: Ticket(1),
         began: Time(0),
-        file: bench.disks.stores[0].clone(),
+        file: bench.disks.files.stores[0].clone(),
         offset: 0,
         length: 4096,
         done: 0,
@@ -219,7 +270,7 @@ fn short_results_are_continued_and_nothing_is_an_error() {
     let mut active = Active {
         ticket: Ticket(1),
         began: Time(0),
-        file: bench.disks.stores[0].clone(),
+        file: bench.disks.files.stores[0].clone(),
         offset: 0,
         length: 12288,
         done: 0,
@@ -291,7 +342,7 @@ fn a_reader_fills_any_buffer_and_knows_the_end() {
     let offset = 0;
     let write = DiskOp::MetaWrite { offset, parts };
     assert_eq!(bench.do_one(write), Ok(()));
-    let file = bench.disks.meta.clone();
+    let file = bench.disks.files.meta.clone();
     let mut reader = BlockingReader::new(&file, &bench.pool).unwrap();
     let mut bytes = vec![0; 3 << 20];
     assert_eq!(reader.read(4096, &mut bytes), Ok(()));

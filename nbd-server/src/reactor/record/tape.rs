@@ -85,10 +85,12 @@ fn encode(out: &mut Vec<u8>, event: &Event<'_>) -> bool {
         Event::Files {
             meta,
             journal,
+            sums,
+            stage,
             stores,
         } => {
             out.push(FILES);
-            for file in [meta, journal].iter().chain(stores) {
+            for file in [meta, journal, sums, stage].iter().chain(stores) {
                 out.extend(file.to_le_bytes());
             }
         }
@@ -210,6 +212,10 @@ pub enum Part {
     Meta,
     /// The journal.
     Journal,
+    /// The table of checksums.
+    Sums,
+    /// What a resync has brought.
+    Stage,
     /// The store of a volume.
     Store(VolumeId),
 }
@@ -386,7 +392,9 @@ impl Fields<'_> {
         Some(match at {
             0 => Part::Meta,
             1 => Part::Journal,
-            store => Part::Store(VolumeId(u16::try_from(store - 2).ok()?)),
+            2 => Part::Sums,
+            3 => Part::Stage,
+            store => Part::Store(VolumeId(u16::try_from(store - 4).ok()?)),
         })
     }
 }

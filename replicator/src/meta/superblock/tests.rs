@@ -197,10 +197,12 @@ fn what_can_not_be_used_is_named() {
     assert_eq!(chosen(&different), Err(MetaError::Damaged { intact: 4 }));
     let mut newer = copies_of(&full());
     for copy in &mut newer {
-        copy[8] = 2;
+        copy[8] = 3;
         seal(copy);
     }
-    assert_eq!(chosen(&newer), Err(MetaError::Version(2)));
+    assert_eq!(chosen(&newer), Err(MetaError::Version(3)));
+    assert!(MetaError::Version(3).to_string().contains("newer program"));
+    assert!(MetaError::Version(1).to_string().contains("create --wipe"));
 }
 
 /// Makes the checksum fit.
@@ -243,7 +245,7 @@ fn the_format_is_this() {
 }
 
 const GOLDEN: [&str; 28] = [
-    "52504c5355504552010002010f21ac14",
+    "52504c53555045520200020140c6edad",
     "02010000000000000370627800000000",
     "00000000000000000000000000000000",
     "00000000000000000000000000000000",

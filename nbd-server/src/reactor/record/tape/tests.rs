@@ -1,11 +1,11 @@
-use replicator::io::{DiskOp, Parts};
+use replicator::io::{DiskOp, Parts, SideFile};
 use replicator::memory::{Memory, Purpose};
 use replicator::types::{BLOCK_BYTES_U64, ReqId, Ticket, Time};
 use tempfile::TempDir;
 
 use super::super::Recorder;
 use super::*;
-use crate::reactor::disk::Disks;
+use crate::reactor::disk::{Disks, Files};
 use crate::reactor::file::DirectFile;
 use crate::reactor::pool::{Pool, PoolBuffer, PoolSizes};
 use crate::reactor::ring::Ring;
@@ -36,9 +36,14 @@ impl Bench {
             DirectFile::open(&path).unwrap()
         };
         let recorder = Recorder::create(&dir.path().join("tape")).unwrap();
-        let disks = Disks::new(open("journal"), open("meta"), vec![open("store")], &pool)
-            .unwrap()
-            .recorded(recorder.clone());
+        let files = Files {
+            meta: open("meta"),
+            journal: open("journal"),
+            stores: vec![open("store")],
+            sums: open("sums"),
+            stage: open("stage"),
+        };
+        let disks = Disks::new(files, &pool).unwrap().recorded(recorder.clone());
         let ring = Ring::new(8).unwrap();
         Self {
             dir,
@@ -101,9 +106,25 @@ fn disk_operations_are_noted_with_their_bytes_and_ends() {
         may_deallocate: true,
     });
     bench.run(DiskOp::StoreFlush { volume });
+    for (file, byte) in [(SideFile::Sums, 3), (SideFile::Stage, 4)] {
+        let mut parts = Parts::new();
+        parts.push(bench.buffer(1, byte));
+        bench.run(DiskOp::SideWrite {
+            file,
+            offset,
+            parts,
+        });
+    }
+    let file = SideFile::Stage;
+    bench.run(DiskOp::SideDiscard {
+        file,
+        offset,
+        length: 4096,
+    });
+    bench.run(DiskOp::SideFlush { file });
 
     let entries = bench.entries();
-    let [written, end, zeroed, _, flushed, _] = &entries[..] else {
+    let [written, end, zeroed, _, flushed, _, beside @ ..] = &entries[..] else {
         panic!("a read leaves no note: {entries:?}");
     };
     let Noted::Write {
@@ -125,6 +146,33 @@ fn disk_operations_are_noted_with_their_bytes_and_ends() {
         matches!(zeroed, Noted::Zero { part: p, offset: 4096, length: 8192, .. } if *p == part)
     );
     assert!(matches!(flushed, Noted::Flush { part: p, .. } if *p == part));
+    let beside: Vec<_> = beside.iter().step_by(2).collect();
+    let [summed, staged, discarded, flushed] = beside[..] else {
+        panic!("{beside:?}");
+    };
+    for (noted, wanted, byte) in [(summed, Part::Sums, 3), (staged, Part::Stage, 4)] {
+        assert!(
+            matches!(noted, Noted::Write { part, offset: 4096, durable: false, bytes, .. }
+                if *part == wanted && bytes[..] == [byte; 4096]),
+            "{noted:?}"
+        );
+    }
+    assert!(matches!(
+        discarded,
+        Noted::Zero {
+            part: Part::Stage,
+            offset: 4096,
+            length: 4096,
+            ..
+        }
+    ));
+    assert!(matches!(
+        flushed,
+        Noted::Flush {
+            part: Part::Stage,
+            ..
+        }
+    ));
 }
 
 #[test]
