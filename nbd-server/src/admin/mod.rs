@@ -14,8 +14,8 @@ mod tests;
 pub use event::{Event, EventKind, EventObject, changes, timestamp};
 pub use line::{LineBuffer, LineError};
 pub use status::{
-    Connection, DiskState, Health, IntegrityStatus, JournalStatus, Limits, MemoryStatus, PeerStatus, Replication,
-    Role, SeqStatus, Status, Suspended, VolumeStatus,
+    Connection, DiskState, Health, IntegrityStatus, JournalStatus, Limits, MemoryStatus,
+    PeerStatus, Replication, Role, SeqStatus, Status, Suspended, VolumeStatus,
 };
 
 use serde::{Deserialize, Serialize};

@@ -5,8 +5,8 @@ use replicator::view;
 
 use super::{ADMIN_CONNECTIONS_MAX, NBD_CONNECTIONS_MAX, NBD_NEGOTIATING_MAX, Shared};
 use crate::admin::{
-    Connection, DiskState, Health, IntegrityStatus, JournalStatus, Limits, MemoryStatus, PeerStatus, Replication,
-    Role, SeqStatus, Status, Suspended, VolumeStatus,
+    Connection, DiskState, Health, IntegrityStatus, JournalStatus, Limits, MemoryStatus,
+    PeerStatus, Replication, Role, SeqStatus, Status, Suspended, VolumeStatus,
 };
 use crate::handle::{Snapshot, Trouble};
 
@@ -154,12 +154,17 @@ impl StatusBuilder {
                 view::ReplicationState::Established => Replication::Established,
                 view::ReplicationState::Behind => Replication::Behind,
                 view::ReplicationState::Ahead => Replication::Ahead,
+                view::ReplicationState::SyncSource => Replication::SyncSource,
+                view::ReplicationState::SyncTarget => Replication::SyncTarget,
             },
             disk_state: disk_state(peer.disk_state),
             durable_seq: peer.durable.map(|seq| seq.0),
             applied_seq: peer.applied.map(|seq| seq.0),
             behind_bytes: peer.behind_bytes,
-            sync_percent: peer.behind_bytes.map(|behind| percent(behind, *most)),
+            sync_percent: match (peer.sync, peer.behind_bytes) {
+                (Some(sync), _) => Some(percent(sync.left_bytes, sync.total_bytes)),
+                (None, behind) => behind.map(|behind| percent(behind, *most)),
+            },
             connection_reason: reason,
         }
     }
