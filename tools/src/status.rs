@@ -1,6 +1,6 @@
 //! `replctl status` for people.
 
-use nbd_server::admin::{Connection, DiskState, Health, IntegrityStatus, Role, Status};
+use nbd_server::admin::{Connection, DiskState, Health, IntegrityStatus, PeerStatus, Role, Status};
 use nbd_server::config::size;
 
 #[cfg(test)]
@@ -183,11 +183,36 @@ pub(crate) fn table(status: &Status, colour: bool) -> String {
         }
     }
     for peer in &status.peers {
+        out.extend(resync(peer));
         if let Some(reason) = &peer.connection_reason {
             out.push_str(&format!("  {}: {reason}\n", peer.name));
         }
     }
     out
+}
+
+/// A line about a resync with this peer, with a bar.
+fn resync(peer: &PeerStatus) -> Option<String> {
+    const BAR: usize = 24;
+    let left = peer.sync_left_bytes?;
+    let percent = peer.sync_percent.unwrap_or(0.0);
+    let filled = (1..=BAR)
+        .take_while(|&n| percent * BAR as f64 >= n as f64 * 100.0)
+        .count();
+    let pace = peer
+        .sync_bytes_per_second
+        .map_or_else(String::new, |pace| format!(", {} per second", bytes(pace)));
+    let time = peer.sync_seconds_left.map_or_else(String::new, |s| {
+        format!(", {}:{:02}:{:02} to go", s / 3600, s / 60 % 60, s % 60)
+    });
+    Some(format!(
+        "  {}: {} [{}{}] {percent:.1}%, {} left{pace}{time}\n",
+        peer.name,
+        peer.replication.as_str(),
+        "#".repeat(filled),
+        ".".repeat(BAR - filled),
+        bytes(left)
+    ))
 }
 
 /// What was found of the blocks at rest, if there is anything to say.

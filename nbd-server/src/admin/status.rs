@@ -106,6 +106,15 @@ pub struct PeerStatus {
     pub behind_bytes: Option<u64>,
     /// How much of what it lacked when it fell behind it has now.
     pub sync_percent: Option<f64>,
+    /// Bytes that a resync between it and this node has still to look at or to bring.
+    #[serde(default)]
+    pub sync_left_bytes: Option<u64>,
+    /// How many of them go per second.
+    #[serde(default)]
+    pub sync_bytes_per_second: Option<u64>,
+    /// In how many seconds it is complete at that speed.
+    #[serde(default)]
+    pub sync_seconds_left: Option<u64>,
     /// Why it is not connected, as far as known.
     pub connection_reason: Option<String>,
 }

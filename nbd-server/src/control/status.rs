@@ -1,6 +1,7 @@
 //! From the data thread's snapshot to what operators read.
 
 use nix::time::{ClockId, clock_gettime};
+use replicator::types::Time;
 use replicator::view;
 
 use super::{ADMIN_CONNECTIONS_MAX, NBD_CONNECTIONS_MAX, NBD_NEGOTIATING_MAX, Shared};
@@ -17,12 +18,46 @@ const HANGS_AFTER_MS: u64 = 5_000;
 #[derive(Debug)]
 pub(super) struct StatusBuilder {
     behind_most: Vec<u64>,
+    paces: Vec<Pace>,
+}
+
+/// How fast a resync goes: over the last ten to twenty seconds, or since it began.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pace {
+    earlier: Option<(Time, u64)>,
+    later: Option<(Time, u64)>,
+}
+
+impl Pace {
+    const SPAN_NS: u64 = 10_000_000_000;
+
+    /// Bytes per second, as of what is left at a time.
+    fn of(&mut self, at: Time, sync: Option<view::SyncView>) -> Option<u64> {
+        let Some(sync) = sync else {
+            *self = Self::default();
+            return None;
+        };
+        let now = (at, sync.left_bytes);
+        let later = *self.later.get_or_insert(now);
+        if at.since(later.0) >= Self::SPAN_NS {
+            self.earlier = Some(later);
+            self.later = Some(now);
+        }
+        let (since, left) = self.earlier.unwrap_or(later);
+        let nanos = u128::from(at.since(since)).max(1);
+        let bytes = u128::from(left.saturating_sub(sync.left_bytes));
+        if at == since {
+            return None;
+        }
+        u64::try_from(bytes * 1_000_000_000 / nanos).ok()
+    }
 }
 
 impl StatusBuilder {
     pub(super) fn new(nodes: usize) -> Self {
         Self {
             behind_most: vec![0; nodes],
+            paces: vec![Pace::default(); nodes],
         }
     }
 
@@ -90,7 +125,7 @@ impl StatusBuilder {
                 .collect(),
             peers: (0..config.nodes.len())
                 .filter(|index| *index != shared.me)
-                .map(|index| self.peer(shared, view, index))
+                .map(|index| self.peer(shared, view, index, snapshot.at))
                 .collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             memory_locked: seen.then_some(snapshot.memory_locked),
@@ -121,7 +156,7 @@ impl StatusBuilder {
         }
     }
 
-    fn peer(&mut self, shared: &Shared, view: &view::View, index: usize) -> PeerStatus {
+    fn peer(&mut self, shared: &Shared, view: &view::View, index: usize, at: Time) -> PeerStatus {
         let peer = view
             .peers
             .iter()
@@ -145,6 +180,15 @@ impl StatusBuilder {
             Some(behind) => behind.max(*most),
             None => *most,
         };
+        let sync_percent = match peer.sync {
+            Some(sync) => Some(percent(sync.left_bytes.max(1), sync.total_bytes)),
+            None => peer.behind_bytes.map(|behind| percent(behind, *most)),
+        };
+        let sync_bytes_per_second = self.paces[index].of(at, peer.sync);
+        let sync_seconds_left = match (sync_bytes_per_second, peer.sync) {
+            (Some(pace), Some(sync)) if pace > 0 => Some(sync.left_bytes.div_ceil(pace)),
+            _ => None,
+        };
         PeerStatus {
             name: shared.config.nodes[index].name.clone(),
             role: role(peer.role),
@@ -161,10 +205,10 @@ impl StatusBuilder {
             durable_seq: peer.durable.map(|seq| seq.0),
             applied_seq: peer.applied.map(|seq| seq.0),
             behind_bytes: peer.behind_bytes,
-            sync_percent: match (peer.sync, peer.behind_bytes) {
-                (Some(sync), _) => Some(percent(sync.left_bytes, sync.total_bytes)),
-                (None, behind) => behind.map(|behind| percent(behind, *most)),
-            },
+            sync_percent,
+            sync_left_bytes: peer.sync.map(|sync| sync.left_bytes),
+            sync_bytes_per_second,
+            sync_seconds_left,
             connection_reason: reason,
         }
     }

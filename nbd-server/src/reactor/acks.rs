@@ -40,7 +40,11 @@ impl Acknowledgements {
         for peer in &view.peers {
             let node = usize::from(peer.node.0);
             let marks = &mut self.marks[node];
-            let fed = peer.replication != ReplicationState::Off;
+            // What is staged by a resync is acknowledged by nobody.
+            let fed = !matches!(
+                peer.replication,
+                ReplicationState::Off | ReplicationState::SyncSource
+            );
             let Some(durable) = peer.durable.filter(|_| fed) else {
                 marks.clear();
                 continue;

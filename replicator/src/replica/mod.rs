@@ -131,6 +131,8 @@ pub struct Replica<M: Memory> {
     applier: Applier,
     overlay: ExtentMap,
     sums: SumTable,
+    /// Pages of it that were beyond repair at the start.
+    sums_pages_lost: u32,
     pages: Pages<M::Buffer>,
     repairs: Repairs<M::Buffer>,
     serves: Serves<M::Buffer>,
@@ -252,6 +254,7 @@ impl<M: Memory> Replica<M> {
             overlay: ExtentMap::with_capacity(2 * UNAPPLIED_MAX + 4096),
             applier: Applier::new(),
             sums,
+            sums_pages_lost: sums_found.lost,
             pages,
             repairs: Repairs::new(),
             serves: Serves::new(),

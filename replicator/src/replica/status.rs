@@ -55,7 +55,12 @@ impl<M: Memory> Replica<M> {
             lease_until,
             requests: self.clients.in_work(),
             requests_max: self.config.requests_max,
-            integrity: Integrity::default(),
+            integrity: Integrity {
+                bad_blocks: self.repairs.found,
+                repaired_blocks: self.repairs.mended,
+                lost_blocks: self.repairs.lost,
+                sums_pages_lost: self.sums_pages_lost,
+            },
             peers: self.peers.iter().map(|p| self.peer_view(p)).collect(),
         };
         (view.health, view.health_reason) = self.health(&view);

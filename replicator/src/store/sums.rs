@@ -308,7 +308,9 @@ impl SumTable {
                 let two = [&slots[0][at.clone()], &slots[1][at]];
                 let found = loaded.load_page(first + n, two, applied);
                 tell(PageRead {
-                    volume: VolumeId(u16::try_from(loaded.part_of(first + n)).expect("at most 16 volumes")),
+                    volume: VolumeId(
+                        u16::try_from(loaded.part_of(first + n)).expect("at most 16 volumes"),
+                    ),
                     slots: [0, 1].map(|slot| loaded.slot_offset(first + n, slot)),
                     found,
                 });
