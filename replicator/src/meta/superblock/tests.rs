@@ -22,7 +22,6 @@ fn version(version: u64) -> Superblock {
         version,
         promised: Epoch(version * 10),
         committed: Seq(version * 100),
-        sums_written: 0x0102,
         ..superblock()
     }
 }
@@ -58,6 +57,7 @@ fn full() -> Superblock {
             written: 0x0304,
             merging: true,
         }),
+        sums_written: 0x0102,
         ..superblock()
     }
 }
@@ -265,7 +265,7 @@ fn the_format_is_this() {
 }
 
 const GOLDEN: [&str; 28] = [
-    "52504c53555045520200020116bdb75d",
+    "52504c53555045520200020129a6c8c0",
     "02010000000000000370627800000000",
     "00000000000000000000000000000000",
     "00000000000000000000000000000000",
