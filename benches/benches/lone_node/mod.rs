@@ -65,6 +65,7 @@ impl LoneNode {
             on_no_quorum: OnNoQuorum::SuspendIo,
             ack: AckPolicy::Majority,
             requests_max: 256,
+            drop_after_ms: 0,
         };
         let recovered = recover(&mut Image(meta), &mut Image(label), &config).expect("just made");
         let pool = Pool::new(&sizes(MEMORY_BYTES)).expect("memory");

@@ -31,6 +31,7 @@ impl Cluster {
             on_no_quorum: self.options.on_no_quorum,
             ack: self.options.ack,
             requests_max: self.options.requests_max,
+            drop_after_ms: self.options.drop_after_ms,
         }
     }
 

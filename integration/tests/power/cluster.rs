@@ -69,6 +69,7 @@ pub(crate) fn config(me: usize) -> ReplicaConfig {
         on_no_quorum: OnNoQuorum::SuspendIo,
         ack: AckPolicy::Majority,
         requests_max: 256,
+        drop_after_ms: 0,
     }
 }
 

@@ -311,6 +311,7 @@ impl Node {
             on_no_quorum: OnNoQuorum::SuspendIo,
             ack: AckPolicy::Majority,
             requests_max,
+            drop_after_ms: 0,
         };
         Self::spawn(dir, requests_max, move |mut ground| {
             let recovered = recover(&mut ground.meta, &mut ground.journal, &config)

@@ -4,6 +4,7 @@ use super::Replica;
 use super::peers::{Feed, Peer};
 use crate::journal::log::last_common;
 use crate::memory::{Buffer, Memory};
+use crate::meta::config::Standing;
 use crate::replica::loads::LoadFor;
 use crate::types::*;
 use crate::wire::frame::Frame;
@@ -29,10 +30,13 @@ impl<M: Memory> Replica<M> {
         let (Some(conn), Some(report)) = (peer.conn, peer.report.as_ref()) else {
             return;
         };
-        let voter = config.is_voter(report.incarnation);
-        let feed = if voter && self.config.is_witness(node) {
-            Feed::Witness { told: Seq(0) }
-        } else if !config.is_member(report.incarnation) {
+        let standing = config.standing(report.incarnation);
+        let feed = if self.config.is_witness(node) {
+            match standing {
+                Some(s) if s.voter => Feed::Witness { told: Seq(0) },
+                _ => Feed::NotMember,
+            }
+        } else if !standing.is_some_and(Standing::is_fed) {
             Feed::NotMember
         } else {
             let common = last_common(&epochs, tail, &report.epochs, report.tail)
@@ -54,18 +58,17 @@ impl<M: Memory> Replica<M> {
                 None => Feed::TooFar,
             }
         };
-        let name = self.config.nodes[usize::from(node.0)];
         match feed {
             Feed::TooFar => {
+                let name = self.config.nodes[usize::from(node.0)];
                 let journal_floor = self.log.start().id.seq.next();
                 self.log_warn(format!(
                     "{name} needs records that are no longer in the journal (it begins at {journal_floor}): it is Outdated"
                 ));
                 self.send(conn, Frame::TooFarBehind { journal_floor });
             }
-            Feed::NotMember => self.log_warn(format!(
-                "{name} has no standing under its present incarnation (a new or wiped node): it counts for nothing"
-            )),
+            Feed::NotMember => self.log_warn(self.why_not_fed(node)),
+            Feed::On { .. } => self.invite(node),
             _ => {}
         }
         let from = match feed {
@@ -131,7 +134,8 @@ impl<M: Memory> Replica<M> {
             else {
                 return;
             };
-            if next >= self.log.next_number() || peer.queued >= QUEUE_MAX {
+            let feed_end = self.feed_end(peer);
+            if next >= feed_end || peer.queued >= QUEUE_MAX {
                 return;
             }
             if next < self.log.first_number() {
@@ -172,7 +176,7 @@ impl<M: Memory> Replica<M> {
                 self.committed_told = committed;
                 continue;
             }
-            let end = self.log.durable_number();
+            let end = self.log.durable_number().min(feed_end);
             if self
                 .start_load_until(next, end, LoadFor::Feed(conn))
                 .is_some()

@@ -149,6 +149,8 @@ pub enum Frame {
         tail: Seq,
         /// The length of the lease, in milliseconds.
         lease_ms: u32,
+        /// The record of its latest config, if that is committed and no change of it is pending; else none.
+        settled: RecordId,
     },
     /// I heard that heartbeat and support the lease.
     HeartbeatAck {
@@ -182,6 +184,8 @@ pub enum Frame {
     Ping,
     /// Keep this config, witness; answered by [`Frame::Ack`].
     Config(Box<Told>),
+    /// You are to join: this committed config lists you as joining. The log follows.
+    Invite(Box<Told>),
 }
 
 /// Why bytes are not a frame.
@@ -266,6 +270,7 @@ const KIND_DEMOTED: u16 = 11;
 const KIND_TOO_FAR_BEHIND: u16 = 12;
 const KIND_PING: u16 = 13;
 const KIND_CONFIG: u16 = 14;
+const KIND_INVITE: u16 = 40;
 
 /// A frame's header, checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -295,7 +300,7 @@ impl FrameHeader {
         let body_bytes = usize::from(raw.body_bytes.get());
         let batch_blocks = raw.batch_blocks.get();
         let with_batch = kind == KIND_APPEND || (kind == KIND_FETCHED && batch_blocks > 0);
-        if !(KIND_REPORT..=KIND_CONFIG).contains(&kind) {
+        if !(KIND_REPORT..=KIND_CONFIG).contains(&kind) && kind != KIND_INVITE {
             return Err(FrameError::Kind(kind));
         }
         if body_bytes > BODY_BYTES_MAX
@@ -329,6 +334,9 @@ impl FrameHeader {
         if self.kind == KIND_CONFIG {
             return told::decode(body).map(|t| Frame::Config(Box::new(t)));
         }
+        if self.kind == KIND_INVITE {
+            return told::decode(body).map(|t| Frame::Invite(Box::new(t)));
+        }
         let n = RawNumbers::read_from_bytes(body).map_err(|_| FrameError::Length)?;
         let (a, b, c, d) = (n.a.get(), n.b.get(), n.c.get(), n.d.get());
         Ok(match self.kind {
@@ -357,6 +365,7 @@ impl FrameHeader {
                 committed: seq(c)?,
                 tail: seq(d)?,
                 lease_ms: n.small.get(),
+                settled: record_from_wire(n.wide.get())?,
             },
             KIND_HEARTBEAT_ACK => Frame::HeartbeatAck {
                 epoch: epoch(a)?,
@@ -388,6 +397,16 @@ fn epoch(n: u64) -> Result<Epoch, FrameError> {
 /// A field that must be a sequence number.
 fn seq(n: u64) -> Result<Seq, FrameError> {
     Seq::checked(n).ok_or(FrameError::Field)
+}
+
+/// A record's name in one number: its epoch above, its own below.
+fn record_from_wire(wide: u128) -> Result<RecordId, FrameError> {
+    let low = |n: u128| u64::try_from(n & u128::from(u64::MAX)).expect("64 bits");
+    RecordId::checked(low(wide >> 64), low(wide)).ok_or(FrameError::Field)
+}
+
+fn record_to_wire(id: RecordId) -> u128 {
+    u128::from(id.epoch.0) << 64 | u128::from(id.seq.0)
 }
 
 fn node_from_wire(byte: u8) -> Result<Option<NodeId>, FrameError> {
@@ -452,12 +471,14 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
             committed,
             tail,
             lease_ms,
+            settled,
         } => {
             n.a = U64::new(epoch.0);
             n.b = U64::new(*number);
             n.c = U64::new(committed.0);
             n.d = U64::new(tail.0);
             n.small = U32::new(*lease_ms);
+            n.wide = U128::new(record_to_wire(*settled));
             KIND_HEARTBEAT
         }
         Frame::HeartbeatAck {
@@ -489,10 +510,11 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
         }
         Frame::Ping => KIND_PING,
         Frame::Config(_) => KIND_CONFIG,
+        Frame::Invite(_) => KIND_INVITE,
     };
     let body_bytes = match frame {
         Frame::Report(report) => report::encode(report, body),
-        Frame::Config(told) => told::encode(told, body),
+        Frame::Config(told) | Frame::Invite(told) => told::encode(told, body),
         _ => {
             body[..size_of::<RawNumbers>()].copy_from_slice(n.as_bytes());
             size_of::<RawNumbers>()

@@ -113,6 +113,7 @@ fn every_kind() -> Vec<(Frame, u32)> {
                 committed: Seq(11),
                 tail: Seq(12),
                 lease_ms: 13,
+                settled: id(14, 15),
             },
             0,
         ),
@@ -153,6 +154,7 @@ fn every_kind() -> Vec<(Frame, u32)> {
         ),
         (Frame::Ping, 0),
         (Frame::Config(Box::new(told())), 0),
+        (Frame::Invite(Box::new(told())), 0),
     ]
 }
 
@@ -291,6 +293,7 @@ fn the_format_is_this() {
         committed: Seq(0x0506),
         tail: Seq(0x0708),
         lease_ms: 0x090a,
+        settled: RecordId::NONE,
     };
     assert_eq!(hex(&encoded(&heartbeat, 0)), HEARTBEAT);
     let append = Frame::Append {
