@@ -7,7 +7,7 @@ use replicator::journal::batch::Header;
 use replicator::memory::{Memory, Purpose};
 use replicator::replica::{INCOMING_MAX, UNAPPLIED_MAX};
 use replicator::types::*;
-use replicator::view::{PeerView, ReplicationState, Suspended, View};
+use replicator::view::{Membership, PeerView, ReplicationState, Suspended, View};
 use replicator::{AckPolicy, OnNoQuorum};
 
 use crate::client::Kind;
@@ -140,7 +140,10 @@ impl Cluster {
             let peer = node_id(c.nodes[1 - side]);
             // Once the ring has gone past what a peer acknowledged, its window is counted more narrowly.
             let reached = |p: &PeerView| p.durable.is_some_and(|d| d >= n.view.journal_floor);
-            let fed = |p: &PeerView| p.node == peer && p.replication != ReplicationState::Off;
+            let fed = |p: &PeerView| {
+                let counts = p.membership == Membership::Full && !n.view.changing;
+                p.node == peer && p.replication != ReplicationState::Off && counts
+            };
             let in_reach = |p: &PeerView| fed(p) && reached(p);
             let Some(sent) = self.bounds.sent.get(&(conn, side)) else {
                 continue;
@@ -179,15 +182,24 @@ impl Cluster {
 
     /// P7: what a majority has is committed and answered in the very turn in which the Primary hears of it.
     fn majority_is_enough(&self, node: usize, view: &View) {
+        if view.changing {
+            return;
+        }
+        let rules = self.checks.rules_of(node, view.committed.0);
+        let Some(config) = rules.last() else { return };
+        let counts = |p: &&PeerView| {
+            let life = self.checks.life_of(usize::from(p.node.0));
+            p.replication != ReplicationState::Off && config.is_member(life)
+        };
         let mut durable: Vec<Seq> = view
             .peers
             .iter()
-            .filter(|p| p.replication != ReplicationState::Off && self.is_data(p.node))
+            .filter(counts)
             .filter_map(|p| p.durable)
             .chain([view.durable])
             .collect();
         durable.sort_unstable_by(|a, b| b.cmp(a));
-        let floor = durable.get(self.members() / 2).copied();
+        let floor = durable.get(config.members() / 2).copied();
         let floor = floor.unwrap_or(Seq(0));
         assert!(
             view.committed >= floor,

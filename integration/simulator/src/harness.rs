@@ -491,6 +491,7 @@ impl Cluster {
     fn turn_over(&mut self, node: usize, view: View, outputs: Vec<Output<SimBuffer>>) {
         let epoch = view.epoch.0;
         self.watch.committed = view.committed.0;
+        self.watch.turn_of = node;
         self.holds_writes(node, view.suspended == Suspended::User);
         self.watch.suspended = view.suspended != Suspended::No && !view.quorum;
         if view.serving {

@@ -1,6 +1,7 @@
 //! The last judgement: what must become true once everything works again, and what excuses a cluster.
 
 use replicator::io::*;
+use replicator::meta::config::majority;
 use replicator::types::*;
 use replicator::view::{DiskState, PeerView};
 
@@ -110,7 +111,13 @@ impl Cluster {
 
     /// Whether too few of these nodes, which are all that there are at the moment, can be fed from a journal.
     fn needs_resync(&mut self, nodes: &[usize]) -> bool {
-        let needs = self.within_the_journal(&self.data_of(nodes)) <= self.options.nodes / 2;
+        let mut members = self.data_of(nodes);
+        let mut all = self.options.nodes;
+        if let Some(config) = self.checks.committed_config() {
+            members.retain(|&n| config.is_member(self.checks.life_of(n)));
+            all = config.members();
+        }
+        let needs = self.within_the_journal(&members) <= all / 2;
         self.stuck |= needs;
         needs
     }
@@ -135,6 +142,9 @@ impl Cluster {
                 return;
             }
             core.push(witnesses.remove(self.rng.turns.index(witnesses.len())));
+        }
+        if !self.is_majority(&core) {
+            return; // The membership was changed, and these are too few by one of the configs.
         }
         for a in 0..voters {
             for b in 0..voters {
@@ -176,6 +186,18 @@ impl Cluster {
             behind(self) || self.checks.is_beyond() || outcome == Some(Outcome::Done),
             "with {core:?} healthy, a write at {primary} came to {outcome:?}"
         );
+    }
+
+    /// Whether these nodes are a majority of the voters and of the members by every config that may still count.
+    fn is_majority(&self, nodes: &[usize]) -> bool {
+        let rules = |n| self.checks.rules_of(n, self.nodes[n].view.committed.0);
+        let configs = (0..self.options.nodes).flat_map(rules);
+        let lives = || nodes.iter().map(|&n| self.checks.life_of(n));
+        configs.into_iter().all(|config| {
+            let voters = lives().filter(|&l| config.is_voter(l)).count();
+            let members = lives().filter(|&l| config.is_member(l)).count();
+            voters >= majority(config.voters()) && members >= majority(config.members())
+        })
     }
 
     /// The last judgement: first a majority is mended and has to go on; then everything is mended, somebody is promoted, all

@@ -39,6 +39,7 @@ impl Cluster {
     pub(crate) fn format(&mut self, config: &ReplicaConfig) -> Disks {
         let node = config.nodes[usize::from(config.me.0)];
         let incarnation = Incarnation(u128::from(self.rng.identity.next()) << 64 | 1);
+        self.checks.born(usize::from(config.me.0), incarnation);
         if config.is_witness(config.me) {
             let meta = format_witness(config.resource, node, incarnation);
             return Disks {

@@ -123,7 +123,7 @@ impl Node {
         let config = config(me);
         let meters = Arc::new(Meters::default());
         let params = ReactorParams {
-            journal: path("journal"),
+            journal: Some(path("journal")),
             meta: path("meta"),
             stores,
             volume_bytes: VOLUMES.to_vec(),
@@ -140,7 +140,8 @@ impl Node {
             recorder: Recorder::create(&tape(dir, me)).expect("a new file"),
         };
         let thread = spawn(params, move |mut ground| {
-            let recovered = recover(&mut ground.meta, &mut ground.journal, &config);
+            let journal = ground.journal.as_mut().expect("it has a journal");
+            let recovered = recover(&mut ground.meta, journal, &config);
             let recovered = recovered.map_err(|error| error.to_string())?;
             let seed = [me as u8; 32];
             Ok(Replica::open(

@@ -40,7 +40,8 @@ pub type DiskDone = (Ticket, Result<(), DiskError>);
 /// The files of a node, and what is going on with them.
 #[derive(Debug)]
 pub struct Disks {
-    journal: DirectFile,
+    /// None of a witness.
+    journal: Option<DirectFile>,
     meta: DirectFile,
     stores: Vec<DirectFile>,
     active: Slab<Active>,
@@ -93,7 +94,7 @@ enum Work {
 impl Disks {
     /// Takes over opened files. `None` if `pool` has no room for a piece of zeroes.
     pub fn new(
-        journal: DirectFile,
+        journal: Option<DirectFile>,
         meta: DirectFile,
         stores: Vec<DirectFile>,
         pool: &Pool,
@@ -141,7 +142,7 @@ impl Disks {
         let stores: Vec<_> = self.stores.iter().map(number).collect();
         recorder.note(|| Event::Files {
             meta: number(&self.meta),
-            journal: number(&self.journal),
+            journal: self.journal.as_ref().map_or(-1, number),
             stores: &stores,
         });
         self.recorder = recorder;
@@ -176,11 +177,11 @@ impl Disks {
             DiskOp::JournalWrite { offset, parts } => {
                 let (length, durable) = (total(&parts), true);
                 let work = Work::Write { parts, durable };
-                (Some(&self.journal), offset, length, work)
+                (self.journal.as_ref(), offset, length, work)
             }
             DiskOp::JournalRead { offset, buffer } => {
                 let length = u64::from(buffer.blocks()) * BLOCK_BYTES as u64;
-                (Some(&self.journal), offset, length, Work::Read(buffer))
+                (self.journal.as_ref(), offset, length, Work::Read(buffer))
             }
             DiskOp::MetaWrite { offset, parts } => {
                 let (length, durable) = (total(&parts), true);

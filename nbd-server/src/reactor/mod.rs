@@ -78,8 +78,8 @@ const CONNECTION_BLOCKS: u32 = CLIENTS_MAX as u32 * (link::BULK_BLOCKS + 1)
 /// What the data path needs to know.
 #[derive(Debug)]
 pub struct ReactorParams {
-    /// The journal's file or device.
-    pub journal: PathBuf,
+    /// The journal's file or device; a witness has none.
+    pub journal: Option<PathBuf>,
     /// The metadata file.
     pub meta: PathBuf,
     /// The stores, in the order of the volumes.
@@ -103,8 +103,8 @@ pub struct ReactorParams {
 pub struct Ground<'a> {
     /// Reads the metadata.
     pub meta: BlockingReader<'a>,
-    /// Reads the journal.
-    pub journal: BlockingReader<'a>,
+    /// Reads the journal, if there is one.
+    pub journal: Option<BlockingReader<'a>>,
     /// The journal's size in bytes.
     pub journal_bytes: u64,
     /// The memory to lend from.
@@ -170,7 +170,11 @@ pub fn prepare<C: Core>(
             "io_uring works without SINGLE_ISSUER and DEFER_TASKRUN, which this kernel lacks"
         );
     }
-    let journal = DirectFile::open(&params.journal)?;
+    let journal = params
+        .journal
+        .as_deref()
+        .map(DirectFile::open)
+        .transpose()?;
     let meta = DirectFile::open(&params.meta)?;
     let mut stores = Vec::with_capacity(params.stores.len());
     for (path, &volume_bytes) in params.stores.iter().zip(&params.volume_bytes) {
@@ -193,8 +197,11 @@ pub fn prepare<C: Core>(
     let used_up = || no_memory(io::ErrorKind::OutOfMemory.into());
     let core = make_core(Ground {
         meta: BlockingReader::new(&meta, &pool).ok_or_else(used_up)?,
-        journal: BlockingReader::new(&journal, &pool).ok_or_else(used_up)?,
-        journal_bytes: journal.bytes(),
+        journal: match &journal {
+            Some(journal) => Some(BlockingReader::new(journal, &pool).ok_or_else(used_up)?),
+            None => None,
+        },
+        journal_bytes: journal.as_ref().map_or(0, DirectFile::bytes),
         pool: pool.clone(),
         now: engine::now(),
     })

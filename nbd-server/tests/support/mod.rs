@@ -314,8 +314,9 @@ impl Node {
             drop_after_ms: 0,
         };
         Self::spawn(dir, requests_max, move |mut ground| {
-            let recovered = recover(&mut ground.meta, &mut ground.journal, &config)
-                .map_err(|error| error.to_string())?;
+            let journal = ground.journal.as_mut().ok_or("no journal")?;
+            let recovered =
+                recover(&mut ground.meta, journal, &config).map_err(|error| error.to_string())?;
             let core = Replica::open(config, recovered, ground.pool, ground.now, [me; 32]);
             begun();
             Ok(core)
@@ -334,7 +335,7 @@ impl Node {
         let snapshot = Arc::new(Mutex::new(Snapshot::default()));
         let meters = Arc::new(Meters::default());
         let params = ReactorParams {
-            journal: dir.path().join("journal"),
+            journal: Some(dir.path().join("journal")),
             meta: dir.path().join("meta"),
             stores: vec![dir.path().join("store")],
             volume_bytes: vec![VOLUME_BYTES],

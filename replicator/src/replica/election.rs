@@ -575,7 +575,11 @@ impl<M: Memory> Replica<M> {
             self.candidate_retry();
             return;
         }
-        let config = if first { config } else { self.config_to_carry(config, &self.answers(Some(epoch))) };
+        let config = if first {
+            config
+        } else {
+            self.config_to_carry(config, &self.answers(Some(epoch)))
+        };
         if self.begin_reign(epoch, config) {
             self.use_confirmation();
             self.set_phase(Phase::Reign);

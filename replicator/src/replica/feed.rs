@@ -4,7 +4,6 @@ use super::Replica;
 use super::peers::{Feed, Peer};
 use crate::journal::log::last_common;
 use crate::memory::{Buffer, Memory};
-use crate::meta::config::Standing;
 use crate::replica::loads::LoadFor;
 use crate::types::*;
 use crate::wire::frame::Frame;
@@ -21,23 +20,20 @@ const QUEUE_MAX: u32 = 64;
 impl<M: Memory> Replica<M> {
     /// Finds where a peer's log and this one part, and feeds it from there (protocol C1).
     pub(in crate::replica) fn start_feed(&mut self, node: NodeId) {
-        let Some(config) = self.log.config().map(|c| c.config.clone()) else {
+        if self.log.config().is_none() {
             return;
-        };
+        }
         let epochs = self.log.epochs().clone();
         let tail = self.log.tail().id;
         let Some(peer) = self.peer(node) else { return };
         let (Some(conn), Some(report)) = (peer.conn, peer.report.as_ref()) else {
             return;
         };
-        let standing = config.standing(report.incarnation);
-        let feed = if self.config.is_witness(node) {
-            match standing {
-                Some(s) if s.voter => Feed::Witness { told: Seq(0) },
-                _ => Feed::NotMember,
-            }
-        } else if !standing.is_some_and(Standing::is_fed) {
+        let fed = self.is_to_be_fed(report.incarnation) && !self.joins_too_early(report);
+        let feed = if !fed {
             Feed::NotMember
+        } else if self.config.is_witness(node) {
+            Feed::Witness { told: Seq(0) }
         } else {
             let common = last_common(&epochs, tail, &report.epochs, report.tail)
                 .map_or(report.committed, |id| id.seq);

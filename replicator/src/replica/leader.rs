@@ -405,9 +405,12 @@ impl<M: Memory> Replica<M> {
         }
         if reached > self.committed {
             self.committed = reached;
-            let tell = self.now.after(TELL_COMMIT_NS);
+            // That a change of the membership is committed is news for who may have to go on without this node.
+            let wait_ns = if pending { 0 } else { TELL_COMMIT_NS };
+            let tell = self.now.after(wait_ns);
             if let Some(leader) = self.leader.as_mut() {
-                leader.tell_commit_at.get_or_insert(tell);
+                let at = leader.tell_commit_at.get_or_insert(tell);
+                *at = tell.min(*at);
             }
         }
         let mut answer = self.committed;

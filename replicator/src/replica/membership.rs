@@ -14,7 +14,7 @@ use crate::journal::batch::Kind;
 use crate::memory::Memory;
 use crate::meta::config::{ClusterConfig, ConfigAt, Standing, majority};
 use crate::types::*;
-use crate::wire::frame::{Frame, Told};
+use crate::wire::frame::{Frame, Report, Told};
 
 /// Operators who wait for a change at one time, at most.
 const WISHES_MAX: usize = 16;
@@ -116,9 +116,11 @@ impl<M: Memory> Replica<M> {
         if standing.is_some_and(|s| s.member) {
             return next;
         }
-        let untold = self.log.configs().iter();
-        let mut untold = untold.filter(|c| c.at.seq > self.committed && !self.may_be_told(c));
-        if let Some(config) = untold.next()
+        // What was pending when a later config came is told with that one.
+        let known = |c: &ConfigAt| c.at.seq <= self.committed || self.may_be_told(c);
+        let configs = self.log.configs();
+        let told = configs.iter().rposition(known).map_or(0, |at| at + 1);
+        if let Some(config) = configs.get(told)
             && !planted!(DroppedToldEarly)
         {
             return self.log.number_of(config.at.seq).unwrap_or(next);
@@ -127,6 +129,25 @@ impl<M: Memory> Replica<M> {
             return next;
         }
         self.log.number_of(newest.at.seq).map_or(0, |n| n + 1)
+    }
+
+    /// Whether a peer is given the log, or as a witness the config: it counts or is to count by the newest config, or by one whose
+    /// rules still hold, which can not be done without it then.
+    pub(super) fn is_to_be_fed(&self, incarnation: Incarnation) -> bool {
+        let newest = self.log.config().map(|c| &c.config);
+        let standing = newest.and_then(|c| c.standing(incarnation));
+        let counts = |c: &ConfigAt| c.config.standing(incarnation).is_some_and(Standing::counts);
+        standing.is_some_and(Standing::is_fed) || self.rules().iter().any(counts)
+    }
+
+    /// Whether a peer holds nothing, and is to join by a config that is not settled yet: it can not be invited.
+    pub(super) fn joins_too_early(&self, report: &Report) -> bool {
+        let joins = |c: &ConfigAt| {
+            c.config
+                .standing(report.incarnation)
+                .is_some_and(|s| s.joining)
+        };
+        report.fresh && self.log.config().is_some_and(joins) && self.settled_config().is_none()
     }
 
     /// Appends a membership record and sees to it that everybody is fed who is to be from now on.
@@ -139,9 +160,6 @@ impl<M: Memory> Replica<M> {
         let at = self.log.tail().id;
         self.log_warn(format!("record {at} changes the membership: {why}"));
         self.changed_at = self.now;
-        for index in 0..self.peers.len() {
-            self.suit_feed(index);
-        }
         true
     }
 
@@ -149,16 +167,13 @@ impl<M: Memory> Replica<M> {
     fn suit_feed(&mut self, index: usize) {
         let peer = &self.peers[index];
         let (node, feed) = (peer.node, peer.feed);
-        let Some(config) = self.log.config() else {
+        let Some(report) = peer.report.as_ref() else {
             return;
         };
-        let standing = peer.incarnation().and_then(|i| config.config.standing(i));
-        let fed = standing.is_some_and(Standing::is_fed);
+        let fed = self.is_to_be_fed(report.incarnation) && !self.joins_too_early(report);
         match feed {
             Feed::NotMember if fed => self.start_feed(node),
-            Feed::Witness { .. } if !standing.is_some_and(|s| s.voter) => {
-                self.peers[index].feed = Feed::NotMember;
-            }
+            Feed::Witness { .. } if !fed => self.peers[index].feed = Feed::NotMember,
             _ => {}
         }
     }
@@ -212,11 +227,16 @@ impl<M: Memory> Replica<M> {
             return;
         }
         self.note_progress();
+        for index in 0..self.peers.len() {
+            self.suit_feed(index);
+        }
         self.answer_wishes();
         if self.settled_config().is_some() {
             let _ = self.drop_as_confirmed()
                 || (self.lease_runs()
-                    && (self.change_as_wished() || self.admit_the_ready() || self.drop_the_missing()));
+                    && (self.change_as_wished()
+                        || self.admit_the_ready()
+                        || self.drop_the_missing()));
         } else {
             self.abandon();
         }
@@ -415,4 +435,3 @@ impl<M: Memory> Replica<M> {
         }
     }
 }
-

@@ -191,11 +191,12 @@ impl<M: Memory> Replica<M> {
                 Feed::On { .. } if peer.caught_up && view.membership == Membership::Full => {
                     (ReplicationState::Established, DiskState::UpToDate)
                 }
+                Feed::On { .. } if view.membership == Membership::Out => {
+                    (ReplicationState::Off, DiskState::Outdated)
+                }
                 Feed::On { .. } => (ReplicationState::Behind, DiskState::Outdated),
                 Feed::TooFar => (ReplicationState::Off, DiskState::Outdated),
-                Feed::NotMember if report.fresh => {
-                    (ReplicationState::Off, DiskState::Inconsistent)
-                }
+                Feed::NotMember if report.fresh => (ReplicationState::Off, DiskState::Inconsistent),
                 Feed::NotMember => (ReplicationState::Off, DiskState::Outdated),
                 Feed::Asked | Feed::Off | Feed::Witness { .. } => {
                     (ReplicationState::Off, DiskState::DUnknown)
@@ -280,9 +281,8 @@ impl<M: Memory> Replica<M> {
                 DiskState::Diskless => p.replication == ReplicationState::Established,
                 state => state == DiskState::UpToDate,
             });
-            let outside = |p: &PeerView| {
-                !matches!(p.membership, Membership::Full | Membership::Unknown)
-            };
+            let outside =
+                |p: &PeerView| !matches!(p.membership, Membership::Full | Membership::Unknown);
             return if view.peers.iter().any(outside) {
                 (
                     Health::Degraded,

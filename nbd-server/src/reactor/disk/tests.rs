@@ -45,7 +45,13 @@ impl Bench {
             file.set_len(FILE_BYTES).unwrap();
             DirectFile::open(&path).unwrap()
         };
-        let disks = Disks::new(open("journal"), open("meta"), vec![open("store")], &pool).unwrap();
+        let disks = Disks::new(
+            Some(open("journal")),
+            open("meta"),
+            vec![open("store")],
+            &pool,
+        )
+        .unwrap();
         Self {
             ring: Ring::new(OPERATIONS_MAX as u32).unwrap(),
             disks,

@@ -71,11 +71,7 @@ impl<M: Memory> Replica<M> {
     /// A record that took this node for off is the newest config's: what it says itself counts for nothing (protocol F0).
     pub(in crate::replica) fn is_taken_for_stopped(&self, incarnation: Incarnation) -> bool {
         let newest = self.log.config();
-        newest.is_some_and(|c| {
-            c.config
-                .standing(incarnation)
-                .is_some_and(|s| s.stopped)
-        })
+        newest.is_some_and(|c| c.config.standing(incarnation).is_some_and(|s| s.stopped))
     }
 
     /// The Primary says which config is its latest, or that a change of it is pending.

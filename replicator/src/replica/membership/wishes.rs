@@ -193,7 +193,9 @@ impl<M: Memory> Replica<M> {
             let why = match wish.goal {
                 Goal::Out => format!("{name} is dropped, until it is returned"),
                 Goal::In(_) if loses => {
-                    format!("{name} has new disks: what it was before counts no more, and it is to join")
+                    format!(
+                        "{name} has new disks: what it was before counts no more, and it is to join"
+                    )
                 }
                 Goal::In(_) => format!("{name} is to join as soon as it has everything"),
             };
@@ -281,7 +283,9 @@ impl<M: Memory> Replica<M> {
         let there = self.peer(node).and_then(|p| p.incarnation());
         match self.entry_of(node) {
             Some(entry) if there == Some(entry.incarnation) => {
-                format!("{name} was dropped and counts for nothing: `replctl return {name}` takes it back")
+                format!(
+                    "{name} was dropped and counts for nothing: `replctl return {name}` takes it back"
+                )
             }
             _ => format!(
                 "{name} has no standing under its present incarnation (a new or wiped node): it counts for nothing; \

@@ -36,9 +36,14 @@ impl Bench {
             DirectFile::open(&path).unwrap()
         };
         let recorder = Recorder::create(&dir.path().join("tape")).unwrap();
-        let disks = Disks::new(open("journal"), open("meta"), vec![open("store")], &pool)
-            .unwrap()
-            .recorded(recorder.clone());
+        let disks = Disks::new(
+            Some(open("journal")),
+            open("meta"),
+            vec![open("store")],
+            &pool,
+        )
+        .unwrap()
+        .recorded(recorder.clone());
         let ring = Ring::new(8).unwrap();
         Self {
             dir,
