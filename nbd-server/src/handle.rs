@@ -64,6 +64,27 @@ pub enum DataCommand {
         /// Which.
         peer: NodeId,
     },
+    /// Take a node out of members and voters, trying for `timeout_ms`.
+    Drop {
+        /// Which.
+        peer: NodeId,
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+    },
+    /// Take a node that was dropped back, waiting for `timeout_ms`.
+    Return {
+        /// Which.
+        peer: NodeId,
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+    },
+    /// Admit a node with new disks, waiting for `timeout_ms`.
+    Replace {
+        /// Which.
+        peer: NodeId,
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+    },
     /// Hold writes and bring the stores up to date, trying for `timeout_ms`.
     SuspendIo {
         /// When to give up, in milliseconds from now.

@@ -20,7 +20,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use replicator::meta::config::Name;
 use replicator::meta::superblock::{META_BYTES, VolumeRecord};
-use replicator::recover::recover;
+use replicator::recover::{recover, recover_witness};
 use replicator::types::NodeId;
 use replicator::{AckPolicy, Replica, ReplicaConfig};
 use tracing_subscriber::EnvFilter;
@@ -127,13 +127,16 @@ fn run(args: &Args) -> Result<(), Failure> {
         sender: to_control,
         meters: Arc::clone(&meters),
     };
+    // A witness votes and keeps no data.
+    let data = node.role == NodeRole::Data;
+    let volumes = || config.volumes.iter().filter(|_| data);
     let params = ReactorParams {
-        journal: node.journal_path(),
+        journal: data.then(|| node.journal_path()),
         meta: node.meta_path(),
-        stores: config.volumes.iter().map(|v| node.store_path(v)).collect(),
-        sums: node.sums_path(),
-        stage: node.stage_path(),
-        volume_bytes: config.volumes.iter().map(|v| v.size_bytes).collect(),
+        stores: volumes().map(|v| node.store_path(v)).collect(),
+        sums: data.then(|| node.sums_path()),
+        stage: data.then(|| node.stage_path()),
+        volume_bytes: volumes().map(|v| v.size_bytes).collect(),
         memory_bytes: config.policy.memory_bytes,
         requests_max: REQUESTS_MAX,
         disk_timeout_ms: config.policy.disk_timeout_ms,
@@ -213,7 +216,11 @@ fn open_core(
         pool,
         now,
     } = ground;
-    let recovered = recover(&mut meta, &mut journal, &mut sums, &config).map_err(|error| {
+    let recovered = match (&mut journal, &mut sums) {
+        (Some(journal), Some(sums)) => recover(&mut meta, journal, sums, &config),
+        _ => recover_witness(&mut meta, &config),
+    };
+    let recovered = recovered.map_err(|error| {
         format!(
             "{error} (metadata {}, journal {})",
             paths[0].display(),
@@ -269,6 +276,7 @@ fn replica_config(config: &Config, me: usize) -> Result<ReplicaConfig, Failure> 
             Ack::All => AckPolicy::All,
         },
         requests_max: REQUESTS_MAX,
+        drop_after_ms: config.policy.drop_after_ms,
     })
 }
 

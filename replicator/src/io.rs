@@ -152,6 +152,34 @@ pub enum AdminCommand {
         /// Which peer.
         peer: NodeId,
     },
+    /// Take a node out of the members and the voters, until it is returned. Answered when that is committed and durable here.
+    Drop {
+        /// Which node.
+        peer: NodeId,
+        /// When to stop waiting.
+        deadline: Time,
+    },
+    /// Take a node that was dropped, with the disks that it had, back among members and voters. Answered when it counts again;
+    /// if that takes longer, it goes on behind.
+    Return {
+        /// Which node.
+        peer: NodeId,
+        /// When to stop waiting.
+        deadline: Time,
+    },
+    /// Admit a node that was wiped, or is new, in place of whatever counted under its name (protocol D4). Answered when it counts;
+    /// if that takes longer, it goes on behind. The driver has made sure that the operator means it.
+    Replace {
+        /// Which node.
+        peer: NodeId,
+        /// When to stop waiting.
+        deadline: Time,
+    },
+    /// This node is off: somebody made sure of that, and answers for it (protocol F0). Void as soon as it is heard of.
+    ConfirmStopped {
+        /// Which node.
+        peer: NodeId,
+    },
     /// Admit no more writes; commit and apply what was admitted, here and on the peers that keep up. Answered when this
     /// node's stores are the images and stay so until [`AdminCommand::ResumeIo`]. Reads go on.
     SuspendIo {

@@ -119,6 +119,22 @@ bugs! {
         ConfigAckOnReceipt,
         /// A witness is told the config as soon as the Primary has the record (M4).
         WitnessToldEarly,
+        /// A change of the membership is committed by the voters of the new config alone (M3).
+        OldVotersForgotten,
+        /// While a change is pending its own rule is enough for what is written (M2).
+        NewRuleTooEarly,
+        /// What was dropped hears of it at once, before anybody else has it (M4).
+        DroppedToldEarly,
+        /// The lease is that of the newest config alone, while a change is pending (L1).
+        LeaseOfNewAlone,
+        /// The rules of before fall away as soon as a change is committed, whether a restart would know that or not (M3).
+        FloorNotKept,
+        /// A node is admitted before its log has reached the Primary's (M4).
+        AdmittedUnready,
+        /// The word that a node is off holds also when that node is heard of (F0).
+        ConfirmationKept,
+        /// One of two nodes goes on alone on somebody's word, whatever the other may have changed since (F3).
+        UntoldGoesAlone,
     }
     5 {
         /// The lease is tested when a request comes, not when its answer is released (L1).

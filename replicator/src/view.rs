@@ -103,6 +103,22 @@ pub enum Health {
     Down,
 }
 
+/// Whether a node counts, by the newest config.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Membership {
+    /// Not known.
+    #[default]
+    Unknown,
+    /// It votes and its journal counts; a witness votes.
+    Full,
+    /// Its journal does not count; it returns by itself once it has everything.
+    Dropped,
+    /// It is new, or has new disks, and counts once it has everything.
+    Joining,
+    /// It counts for nothing until an operator says otherwise.
+    Out,
+}
+
 /// What is known of a peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct PeerView {
@@ -116,6 +132,8 @@ pub struct PeerView {
     pub replication: ReplicationState,
     /// Its disk.
     pub disk_state: DiskState,
+    /// Whether it counts.
+    pub membership: Membership,
     /// How far its journal is known to be durable.
     pub durable: Option<Seq>,
     /// How far its stores are known to have all, in this reign.
@@ -170,6 +188,10 @@ pub struct View {
     pub journal_floor: Seq,
     /// The state of this node's disks.
     pub disk_state: DiskState,
+    /// Whether this node counts.
+    pub membership: Membership,
+    /// Whether a change of the membership is under way, as a Primary knows it.
+    pub changing: bool,
     /// Bytes of the journal ring.
     pub journal_bytes: u64,
     /// Bytes of it that hold records not yet applied durably.

@@ -95,6 +95,40 @@ enum Verb {
         /// The peer's name
         peer: String,
     },
+    /// Takes a node out of the members and the voters until it is returned; says what redundancy is left
+    ///
+    /// Only the Primary can. Refused where the nodes that are left would be no majority.
+    Drop {
+        /// The node's name
+        peer: String,
+        /// How long to try
+        #[arg(long, value_name = "SECS", default_value_t = 30,
+              value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        timeout: u64,
+    },
+    /// Takes a node that was dropped back, with the disks that it had; answers when it counts
+    ///
+    /// Only the Primary can. If the node has to catch up for longer, that goes on and it is admitted by itself.
+    Return {
+        /// The node's name
+        peer: String,
+        /// How long to wait
+        #[arg(long, value_name = "SECS", default_value_t = 30,
+              value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        timeout: u64,
+    },
+    /// Admits a node that was created anew, or is new, in place of whatever counted under its name; answers when it counts
+    ///
+    /// Only the Primary can. What the node had on its former disks counts for nothing from then on. Reads the node's name as one
+    /// line from stdin, to confirm it. If the node has to catch up for longer, that goes on and it is admitted by itself.
+    Replace {
+        /// The node's name
+        peer: String,
+        /// How long to wait
+        #[arg(long, value_name = "SECS", default_value_t = 30,
+              value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        timeout: u64,
+    },
     /// Shows the present state, then every change, a line each
     Events {
         /// As JSON
@@ -232,6 +266,22 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let peer = known_peer(&config, node, peer)?;
             return send(node, &Request::Disconnect { peer });
         }
+        Verb::Drop { peer, timeout } => {
+            let peer = known_peer(&config, node, peer)?;
+            let timeout_ms = timeout * 1000;
+            return send(node, &Request::Drop { peer, timeout_ms });
+        }
+        Verb::Return { peer, timeout } => {
+            let peer = known_peer(&config, node, peer)?;
+            let timeout_ms = timeout * 1000;
+            return send(node, &Request::Return { peer, timeout_ms });
+        }
+        Verb::Replace { peer, timeout } => {
+            let peer = known_peer(&config, node, peer)?;
+            confirm_replace(&peer)?;
+            let timeout_ms = timeout * 1000;
+            return send(node, &Request::Replace { peer, timeout_ms });
+        }
         Verb::Dump {
             journal,
             meta,
@@ -256,11 +306,36 @@ fn run(cli: Cli) -> Result<(), Failure> {
 
 /// Reads the resource's name from stdin; anything else is no confirmation.
 fn confirm_force(resource: &str, node: &str) -> Result<(), Failure> {
+    let what = format!(
+        "{node} goes on alone, with the data that it has. What the other nodes hold beyond that is lost to it, and they must be \
+         stopped.\nType the name of the resource to go on: "
+    );
+    if confirmed(&what, resource)? {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "not forced: to confirm that the other nodes are stopped, give the resource's name, {resource}, as one line on stdin"
+    )))
+}
+
+/// Reads a node's name from stdin; anything else is no confirmation.
+fn confirm_replace(peer: &str) -> Result<(), Failure> {
+    let what = format!(
+        "What {peer} had on its former disks counts for nothing from now on; it is given everything anew.\n\
+         Type the name of the node to go on: "
+    );
+    if confirmed(&what, peer)? {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "not replaced: to confirm that the former disks of {peer} are given up, give its name, {peer}, as one line on stdin"
+    )))
+}
+
+/// Whether the next line on stdin is this name.
+fn confirmed(what: &str, name: &str) -> Result<bool, Failure> {
     if std::io::stdin().is_terminal() {
-        eprint!(
-            "{node} goes on alone, with the data that it has. What the other nodes hold beyond that is lost to it, and they must be \
-             stopped.\nType the name of the resource to go on: "
-        );
+        eprint!("{what}");
     }
     let mut line = String::new();
     std::io::stdin()
@@ -268,12 +343,7 @@ fn confirm_force(resource: &str, node: &str) -> Result<(), Failure> {
         .take(LINE_BYTES_MAX)
         .read_line(&mut line)
         .map_err(|error| Failure::Failed(format!("can not read from stdin: {error}")))?;
-    if line.lines().next().map(str::trim) == Some(resource) {
-        return Ok(());
-    }
-    Err(Failure::Usage(format!(
-        "not forced: to confirm that the other nodes are stopped, give the resource's name, {resource}, as one line on stdin"
-    )))
+    Ok(line.lines().next().map(str::trim) == Some(name))
 }
 
 fn known_peer(config: &Config, node: &Node, name: String) -> Result<String, Failure> {

@@ -1,6 +1,8 @@
 //! `replctl status` for people.
 
-use nbd_server::admin::{Connection, DiskState, Health, IntegrityStatus, PeerStatus, Role, Status};
+use nbd_server::admin::{
+    Connection, DiskState, Health, IntegrityStatus, Membership, PeerStatus, Role, Status,
+};
 use nbd_server::config::size;
 
 #[cfg(test)]
@@ -184,6 +186,19 @@ pub(crate) fn table(status: &Status, colour: bool) -> String {
     }
     for peer in &status.peers {
         out.extend(resync(peer));
+        let outside = match peer.membership {
+            None | Some(Membership::Member) => None,
+            Some(Membership::Dropped) => {
+                Some("dropped: it counts again by itself once it has everything")
+            }
+            Some(Membership::Joining) => Some("joining: it counts once it has everything"),
+            Some(Membership::Out) => Some(
+                "counts for nothing: replctl return takes it back, with new disks replctl replace",
+            ),
+        };
+        if let Some(text) = outside {
+            out.push_str(&format!("  {}: {text}\n", peer.name));
+        }
         if let Some(reason) = &peer.connection_reason {
             out.push_str(&format!("  {}: {reason}\n", peer.name));
         }

@@ -65,6 +65,7 @@ impl LoneNode {
             on_no_quorum: OnNoQuorum::SuspendIo,
             ack: AckPolicy::Majority,
             requests_max: 256,
+            drop_after_ms: 0,
         };
         let [mut meta, mut label, mut sums] = [meta, label, Vec::new()].map(Image);
         let recovered = recover(&mut meta, &mut label, &mut sums, &config).expect("just made");

@@ -86,6 +86,10 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("promote everywhere", 25, 30, promote_everywhere),
     attack("force", 16, 15, force),
     attack("disconnect", 30, 25, disconnect),
+    attack("drop", 25, 25, drop_node),
+    attack("return", 40, 15, return_node),
+    attack("replace", 40, 12, replace_node),
+    attack("confirm a stop", 30, 6, confirm_stopped),
     attack("connect", 100, 14, connect),
     attack("suspend-io", 30, 20, suspend),
     attack("resume-io", 100, 8, resume),
@@ -505,4 +509,58 @@ fn connect(c: &mut Cluster, rng: &mut Rng) -> bool {
     let peer = node_id(peer);
     c.admin(node, AdminCommand::Connect { peer });
     false
+}
+
+/// The Primary, mostly, or else somebody, and a peer of it.
+fn changing(c: &Cluster, rng: &mut Rng) -> Option<(usize, usize)> {
+    let primary = c.primary().filter(|_| rng.chance(90));
+    let node = primary.or_else(|| running(c, rng))?;
+    let count = c.nodes.len();
+    (count > 1).then(|| (node, (node + 1 + rng.index(count - 1)) % count))
+}
+
+fn drop_node(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let time = rng.between(1, 6) * lease(c);
+    let Some((node, peer)) = changing(c, rng) else {
+        return false;
+    };
+    let (deadline, peer) = (c.deadline(node, time), node_id(peer));
+    c.admin(node, AdminCommand::Drop { peer, deadline });
+    true
+}
+
+fn return_node(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let time = rng.between(1, 6) * lease(c);
+    let Some((node, peer)) = changing(c, rng) else {
+        return false;
+    };
+    let (deadline, peer) = (c.deadline(node, time), node_id(peer));
+    c.admin(node, AdminCommand::Return { peer, deadline });
+    false
+}
+
+/// Nodes with new disks are admitted, and some that do not need it.
+fn replace_node(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let time = rng.between(1, 6) * lease(c);
+    let Some((node, peer)) = changing(c, rng) else {
+        return false;
+    };
+    let wiped = (0..c.nodes.len()).find(|&n| c.nodes[n].wiped && n != node);
+    let peer = node_id(wiped.filter(|_| rng.chance(80)).unwrap_or(peer));
+    let deadline = c.deadline(node, time);
+    c.admin(node, AdminCommand::Replace { peer, deadline });
+    true
+}
+
+/// An operator makes sure that a node is off, and tells another one.
+fn confirm_stopped(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some((node, peer)) = pair(c, rng).filter(|(n, _)| c.up(*n)) else {
+        return false;
+    };
+    if c.up(peer) {
+        return false;
+    }
+    let peer = node_id(peer);
+    c.admin(node, AdminCommand::ConfirmStopped { peer });
+    true
 }

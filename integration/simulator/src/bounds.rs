@@ -7,7 +7,7 @@ use replicator::journal::batch::Header;
 use replicator::memory::{Memory, Purpose};
 use replicator::replica::{INCOMING_MAX, UNAPPLIED_MAX};
 use replicator::types::*;
-use replicator::view::{PeerView, ReplicationState, Suspended, View};
+use replicator::view::{Membership, PeerView, ReplicationState, Suspended, View};
 use replicator::{AckPolicy, OnNoQuorum};
 
 use crate::client::{Kind, Request};
@@ -151,7 +151,10 @@ impl Cluster {
             // Once the ring has gone past what a peer acknowledged, its window is counted more narrowly.
             let reached = |p: &PeerView| p.durable.is_some_and(|d| d >= n.view.journal_floor);
             // While blocks are read for a peer in resync its stream stands still.
-            let fed = |p: &PeerView| p.node == peer && counts(p);
+            let fed = |p: &PeerView| {
+                let counts = counts(p) && p.membership == Membership::Full && !n.view.changing;
+                p.node == peer && counts
+            };
             let in_reach = |p: &PeerView| fed(p) && reached(p);
             let Some(sent) = self.bounds.sent.get(&(conn, side)) else {
                 continue;
@@ -190,15 +193,24 @@ impl Cluster {
 
     /// P7: what a majority has is committed and answered in the very turn in which the Primary hears of it.
     fn majority_is_enough(&self, node: usize, view: &View) {
+        if view.changing {
+            return;
+        }
+        let rules = self.checks.rules_of(node, view.committed.0);
+        let Some(config) = rules.last() else { return };
+        let counts = |p: &&PeerView| {
+            let life = self.checks.life_of(usize::from(p.node.0));
+            p.replication != ReplicationState::Off && config.is_member(life)
+        };
         let mut durable: Vec<Seq> = view
             .peers
             .iter()
-            .filter(|p| counts(p) && self.is_data(p.node))
+            .filter(|p| self::counts(p) && counts(p))
             .filter_map(|p| p.durable)
             .chain([view.durable])
             .collect();
         durable.sort_unstable_by(|a, b| b.cmp(a));
-        let floor = durable.get(self.members() / 2).copied();
+        let floor = durable.get(config.members() / 2).copied();
         let floor = floor.unwrap_or(Seq(0));
         assert!(
             view.committed >= floor,

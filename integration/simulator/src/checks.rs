@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use replicator::journal::batch::{self, Kind};
-use replicator::types::{BLOCK_BYTES, RecordId};
+use replicator::meta::config::{ClusterConfig, Standing, majority};
+use replicator::types::{BLOCK_BYTES, Incarnation, RecordId};
 
 use crate::resync::Image;
 
@@ -49,8 +50,18 @@ pub(crate) struct Checks {
     logs: Vec<NodeLog>,
     /// The record of the config that each witness holds, as epoch and sequence number.
     witnesses: Vec<(u64, u64)>,
-    /// What nodes had before their disks were replaced or found to be damaged.
-    gone: Vec<(usize, NodeLog)>,
+    /// The life of each node's disks, data nodes first.
+    lives: Vec<Incarnation>,
+    /// What nodes had, and in which life, before their disks were replaced or found to be damaged.
+    gone: Vec<(Incarnation, NodeLog)>,
+    /// The config of each batch that carries one, by epoch and first record.
+    configs: BTreeMap<(u64, u64), Rc<ClusterConfig>>,
+    /// The last config that is known to be committed, and its record's number.
+    config: Option<(u64, Rc<ClusterConfig>)>,
+    /// Who made the records of each epoch.
+    makers: BTreeMap<u64, usize>,
+    /// The end of each node's log when it last said what is committed.
+    judged: Vec<u64>,
     /// All batches that were ever made, by epoch and first record.
     made: BTreeMap<(u64, u64), Made>,
     /// Those that are a demote record.
@@ -61,8 +72,6 @@ pub(crate) struct Checks {
     blocks: BTreeMap<(usize, u64), Vec<(u64, u32)>>,
     /// Who served which epoch.
     served: BTreeMap<u64, usize>,
-    pub(crate) majority: usize,
-    voters: usize,
     /// Batches of which a harmed disk lost its copy and nothing on it can prove that there was one, by epoch and first record.
     silently_lost: BTreeSet<(u64, u64)>,
     /// More was lost than anything can keep: from here on nothing is promised.
@@ -99,6 +108,11 @@ impl Checks {
     pub(crate) fn new(nodes: usize, witnesses: usize) -> Self {
         Self {
             gone: Vec::new(),
+            lives: vec![Incarnation(0); nodes + witnesses],
+            configs: BTreeMap::new(),
+            config: None,
+            makers: BTreeMap::new(),
+            judged: vec![0; nodes + witnesses],
             logs: (0..nodes).map(|_| NodeLog::default()).collect(),
             witnesses: vec![(0, 0); witnesses],
             made: BTreeMap::new(),
@@ -107,8 +121,6 @@ impl Checks {
             chain_end: 0,
             blocks: BTreeMap::new(),
             served: BTreeMap::new(),
-            majority: nodes / 2 + 1,
-            voters: nodes + witnesses,
             silently_lost: BTreeSet::new(),
             beyond: false,
         }
@@ -117,7 +129,17 @@ impl Checks {
     /// A node goes on alone from a record on (D2): all that its log holds is committed by that.
     pub(crate) fn fork(&self, node: usize, at: RecordId) -> Self {
         let mut fork = Self::new(self.logs.len(), self.witnesses.len());
-        (fork.majority, fork.voters) = (1, 1);
+        fork.lives.clone_from(&self.lives);
+        fork.configs.clone_from(&self.configs);
+        let mut alone = ClusterConfig {
+            version: 1,
+            ..ClusterConfig::default()
+        };
+        let name = crate::harness::name("alone");
+        alone
+            .nodes
+            .push(Standing::full(name, self.lives[node], true));
+        fork.config = Some((at.seq.0, Rc::new(alone)));
         let log = &self.logs[node].batches;
         let from = log
             .first_key_value()
@@ -153,8 +175,12 @@ impl Checks {
         }
         let (first, epoch) = (header.first.0, header.epoch.0);
         let new = !self.made.contains_key(&(epoch, first));
+        if block.len() > BLOCK_BYTES {
+            self.learns_config(block, &header);
+        }
         if new {
             self.begins(node, epoch, first);
+            self.makers.entry(epoch).or_insert(node);
             let mut kinds = batch::descriptors(block, &header).flatten();
             if kinds.any(|d| d.kind == Kind::Demote) {
                 self.demotes.insert((epoch, first));
@@ -247,29 +273,118 @@ impl Checks {
         *held = (epoch, seq);
     }
 
-    /// A witness is told the config of a record (M4).
-    pub(crate) fn tells_witness(&self, node: usize, epoch: u64, seq: u64) {
+    /// A whole batch may carry a config.
+    pub(crate) fn learns_config(&mut self, bytes: &[u8], header: &batch::Header) {
+        if let Some(config) = batch::config_of(bytes, header) {
+            let key = (header.epoch.0, header.first.0);
+            self.configs.entry(key).or_insert_with(|| Rc::new(config));
+        }
+    }
+
+    /// A node has new disks.
+    pub(crate) fn born(&mut self, node: usize, incarnation: Incarnation) {
+        self.lives[node] = incarnation;
+    }
+
+    /// Which node this life of disks is, if it still is.
+    pub(crate) fn node_of(&self, incarnation: Incarnation) -> Option<usize> {
+        self.lives.iter().position(|&l| l == incarnation)
+    }
+
+    /// The life of a node's disks.
+    pub(crate) fn life_of(&self, node: usize) -> Incarnation {
+        self.lives[node]
+    }
+
+    /// The last config that is known to be committed.
+    pub(crate) fn committed_config(&self) -> Option<&ClusterConfig> {
+        self.config.as_ref().map(|(_, config)| &**config)
+    }
+
+    /// The configs whose rules hold for a node that knows what is committed up to a record: the last one up to there, and all that
+    /// follow in its log.
+    pub(crate) fn rules_of(&self, node: usize, committed: u64) -> Vec<Rc<ClusterConfig>> {
+        let Some(log) = self.logs.get(node) else {
+            return Vec::new();
+        };
+        let of = |b: &Batch| Some((b.first, self.configs.get(&(b.epoch, b.first))?.clone()));
+        let in_log = log.batches.values().filter_map(|j| of(&j.batch));
+        let in_log: Vec<_> = in_log.collect();
+        let mut rules: Vec<_> = in_log.iter().filter(|(at, _)| *at > committed).collect();
+        let known = in_log.iter().rev().find(|(at, _)| *at <= committed);
+        rules.splice(..0, known);
+        let mut rules: Vec<_> = rules.into_iter().map(|(_, c)| c.clone()).collect();
+        // What a node's journal no longer holds is committed.
+        if known.is_none()
+            && let Some((at, config)) = &self.config
+            && *at <= committed
+        {
+            rules.insert(0, config.clone());
+        }
+        rules
+    }
+
+    /// Somebody who has no part in the config of a record is told of it (M4).
+    pub(crate) fn tells_outsider(&self, node: usize, epoch: u64, seq: u64) {
         // A committed one was in enough journals, and may have left them since.
         let committed = self.chain.get(&seq).is_some_and(|b| b.epoch == epoch);
-        let copies = self.copies(|j| j.batch.epoch == epoch && j.batch.last == seq, seq);
+        // What was pending when a later config came is told with that one.
+        let later = self.logs[node].batches.range(seq..);
+        let later = later.filter(|(first, j)| self.configs.contains_key(&(j.batch.epoch, **first)));
+        let mut at = later.map(|(first, j)| (j.batch.epoch, *first));
+        let safe = at.any(|(epoch, seq)| self.is_beyond_loss(epoch, seq));
         assert!(
-            committed || copies >= self.majority || self.beyond,
-            "M4: node {node} tells the config of {epoch}.{seq}, {copies} journals have it"
+            committed || self.beyond || safe,
+            "M4: node {node} tells the config of {epoch}.{seq}, and a promotion may miss its record"
         );
     }
 
-    /// How many journals hold, or held before their disks were replaced, durably and with all before it, the batch with record `seq` that is the one looked for.
-    fn copies(&self, is_it: impl Fn(&Journaled) -> bool, seq: u64) -> usize {
+    /// Whether the record of a config is where every promotion that knows of the config finds it (M4).
+    fn is_beyond_loss(&self, epoch: u64, seq: u64) -> bool {
+        let Some(config) = self.configs.get(&(epoch, seq)) else {
+            return false;
+        };
+        let has = |i| self.had(i, |j| j.batch.epoch == epoch && j.batch.last == seq, seq);
+        let members = || config.nodes.iter().filter(|n| n.member);
+        let copies = members().filter(|n| has(n.incarnation)).count();
+        let before = self.committed_config();
+        let mut added = members().filter(|n| before.is_some_and(|b| !b.is_member(n.incarnation)));
+        copies >= majority(config.members()) && added.all(|n| has(n.incarnation))
+    }
+
+    /// Whether a node holds, or held before its disks were harmed, durably and with all before it, the batch with record `seq`
+    /// that is the one looked for.
+    fn had(&self, incarnation: Incarnation, is_it: impl Fn(&Journaled) -> bool, seq: u64) -> bool {
         let had = |log: &NodeLog| {
             let upto = || log.batches.range(..=seq);
             upto().next_back().is_some_and(|(_, j)| is_it(j))
                 && upto().rev().take(100).all(|(_, j)| j.durable)
         };
-        (0..self.logs.len())
-            .filter(|node| {
-                had(&self.logs[*node]) || self.gone.iter().any(|(n, log)| n == node && had(log))
-            })
-            .count()
+        let mut gone = self.gone.iter();
+        self.node_of(incarnation)
+            .and_then(|n| self.logs.get(n))
+            .is_some_and(had)
+            || gone.any(|(i, log)| *i == incarnation && had(log))
+    }
+
+    /// How many members of a config have a batch.
+    fn copies(&self, config: &ClusterConfig, batch: &Batch) -> usize {
+        let members = config.nodes.iter().filter(|n| n.member);
+        let has = |n: &&Standing| self.had(n.incarnation, |j| j.batch == *batch, batch.first);
+        members.filter(has).count()
+    }
+
+    /// How many voters of a config have a batch that carries one; those count too whose confirmed stop it names.
+    fn votes(&self, config: &ClusterConfig, batch: &Batch, carried: &ClusterConfig) -> usize {
+        let voters = config.nodes.iter().filter(|n| n.voter);
+        let votes = |n: &&Standing| {
+            let stopped = carried.standing(n.incarnation).is_some_and(|s| s.stopped);
+            let witness = self.node_of(n.incarnation);
+            let witness = witness.and_then(|w| w.checked_sub(self.logs.len()));
+            let told = witness.is_some_and(|w| self.witnesses[w] >= (batch.epoch, batch.last));
+            stopped || told || self.had(n.incarnation, |j| j.batch == *batch, batch.first)
+        };
+        voters.filter(votes).count()
     }
 
     /// A node crashed: only what is durable is sure to be there.
@@ -317,7 +432,8 @@ impl Checks {
         if hurt.is_some() {
             // What it has lost may have counted before.
             let (batches, checked) = (known, 0);
-            self.gone.push((node, NodeLog { batches, checked }));
+            let life = self.lives[node];
+            self.gone.push((life, NodeLog { batches, checked }));
         }
         for batch in batches {
             assert!(
@@ -380,7 +496,7 @@ impl Checks {
             "C2: node {node} has a log through {tail:?}, and gives it up for {epoch}.{seq}"
         );
         self.logs[node].checked = seq;
-        self.gone.push((node, log));
+        self.gone.push((self.lives[node], log));
     }
 
     /// A node's disks were replaced, or are known to be damaged. What it had counted until then.
@@ -390,66 +506,118 @@ impl Checks {
             return;
         }
         let log = std::mem::take(&mut self.logs[node]);
-        self.gone.push((node, log));
+        self.gone.push((self.lives[node], log));
+        self.judged[node] = 0;
     }
 
     /// A node says that it knows everything up to `committed` to be committed.
     pub(crate) fn committed(&mut self, node: usize, committed: u64) {
-        while !self.beyond {
-            let Some(log) = self.logs.get(node) else {
-                return;
-            };
-            let next = log.batches.range(log.checked + 1..).next();
-            let Some((&first, journaled)) = next else {
-                return;
-            };
-            let batch = journaled.batch.clone();
+        let Some(log) = self.logs.get(node).filter(|_| !self.beyond) else {
+            return;
+        };
+        let mut news = Vec::new();
+        let mut checked = log.checked;
+        for (&first, journaled) in log.batches.range(log.checked + 1..) {
+            let batch = &journaled.batch;
             if batch.last > committed {
-                return;
+                break;
             }
-            if first > self.chain_end + 1 {
-                return; // Another node knows what lies between and will say so.
+            let end = news.last().map_or(self.chain_end, |b: &Batch| b.last);
+            if first > end + 1 {
+                break; // Another node knows what lies between and will say so.
             }
-            if first == self.chain_end + 1 {
-                self.extend_chain(node, &batch);
+            if first == end + 1 {
+                news.push(batch.clone());
             } else {
                 assert_eq!(
                     self.chain.get(&first),
-                    Some(&batch),
+                    Some(batch),
                     "P2: node {node} holds another batch than the committed one"
                 );
             }
-            self.logs[node].checked = batch.last;
+            checked = batch.last;
         }
+        if !news.is_empty() {
+            self.may_be_committed(node, &news);
+        }
+        for batch in news {
+            self.extend_chain(batch);
+        }
+        let log = &mut self.logs[node];
+        log.checked = log.checked.max(checked);
+        self.judged[node] = log
+            .batches
+            .last_key_value()
+            .map_or(0, |(_, j)| j.batch.last);
     }
 
-    fn extend_chain(&mut self, node: usize, batch: &Batch) {
-        let copies = self.copies(|j| j.batch == *batch, batch.first);
-        assert!(
-            copies >= self.majority,
-            "P1: node {node} says that {batch:?} is committed, {copies} journals have it"
-        );
+    fn config_in(&self, batch: &Batch) -> Option<&Rc<ClusterConfig>> {
+        self.configs.get(&(batch.epoch, batch.first))
+    }
+
+    /// Whether these batches, the next ones of the committed log, are committed by the rules (P1, N4, M2, M3): a change of the
+    /// membership by the voters of all configs since the last committed one and a majority of its own members, and with it all
+    /// before; other records by the members.
+    fn may_be_committed(&self, node: usize, news: &[Batch]) {
+        let base = self.config.as_ref().map(|(_, config)| config);
+        let carries = |b: &&Batch| self.config_in(b).is_some();
+        let change = news.iter().rposition(|b| carries(&b));
+        let carried = change.and_then(|at| self.config_in(&news[at]));
+        if let (Some(at), Some(carried)) = (change, carried) {
+            let batch = &news[at];
+            let copies = self.copies(carried, batch);
+            assert!(
+                copies >= majority(carried.members()),
+                "P1: node {node} says that {batch:?} is committed, {copies} journals have it"
+            );
+            let within = news[..=at].iter().filter_map(|b| self.config_in(b));
+            for config in base.into_iter().chain(within) {
+                let votes = self.votes(config, batch, carried);
+                assert!(
+                    votes >= majority(config.voters()),
+                    "M3, N4: node {node} says that {batch:?} is committed, {votes} voters of {config:?} have it"
+                );
+            }
+        }
+        let Some(config) = carried.or(base) else {
+            panic!("P1: node {node} calls {news:?} committed, and there is no config");
+        };
         // N4: what an older epoch left is committed with this one's first record, not by counting.
         let log = &self.logs[node].batches;
         let reign = log.last_key_value().map_or(0, |(_, j)| j.batch.epoch);
-        if batch.epoch < reign {
+        let rest = &news[change.map_or(0, |at| at + 1)..];
+        if rest.iter().any(|b| b.epoch < reign) {
             let of_reign = log.values().rev().take_while(|j| j.batch.epoch == reign);
             let begin = &of_reign.last().expect("the last is one of them").batch;
-            let copies = self.copies(|j| j.batch == *begin, begin.first);
+            let carried = self.config_in(begin).unwrap_or(config);
+            let copies = self.copies(carried, begin);
             assert!(
-                copies >= self.majority,
-                "N4: node {node} says that {batch:?} is committed, {copies} journals have the first record of epoch {reign}"
+                copies >= majority(carried.members()),
+                "N4: node {node} says that {rest:?} is committed, {copies} journals have the first record of epoch {reign}"
             );
         }
-        let newest = self.chain.last_key_value().map_or(0, |(_, b)| b.epoch);
-        if batch.epoch > newest {
-            // An epoch record: of the voters a witness counts with the config.
-            let told = |held: &&(u64, u64)| **held >= (batch.epoch, batch.last);
-            let votes = copies + self.witnesses.iter().filter(told).count();
-            assert!(
-                votes > self.voters / 2,
-                "N4: node {node} says that {batch:?} is committed, {votes} voters have it"
-            );
+        // Who makes the records knows which changes are pending. What it committed in this turn may have come before a new one.
+        let end = news.last().map_or(0, |b| b.last);
+        let leads = self.makers.get(&reign) == Some(&node);
+        let pending = log
+            .range(end + 1..)
+            .filter(|(first, _)| leads && **first <= self.judged[node]);
+        let pending = pending.filter_map(|(_, j)| self.config_in(&j.batch));
+        let pending: Vec<_> = pending.collect();
+        for batch in rest {
+            for config in [config].into_iter().chain(pending.iter().copied()) {
+                let copies = self.copies(config, batch);
+                assert!(
+                    copies >= majority(config.members()),
+                    "P1, M2: node {node} says that {batch:?} is committed, {copies} journals of {config:?} have it"
+                );
+            }
+        }
+    }
+
+    fn extend_chain(&mut self, batch: Batch) {
+        if let Some(config) = self.config_in(&batch) {
+            self.config = Some((batch.last, config.clone()));
         }
         let (_, changes) = &self.made[&(batch.epoch, batch.first)];
         for &(volume, block, crc) in changes.iter() {
@@ -457,7 +625,7 @@ impl Checks {
             history.push((batch.last, crc));
         }
         self.chain_end = batch.last;
-        self.chain.insert(batch.first, batch.clone());
+        self.chain.insert(batch.first, batch);
     }
 
     /// A node serves an epoch.

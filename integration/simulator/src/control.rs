@@ -4,7 +4,7 @@ use replicator::io::*;
 use replicator::meta::superblock::{COPIES, Superblock, copy_offset};
 use replicator::recover::read_superblock;
 use replicator::types::*;
-use replicator::view::{DiskState, ReplicationState};
+use replicator::view::{DiskState, Membership, ReplicationState};
 
 use crate::disk::{Disks, Reading};
 use crate::harness::*;
@@ -172,15 +172,13 @@ impl Cluster {
     pub(crate) fn wipe(&mut self, node: usize) {
         assert!(!self.up(node));
         let config = self.nodes[node].config.clone();
+        self.checks.wiped(node);
         self.nodes[node].disks = self.format(&config);
         self.nodes[node].hurt = true;
         self.nodes[node].ruined = false;
         self.nodes[node].wiped = true;
         self.nodes[node].sums_rotted = false;
-        self.checks.wiped(node);
-        // Before the first promotion all disks are blank.
-        let blank = self.checks.newest_epoch() > 0;
-        self.watch.replaced(node, blank);
+        self.watch.replaced(node);
     }
 
     /// A copy of a node's disks.
@@ -194,7 +192,7 @@ impl Cluster {
         assert!(!self.up(node));
         self.nodes[node].hurt = true;
         self.nodes[node].disks = snapshot;
-        self.watch.replaced(node, false);
+        self.watch.replaced(node);
         if node >= self.options.nodes {
             self.checks.wiped(node);
         }
@@ -223,7 +221,7 @@ impl Cluster {
             p.disk_state == DiskState::UpToDate
                 || told
                 || self.nodes[node].ruined
-                || self.nodes[node].wiped
+                || p.membership == Membership::Out
                 || self.is_exile(node)
                 || self.nodes[node].hurt && self.nodes[node].view.disk_state == DiskState::Failed
         })

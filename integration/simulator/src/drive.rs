@@ -360,6 +360,7 @@ impl Cluster {
                     self.watch.batch(node, part.bytes(), "its journal", harm);
                 } else if let Some((_, rest)) = &wrapped {
                     let whole = [part.bytes(), rest.as_slice()].concat();
+                    self.checks.learns_config(&whole, &header);
                     self.watch.batch(node, &whole, "its journal", harm);
                 }
             }

@@ -50,15 +50,6 @@ impl Cluster {
         self.exiles.contains_key(&node)
     }
 
-    /// How many members and voters there are in the world that is looked at.
-    pub(crate) fn members(&self) -> usize {
-        self.inside.map_or(self.options.nodes, |_| 1)
-    }
-
-    pub(crate) fn voters(&self) -> usize {
-        self.inside.map_or(self.nodes.len(), |_| 1)
-    }
-
     /// Tells a node to go on alone.
     pub(crate) fn force(&mut self, node: usize, time: u64) -> u64 {
         self.nodes[node].forced = true;
@@ -93,7 +84,7 @@ impl Cluster {
             }
         } else {
             self.checks.wiped(node);
-            self.watch.replaced(node, true);
+            self.watch.replaced(node);
         }
         let Some(exile) = self.exiles.get_mut(&node) else {
             self.exiles.insert(node, Exile { world, history });

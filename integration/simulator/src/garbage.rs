@@ -94,11 +94,13 @@ fn garble(frame: &mut Frame, rng: &mut Rng) {
             committed,
             tail,
             lease_ms,
+            settled,
         } => {
             epoch(e, rng);
             *number = skew(*number, rng);
             seq(committed, rng);
             seq(tail, rng);
+            record(settled, rng);
             *lease_ms = u32::try_from(skew(u64::from(*lease_ms), rng) & 0xffff_ffff).unwrap_or(0);
         }
         Frame::HeartbeatAck {
@@ -119,7 +121,7 @@ fn garble(frame: &mut Frame, rng: &mut Rng) {
             seq(committed, rng);
         }
         Frame::TooFarBehind { journal_floor } => seq(journal_floor, rng),
-        Frame::Config(told) => {
+        Frame::Config(told) | Frame::Invite(told) => {
             record(&mut told.config.at, rng);
             told.config.config.nodes.truncate(1 + rng.index(3));
         }

@@ -41,6 +41,8 @@ pub(crate) struct Options {
     pub(crate) ack: AckPolicy,
     pub(crate) on_no_quorum: OnNoQuorum,
     pub(crate) requests_max: u32,
+    /// 0 if nobody is ever dropped without being told to.
+    pub(crate) drop_after_ms: u32,
     /// Blocks for clients, core and peers.
     pub(crate) shares: [u32; 4],
     /// Blocks of each volume.
@@ -64,6 +66,7 @@ impl Default for Options {
             ack: AckPolicy::Majority,
             on_no_quorum: OnNoQuorum::SuspendIo,
             requests_max: 32,
+            drop_after_ms: 0,
             shares: [2048, 2048, 2048, 1024],
             volumes: vec![600, 64],
             disk_ns: 300 * US,
@@ -504,6 +507,7 @@ impl Cluster {
     fn turn_over(&mut self, node: usize, view: View, outputs: Vec<Output<SimBuffer>>) {
         let epoch = view.epoch.0;
         self.watch.committed = view.committed.0;
+        self.watch.turn_of = node;
         self.holds_writes(node, view.suspended == Suspended::User);
         self.watch.suspended = view.suspended != Suspended::No && !view.quorum;
         if view.serving {

@@ -1,6 +1,7 @@
 //! The last judgement: what must become true once everything works again, and what excuses a cluster.
 
 use replicator::io::*;
+use replicator::meta::config::majority;
 use replicator::types::*;
 use replicator::view::{DiskState, PeerView};
 
@@ -116,6 +117,9 @@ impl Cluster {
             }
             core.push(witnesses.remove(self.rng.turns.index(witnesses.len())));
         }
+        if !self.is_majority(&core) {
+            return; // The membership was changed, and these are too few by one of the configs.
+        }
         for a in 0..voters {
             for b in 0..voters {
                 if core.contains(&a) != core.contains(&b) {
@@ -147,6 +151,18 @@ impl Cluster {
             self.checks.is_beyond() || outcome == Some(Outcome::Done),
             "with {core:?} healthy, a write at {primary} came to {outcome:?}"
         );
+    }
+
+    /// Whether these nodes are a majority of the voters and of the members by every config that may still count.
+    fn is_majority(&self, nodes: &[usize]) -> bool {
+        let rules = |n| self.checks.rules_of(n, self.nodes[n].view.committed.0);
+        let configs = (0..self.options.nodes).flat_map(rules);
+        let lives = || nodes.iter().map(|&n| self.checks.life_of(n));
+        configs.into_iter().all(|config| {
+            let voters = lives().filter(|&l| config.is_voter(l)).count();
+            let members = lives().filter(|&l| config.is_member(l)).count();
+            voters >= majority(config.voters()) && members >= majority(config.members())
+        })
     }
 
     /// The last judgement: first a majority is mended and has to go on; then everything is mended, somebody is promoted, all

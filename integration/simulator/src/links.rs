@@ -48,7 +48,19 @@ impl Cluster {
         }
         if let Frame::Config(told) = frame {
             let at = told.config.at;
-            self.checks.tells_witness(node, at.epoch.0, at.seq.0);
+            self.checks.tells_outsider(node, at.epoch.0, at.seq.0);
+        }
+        if let Some(batch) = &batch
+            && let Ok(header) = batch::read_header(batch.bytes())
+            && let Some(config) = batch::config_of(batch.bytes(), &header)
+        {
+            let to = self.net.conns[conn].nodes[1 - side];
+            let life = self.checks.life_of(to);
+            let append = matches!(frame, Frame::Append { .. });
+            if append && !config.is_member(life) && !self.nodes[to].forced {
+                self.checks
+                    .tells_outsider(node, header.epoch.0, header.first.0);
+            }
         }
         let blocks = batch.as_ref().map_or(0, Buffer::blocks);
         self.trace(|| {

@@ -30,6 +30,11 @@ fn options(rng: &mut Rng) -> Options {
             OnNoQuorum::SuspendIo
         },
         requests_max: u32::try_from(rng.between(4, 48)).expect("small"),
+        drop_after_ms: if rng.chance(80) {
+            u32::try_from(rng.between(300, 3000)).expect("small")
+        } else {
+            0
+        },
         shares: if tight {
             [700, 800, 1100, 400]
         } else {

@@ -33,6 +33,7 @@ impl Cluster {
             on_no_quorum: self.options.on_no_quorum,
             ack: self.options.ack,
             requests_max: self.options.requests_max,
+            drop_after_ms: self.options.drop_after_ms,
         }
     }
 
@@ -40,6 +41,7 @@ impl Cluster {
     pub(crate) fn format(&mut self, config: &ReplicaConfig) -> Disks {
         let node = config.nodes[usize::from(config.me.0)];
         let incarnation = Incarnation(u128::from(self.rng.identity.next()) << 64 | 1);
+        self.checks.born(usize::from(config.me.0), incarnation);
         if config.is_witness(config.me) {
             let meta = format_witness(config.resource, node, incarnation);
             return Disks::new(&meta, &[], 0);

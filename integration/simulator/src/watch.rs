@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use replicator::journal::batch::{self, Header, Kind};
 use replicator::journal::log::LogParts;
+use replicator::meta::config::majority;
 use replicator::meta::label::LABEL_BLOCKS;
 use replicator::meta::superblock::{COPIES, Superblock, choose, copy_offset};
 use replicator::types::*;
@@ -33,8 +34,8 @@ struct Reign {
     life: u64,
     /// When each heartbeat was sent for the first time, on the Primary's clock.
     sent: BTreeMap<u64, Time>,
-    /// The sending of the newest heartbeat that each peer answered.
-    answered: BTreeMap<usize, Time>,
+    /// The sending of the newest heartbeat that each peer answered, by the life of its disks.
+    answered: BTreeMap<Incarnation, Time>,
 }
 
 #[derive(Default)]
@@ -50,23 +51,24 @@ struct Watched {
     ring: BTreeMap<u64, (u64, u64, u64)>,
     /// The last record of its log.
     newest: u64,
-    /// It has empty disks in place of those that it promised with.
-    blank: bool,
 }
 
 /// All of it.
 pub(crate) struct Watch {
     nodes: Vec<Watched>,
+    /// The life of the disks of who speaks on each side of a connection.
+    voices: BTreeMap<(usize, usize), Incarnation>,
     /// To whom each voter promised each epoch.
     promises: BTreeMap<(usize, u64), usize>,
-    /// Which voters promised each epoch, of those that have whole disks.
-    grants: BTreeMap<u64, BTreeSet<usize>>,
+    /// Which lives of disks promised each epoch.
+    grants: BTreeMap<u64, BTreeSet<Incarnation>>,
     /// The batch that a write became, by its stamp: epoch, first and last record.
     stamps: BTreeMap<u64, (u64, u64, u64)>,
     /// Batches whose stamps are known, by epoch and first record.
     learned: BTreeSet<(u64, u64)>,
-    /// What the node whose turn it is knows to be committed.
+    /// What the node whose turn it is knows to be committed, and which node that is.
     pub(crate) committed: u64,
+    pub(crate) turn_of: usize,
     /// Whether it says that it has no lease.
     pub(crate) suspended: bool,
 }
@@ -75,12 +77,23 @@ impl Watch {
     pub(crate) fn new(nodes: usize) -> Self {
         Self {
             nodes: (0..nodes).map(|_| Watched::default()).collect(),
+            voices: BTreeMap::new(),
             promises: BTreeMap::new(),
             grants: BTreeMap::new(),
             stamps: BTreeMap::new(),
             learned: BTreeSet::new(),
             committed: 0,
+            turn_of: usize::MAX,
             suspended: false,
+        }
+    }
+
+    /// What a node knows to be committed, if it is its turn.
+    fn knows(&self, node: usize) -> u64 {
+        if self.turn_of == node {
+            self.committed
+        } else {
+            0
         }
     }
 
@@ -100,11 +113,8 @@ impl Watch {
     }
 
     /// A node has other disks than before, blank ones or older ones, and what it said with the old ones binds it no more.
-    pub(crate) fn replaced(&mut self, node: usize, blank: bool) {
-        self.nodes[node] = Watched {
-            blank,
-            ..Watched::default()
-        };
+    pub(crate) fn replaced(&mut self, node: usize) {
+        self.nodes[node] = Watched::default();
         self.promises.retain(|(voter, _), _| *voter != node);
     }
 
@@ -216,13 +226,13 @@ impl Cluster {
             }
             reign.sent.entry(*number).or_insert(now);
         }
+        let life = self.checks.life_of(node);
+        self.watch.voices.insert((conn, side), life);
         if self.nodes[node].hurt || self.checks.is_beyond() {
             // Harm to a node's journal takes nothing from its promise.
-            if let Frame::Report(report) = frame
-                && !self.watch.nodes[node].blank
-            {
+            if let Frame::Report(report) = frame {
                 let granted = self.watch.grants.entry(report.granted.0);
-                granted.or_default().insert(node);
+                granted.or_default().insert(life);
             }
             return;
         }
@@ -342,15 +352,14 @@ impl Cluster {
             "P4: node {node} promises epoch {epoch} after epoch {newest}"
         );
         *newest = epoch;
-        if !self.watch.nodes[node].blank {
-            self.watch.grants.entry(epoch).or_default().insert(node);
-        }
+        let life = self.checks.life_of(node);
+        self.watch.grants.entry(epoch).or_default().insert(life);
     }
 
     /// A frame is handed to a node.
     pub(crate) fn hears(&mut self, node: usize, conn: usize, side: usize, frame: &Frame) {
-        let from = self.net.conns[conn].nodes[1 - side];
         let (now, life) = (self.now, self.nodes[node].life);
+        let from = self.watch.voices.get(&(conn, 1 - side)).copied();
         let watched = &mut self.watch.nodes[node];
         match *frame {
             Frame::Heartbeat {
@@ -369,6 +378,7 @@ impl Cluster {
             Frame::HeartbeatAck { epoch, number, .. } => {
                 let reign = &mut watched.reign;
                 if (reign.epoch, reign.life) == (epoch.0, life)
+                    && let Some(from) = from
                     && let Some(&sent) = reign.sent.get(&number)
                 {
                     let newest = reign.answered.entry(from).or_insert(sent);
@@ -379,22 +389,33 @@ impl Cluster {
         }
     }
 
-    /// Until when a node may answer, on its own clock, by the heartbeats that it sent and the answers that it was handed.
+    /// Until when a node may answer, on its own clock, by the heartbeats that it sent and the answers that it was handed: while a
+    /// change of the membership is pending by the voters of all configs (L1).
     pub(crate) fn lease_of(&self, node: usize) -> Time {
-        let others = self.voters() / 2;
-        if others == 0 {
-            return Time(u64::MAX);
-        }
+        let committed = self.nodes[node]
+            .view
+            .committed
+            .0
+            .max(self.watch.knows(node));
+        let rules = self.checks.rules_of(node, committed);
         let reign = &self.watch.nodes[node].reign;
-        if reign.life != self.nodes[node].life {
-            return Time(0);
-        }
-        let mut times: Vec<Time> = reign.answered.values().copied().collect();
-        times.sort_unstable_by(|a, b| b.cmp(a));
         let lease = self.nodes[node].config.lease_ns() / 100 * 99;
-        times
-            .get(others - 1)
-            .map_or(Time(0), |at| Time(at.0 + lease))
+        let until = rules.iter().map(|config| {
+            let own = config.is_voter(self.checks.life_of(node));
+            let needed = majority(config.voters()) - usize::from(own);
+            if needed == 0 {
+                return Time(u64::MAX);
+            }
+            if reign.life != self.nodes[node].life {
+                return Time(0);
+            }
+            let answered = reign.answered.iter().filter(|(l, _)| config.is_voter(**l));
+            let mut times: Vec<Time> = answered.map(|(_, at)| *at).collect();
+            times.sort_unstable_by(|a, b| b.cmp(a));
+            let at = times.get(needed - 1);
+            at.map_or(Time(0), |at| Time(at.0 + lease))
+        });
+        until.min().unwrap_or(Time(0))
     }
 
     pub(crate) fn lease_runs(&self, node: usize) -> bool {
@@ -403,13 +424,18 @@ impl Cluster {
 
     /// A node serves an epoch: enough voters with whole disks have promised it.
     pub(crate) fn has_promises(&self, node: usize, epoch: u64) {
+        let rules = self.checks.rules_of(node, self.watch.committed);
+        let Some(config) = rules.first() else {
+            return;
+        };
         let by = self.watch.grants.get(&epoch);
-        let count = by.map_or(0, BTreeSet::len) + usize::from(self.voters() == 1);
-        let blank = |node: usize| self.watch.nodes[node].blank;
-        let hurt = (0..self.nodes.len()).filter(|&n| self.nodes[n].hurt && !blank(n));
+        let count = by.map_or(0, |by| by.iter().filter(|&&l| config.is_voter(l)).count());
+        let count = count + usize::from(config.voters() == 1);
+        let voter = |n: usize| config.is_voter(self.checks.life_of(n));
+        let hurt = (0..self.nodes.len()).filter(|&n| self.nodes[n].hurt && voter(n));
         let hurt = hurt.count();
         assert!(
-            count + hurt > self.voters() / 2 || self.checks.is_beyond(),
+            count + hurt >= majority(config.voters()) || self.checks.is_beyond(),
             "P4: node {node} serves epoch {epoch}, promised by {by:?} alone"
         );
     }

@@ -70,6 +70,7 @@ pub(crate) fn config(me: usize) -> ReplicaConfig {
         on_no_quorum: OnNoQuorum::SuspendIo,
         ack: AckPolicy::Majority,
         requests_max: 256,
+        drop_after_ms: 0,
     }
 }
 
@@ -130,11 +131,11 @@ impl Node {
         let config = config(me);
         let meters = Arc::new(Meters::default());
         let params = ReactorParams {
-            journal: path("journal"),
+            journal: Some(path("journal")),
             meta: path("meta"),
             stores,
-            sums: path("sums"),
-            stage: path("stage"),
+            sums: Some(path("sums")),
+            stage: Some(path("stage")),
             volume_bytes: VOLUMES.to_vec(),
             memory_bytes: 64 << 20,
             requests_max: config.requests_max,
@@ -149,12 +150,9 @@ impl Node {
             recorder: Recorder::create(&tape(dir, me)).expect("a new file"),
         };
         let thread = spawn(params, move |mut ground| {
-            let recovered = recover(
-                &mut ground.meta,
-                &mut ground.journal,
-                &mut ground.sums,
-                &config,
-            );
+            let journal = ground.journal.as_mut().expect("it has a journal");
+            let sums = ground.sums.as_mut().expect("it has checksums");
+            let recovered = recover(&mut ground.meta, journal, sums, &config);
             let recovered = recovered.map_err(|error| error.to_string())?;
             let seed = [me as u8; 32];
             Ok(Replica::open(

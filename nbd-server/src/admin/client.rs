@@ -132,7 +132,11 @@ impl Client {
     pub fn call(&mut self, request: &Request) -> Result<Response, ClientError> {
         self.send(request)?;
         let timeout = match request {
-            Request::Promote { timeout_ms, .. } | Request::SuspendIo { timeout_ms } => {
+            Request::Promote { timeout_ms, .. }
+            | Request::SuspendIo { timeout_ms }
+            | Request::Drop { timeout_ms, .. }
+            | Request::Return { timeout_ms, .. }
+            | Request::Replace { timeout_ms, .. } => {
                 ANSWER_TIMEOUT.saturating_add(Duration::from_millis(*timeout_ms))
             }
             // A demote first commits and applies what is pending.

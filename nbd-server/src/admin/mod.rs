@@ -14,8 +14,8 @@ mod tests;
 pub use event::{Event, EventKind, EventObject, changes, timestamp};
 pub use line::{LineBuffer, LineError};
 pub use status::{
-    Connection, DiskState, Health, IntegrityStatus, JournalStatus, Limits, MemoryStatus,
-    PeerStatus, Replication, Role, SeqStatus, Status, Suspended, VolumeStatus,
+    Connection, DiskState, Health, IntegrityStatus, JournalStatus, Limits, Membership,
+    MemoryStatus, PeerStatus, Replication, Role, SeqStatus, Status, Suspended, VolumeStatus,
 };
 
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,27 @@ pub enum Request {
         /// Also while clients are attached.
         #[serde(default)]
         force: bool,
+    },
+    /// Takes a node out of members and voters; answers when that is committed.
+    Drop {
+        /// Its name.
+        peer: String,
+        /// How long to try, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Takes a node that was dropped back; answers when it counts.
+    Return {
+        /// Its name.
+        peer: String,
+        /// How long to wait, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Admits a node with new disks; answers when it counts. Whoever asks has made sure that it is meant.
+    Replace {
+        /// Its name.
+        peer: String,
+        /// How long to wait, in milliseconds.
+        timeout_ms: u64,
     },
     /// Holds writes; answers when the stores are the image, and stay so.
     SuspendIo {

@@ -13,6 +13,8 @@ pub struct Status {
     pub node: String,
     /// Its role.
     pub role: Role,
+    /// Whether it counts; null where unknown.
+    pub membership: Option<Membership>,
     /// 0 before the first promotion.
     pub epoch: u64,
     /// Who is Primary, as far as this node knows.
@@ -98,6 +100,8 @@ pub struct PeerStatus {
     pub replication: Replication,
     /// The state of its data.
     pub disk_state: DiskState,
+    /// Whether it counts; null where unknown.
+    pub membership: Option<Membership>,
     /// How far its journal is known to be durable.
     pub durable_seq: Option<u64>,
     /// How far its stores are known to have all; known to a Primary.
@@ -255,6 +259,20 @@ words! {
         Ahead = "Ahead",
         /// The peer sends later what it can not send now.
         Behind = "Behind",
+    }
+}
+
+words! {
+    /// Whether a node counts.
+    Membership {
+        /// It votes, and its data counts if it has any.
+        Member = "member",
+        /// Its data does not count; it returns by itself once it has everything.
+        Dropped = "dropped",
+        /// It is new, or has new disks, and counts once it has everything.
+        Joining = "joining",
+        /// It counts for nothing until an operator says otherwise.
+        Out = "out",
     }
 }
 

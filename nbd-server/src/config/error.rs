@@ -4,8 +4,9 @@ use std::io;
 use std::path::PathBuf;
 
 use super::{
-    DATA_NODES_MAX, DISK_TIMEOUT_MS_RANGE, JOURNAL_BYTES_MIN, LEASE_MS_RANGE, MEMORY_BYTES_MIN,
-    NAME_BYTES_MAX, SOCKET_PATH_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX, WITNESSES_MAX, size,
+    DATA_NODES_MAX, DISK_TIMEOUT_MS_RANGE, DROP_AFTER_MS_RANGE, JOURNAL_BYTES_MIN, LEASE_MS_RANGE,
+    MEMORY_BYTES_MIN, NAME_BYTES_MAX, SOCKET_PATH_BYTES_MAX, VOLUME_BYTES_MAX, VOLUMES_MAX,
+    WITNESSES_MAX, size,
 };
 
 /// Why a config file could not be used. Its text is one line.
@@ -138,18 +139,17 @@ pub enum Refusal {
     /// Too many data nodes.
     #[error("there are {0} data nodes; remove some, at most {DATA_NODES_MAX} are supported")]
     TooManyDataNodes(usize),
+    /// Witnesses only.
+    #[error(
+        "all nodes are witnesses, which keep no data; make one of them a data node (role = \"data\")"
+    )]
+    NoDataNode,
     /// Too many witnesses.
     #[error("there are {0} witnesses; remove some, at most {WITNESSES_MAX} are supported")]
     TooManyWitnesses(usize),
     /// Too many volumes.
     #[error("there are {0} volumes; remove some, at most {VOLUMES_MAX} are supported")]
     TooManyVolumes(usize),
-    /// A witness.
-    #[error(
-        "witnesses are not supported by this version: remove the node or make it a data node \
-         (role = \"data\")"
-    )]
-    Witness,
     /// A size that can not be read.
     #[error("{key}: {source}")]
     Size {
@@ -206,6 +206,15 @@ pub enum Refusal {
         DISK_TIMEOUT_MS_RANGE.start(), DISK_TIMEOUT_MS_RANGE.end()
     )]
     DiskTimeoutOutOfRange {
+        /// The value.
+        found: i128,
+    },
+    /// A number outside its range.
+    #[error(
+        "drop_after_ms = {found} is out of range; write a number of milliseconds from {} to {}, or 0 for never",
+        DROP_AFTER_MS_RANGE.start(), DROP_AFTER_MS_RANGE.end()
+    )]
+    DropAfterOutOfRange {
         /// The value.
         found: i128,
     },

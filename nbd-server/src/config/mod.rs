@@ -38,6 +38,10 @@ pub const LEASE_MS_RANGE: RangeInclusive<u32> = 200..=60_000;
 pub const DISK_TIMEOUT_MS_DEFAULT: u32 = 5000;
 /// The disk timeouts that can be configured, in milliseconds.
 pub const DISK_TIMEOUT_MS_RANGE: RangeInclusive<u32> = 2000..=3_600_000;
+/// After how long a member is dropped where the config says nothing, in milliseconds.
+pub const DROP_AFTER_MS_DEFAULT: u32 = 3000;
+/// The times after which a member can be dropped, in milliseconds.
+pub const DROP_AFTER_MS_RANGE: RangeInclusive<u32> = 500..=3_600_000;
 /// The longest name of a resource, node or volume.
 pub const NAME_BYTES_MAX: usize = 63;
 /// The most data nodes.
@@ -152,6 +156,9 @@ pub struct Policy {
     pub lease_ms: u32,
     /// How long a Primary's clients wait for its disks before it leaves the service to another node.
     pub disk_timeout_ms: u32,
+    /// After how long a member that does not get on is dropped where the others could go on without it, in milliseconds; 0 if
+    /// never.
+    pub drop_after_ms: u32,
     /// The memory of the data path.
     pub memory_bytes: u64,
 }

@@ -10,10 +10,11 @@ use toml::de::DeTable;
 
 use super::table::{Located, Refused, Result, Table, line_of};
 use super::{
-    Ack, Config, DATA_NODES_MAX, DISK_TIMEOUT_MS_DEFAULT, DISK_TIMEOUT_MS_RANGE, JOURNAL_BYTES_MIN,
-    Journal, LEASE_MS_DEFAULT, LEASE_MS_RANGE, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN,
-    MetricsListen, Node, NodeRole, OnNoQuorum, Policy, Refusal, SOCKET_PATH_BYTES_MAX, StorePath,
-    Tls, VOLUMES_MAX, Volume, WITNESSES_MAX,
+    Ack, Config, DATA_NODES_MAX, DISK_TIMEOUT_MS_DEFAULT, DISK_TIMEOUT_MS_RANGE,
+    DROP_AFTER_MS_DEFAULT, DROP_AFTER_MS_RANGE, JOURNAL_BYTES_MIN, Journal, LEASE_MS_DEFAULT,
+    LEASE_MS_RANGE, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MetricsListen, Node, NodeRole,
+    OnNoQuorum, Policy, Refusal, SOCKET_PATH_BYTES_MAX, StorePath, Tls, VOLUMES_MAX, Volume,
+    WITNESSES_MAX,
 };
 
 pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
@@ -157,6 +158,7 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         ack: Ack::Majority,
         lease_ms: LEASE_MS_DEFAULT,
         disk_timeout_ms: DISK_TIMEOUT_MS_DEFAULT,
+        drop_after_ms: DROP_AFTER_MS_DEFAULT,
         memory_bytes: MEMORY_BYTES_DEFAULT,
     };
     let Some(table) = root.opt_table("policy", "a table [policy]")? else {
@@ -171,6 +173,7 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         "ack",
         "lease_ms",
         "disk_timeout_ms",
+        "drop_after_ms",
         "memory",
     ])?;
 
@@ -216,6 +219,13 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         match u32::try_from(found) {
             Ok(ms) if DISK_TIMEOUT_MS_RANGE.contains(&ms) => policy.disk_timeout_ms = ms,
             _ => return table.refuse(&timeout.span, Refusal::DiskTimeoutOutOfRange { found }),
+        }
+    }
+    if let Some(after) = table.opt_integer("drop_after_ms", "drop_after_ms = 3000")? {
+        let found = after.value;
+        match u32::try_from(found) {
+            Ok(ms) if ms == 0 || DROP_AFTER_MS_RANGE.contains(&ms) => policy.drop_after_ms = ms,
+            _ => return table.refuse(&after.span, Refusal::DropAfterOutOfRange { found }),
         }
     }
     if let Some(memory) = table.opt_size("memory", "memory = \"256MiB\"")? {
@@ -319,13 +329,8 @@ fn nodes(
 ) -> Result<Vec<Node>> {
     let mut nodes: Vec<Node> = Vec::new();
     let mut addresses: BTreeMap<SocketAddr, String> = BTreeMap::new();
-    let mut first_witness = None;
     for table in root.tables("node", "[[node]]")? {
-        let (node, role_span) = node(&table, &nodes, tls, &mut addresses, volumes, journal)?;
-        if node.role == NodeRole::Witness {
-            first_witness.get_or_insert(role_span);
-        }
-        nodes.push(node);
+        nodes.push(node(&table, &nodes, tls, &mut addresses, volumes, journal)?);
         let data = nodes
             .iter()
             .filter(|node| node.role == NodeRole::Data)
@@ -338,14 +343,14 @@ fn nodes(
             return table.refuse(&table.span, Refusal::TooManyWitnesses(witnesses));
         }
     }
-    if let Some(span) = first_witness {
-        return root.refuse(&span, Refusal::Witness);
+    if nodes.iter().all(|node| node.role == NodeRole::Witness) {
+        return root.refuse(&root.span, Refusal::NoDataNode);
     }
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(nodes)
 }
 
-/// One node, and where its role stands.
+/// One node.
 fn node(
     table: &Table<'_>,
     before: &[Node],
@@ -353,7 +358,7 @@ fn node(
     addresses: &mut BTreeMap<SocketAddr, String>,
     volumes: &[Located<Volume>],
     journal: &Located<Journal>,
-) -> Result<(Node, Range<usize>)> {
+) -> Result<Node> {
     table.only(&[
         "name",
         "address",
@@ -439,7 +444,7 @@ fn node(
         }
     }
     stores(table, &mut node, volumes, journal)?;
-    Ok((node, role_span))
+    Ok(node)
 }
 
 /// Works out where journal and stores are on a node; no two things may share a path.

@@ -107,6 +107,7 @@ fn the_contracts_example_is_taken() {
     assert_eq!(config.journal.size_bytes, 1 << 30);
     assert_eq!(config.policy.lease_ms, 1000);
     assert_eq!(config.policy.disk_timeout_ms, 5000);
+    assert_eq!(config.policy.drop_after_ms, 3000);
     assert_eq!(config.policy.memory_bytes, 256 << 20);
     assert!(config.tls.insecure);
     let (index, node) = config.node("pbx-b").unwrap();
@@ -144,7 +145,7 @@ volume = [
   { name = "a", size = "4 KiB" },
 ]
 journal = { size = 0x1000000, device = "/dev/vg/%n-j" }
-policy = { on_no_quorum = "io-error", ack = "all", lease_ms = 200, disk_timeout_ms = 30000, memory = "1GiB" }
+policy = { on_no_quorum = "io-error", ack = "all", lease_ms = 200, disk_timeout_ms = 30000, drop_after_ms = 0, memory = "1GiB" }
 tls = { insecure = true }
 "#;
     let config = parse(text).unwrap();
@@ -152,6 +153,7 @@ tls = { insecure = true }
     assert_eq!(config.policy.ack, Ack::All);
     assert_eq!(config.policy.lease_ms, 200);
     assert_eq!(config.policy.disk_timeout_ms, 30_000);
+    assert_eq!(config.policy.drop_after_ms, 0);
     assert_eq!(config.policy.memory_bytes, 1 << 30);
     assert_eq!(config.volumes[0].name, "a");
     let node = &config.nodes[0];
@@ -383,11 +385,8 @@ const BAD: &[(&str, &str, &[&str])] = &[
     ),
     (
         "run_dir = \"/r/%n\"\n[[vol",
-        "run_dir = \"/r\"\nrole = \"witness\"\n[[vol",
-        &[
-            "pbx.toml:12: ",
-            "witnesses are not supported by this version: remove the node or make it a data node",
-        ],
+        "run_dir = \"/r\"\n[policy]\ndrop_after_ms = 100\n[[vol",
+        &["pbx.toml:13: ", "drop_after_ms = 100", "or 0 for never"],
     ),
     (
         "run_dir = \"/r/%n\"\n[[vol",
@@ -586,6 +585,13 @@ fn there_are_limits_to_how_many() {
         config(3, 4, 1)
             .unwrap_err()
             .contains("at most 3 are supported")
+    );
+    config(2, 1, 1).unwrap();
+    config(1, 3, 1).unwrap();
+    assert!(
+        config(0, 1, 1)
+            .unwrap_err()
+            .contains("all nodes are witnesses")
     );
     assert!(
         config(3, 0, 17)

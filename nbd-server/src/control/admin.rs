@@ -9,7 +9,7 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::geteuid;
 use replicator::meta::config::majority;
 use replicator::types::NodeId;
-use replicator::view::{ConnectionState, PeerView, Role};
+use replicator::view::{ConnectionState, Membership, PeerView, Role};
 use tokio::sync::oneshot;
 
 use super::Shared;
@@ -225,11 +225,72 @@ impl Shared {
                     .await?;
                 done(notice)
             }
+            Request::Drop { peer, timeout_ms } => {
+                let peer = self.peer(&peer)?;
+                self.change(timeout_ms, |timeout_ms| DataCommand::Drop {
+                    peer,
+                    timeout_ms,
+                })
+                .await?;
+                done(self.left_notice(peer))
+            }
+            Request::Return { peer, timeout_ms } => {
+                let peer = self.peer(&peer)?;
+                self.change(timeout_ms, |timeout_ms| DataCommand::Return {
+                    peer,
+                    timeout_ms,
+                })
+                .await?;
+                done(None)
+            }
+            Request::Replace { peer, timeout_ms } => {
+                let peer = self.peer(&peer)?;
+                self.change(timeout_ms, |timeout_ms| DataCommand::Replace {
+                    peer,
+                    timeout_ms,
+                })
+                .await?;
+                done(None)
+            }
             Request::Watch | Request::Events => Err(AdminError::new(
                 ExitCode::Failed,
                 "a stream has no single answer",
             )),
         }
+    }
+
+    /// Changes the membership.
+    async fn change(
+        &self,
+        timeout_ms: u64,
+        command: impl FnOnce(u64) -> DataCommand,
+    ) -> Result<(), AdminError> {
+        let timeout_ms = timeout_ms.min(86_400_000);
+        let timeout = COMMAND_TIMEOUT + Duration::from_millis(timeout_ms);
+        self.command(command(timeout_ms), timeout).await
+    }
+
+    /// What redundancy is left without a node.
+    fn left_notice(&self, dropped: NodeId) -> Option<String> {
+        let view = self.data.snapshot().view;
+        let counts = |p: &&PeerView| p.node != dropped && p.membership == Membership::Full;
+        let (mut voters, mut members) = (1, 1);
+        for peer in view.peers.iter().filter(counts) {
+            voters += 1;
+            members += usize::from(peer.role != Role::Witness);
+        }
+        let spare = (voters - majority(voters)).min(members - majority(members));
+        let name = |node: NodeId| self.config.nodes[usize::from(node.0)].name.as_str();
+        let bears = match spare {
+            0 => "none of them can be lost without I/O being suspended".to_owned(),
+            n => format!("{n} of them can be lost"),
+        };
+        Some(format!(
+            "{} counts no more: {members} data nodes and {} witnesses are left, and {bears}; replctl return {} takes it back",
+            name(dropped),
+            voters - members,
+            name(dropped)
+        ))
     }
 
     async fn command(&self, command: DataCommand, timeout: Duration) -> Result<(), AdminError> {

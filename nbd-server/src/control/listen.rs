@@ -14,7 +14,7 @@ use nix::sys::socket::{
 use nix::sys::stat::{Mode, fchmod};
 
 use super::runtime;
-use crate::config::{MetricsListen, Node};
+use crate::config::{MetricsListen, Node, NodeRole};
 
 /// Why a socket can not be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,8 @@ fn tcp_text(error: &io::Error) -> String {
 #[derive(Debug)]
 pub struct Listeners {
     admin: UnixListener,
-    nbd_unix: UnixListener,
+    /// A witness serves no volumes.
+    nbd_unix: Option<UnixListener>,
     nbd_tcp: Option<TcpListener>,
     peers: TcpListener,
     metrics: Option<MetricsListener>,
@@ -84,7 +85,7 @@ enum MetricsListener {
 /// The same, watched by the runtime.
 pub(super) struct WatchedListeners {
     pub(super) admin: runtime::UnixListener,
-    pub(super) nbd_unix: runtime::UnixListener,
+    pub(super) nbd_unix: Option<runtime::UnixListener>,
     pub(super) nbd_tcp: Option<runtime::TcpListener>,
     pub(super) peers: runtime::TcpListener,
     pub(super) metrics: Option<WatchedMetrics>,
@@ -112,16 +113,23 @@ impl Listeners {
             })?;
         // Addresses first: a second daemon does not get as far as the sockets.
         let peers = tcp_listener(node.address)?;
-        let nbd_tcp = node.nbd_listen.map(tcp_listener).transpose()?;
+        let data = node.role == NodeRole::Data;
+        let nbd_tcp = node.nbd_listen.filter(|_| data);
+        let nbd_tcp = nbd_tcp.map(tcp_listener).transpose()?;
         let mut metrics = match &node.metrics_listen {
             Some(MetricsListen::Tcp(address)) => {
                 Some(MetricsListener::Tcp(tcp_listener(*address)?))
             }
             _ => None,
         };
-        let mut paths = vec![node.admin_socket(), node.nbd_socket()];
+        let mut paths = vec![node.admin_socket()];
         let admin = unix_listener(&paths[0])?;
-        let nbd_unix = unix_listener(&paths[1])?;
+        let mut nbd_unix = None;
+        if data {
+            let path = node.nbd_socket();
+            nbd_unix = Some(unix_listener(&path)?);
+            paths.push(path);
+        }
         if let Some(MetricsListen::Unix(path)) = &node.metrics_listen {
             metrics = Some(MetricsListener::Unix(open_to_all(path)?));
             paths.push(path.clone());
@@ -143,7 +151,7 @@ impl Listeners {
     pub(super) fn into_runtime(self) -> io::Result<WatchedListeners> {
         Ok(WatchedListeners {
             admin: runtime::UnixListener::new(self.admin)?,
-            nbd_unix: runtime::UnixListener::new(self.nbd_unix)?,
+            nbd_unix: self.nbd_unix.map(runtime::UnixListener::new).transpose()?,
             nbd_tcp: self.nbd_tcp.map(runtime::TcpListener::new).transpose()?,
             peers: runtime::TcpListener::new(self.peers)?,
             metrics: match self.metrics {

@@ -142,7 +142,9 @@ async fn serve(
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ControlError::Signals)?;
     let listeners = listeners.into_runtime().map_err(ControlError::Listen)?;
     runtime::spawn(admin::accept(Rc::clone(shared), listeners.admin));
-    runtime::spawn(clients::accept_unix(Rc::clone(shared), listeners.nbd_unix));
+    if let Some(nbd_unix) = listeners.nbd_unix {
+        runtime::spawn(clients::accept_unix(Rc::clone(shared), nbd_unix));
+    }
     if let Some(nbd_tcp) = listeners.nbd_tcp {
         runtime::spawn(clients::accept_tcp(Rc::clone(shared), nbd_tcp));
     }

@@ -6,9 +6,10 @@ use replicator::view;
 
 use super::{ADMIN_CONNECTIONS_MAX, NBD_CONNECTIONS_MAX, NBD_NEGOTIATING_MAX, Shared};
 use crate::admin::{
-    Connection, DiskState, Health, IntegrityStatus, JournalStatus, Limits, MemoryStatus,
-    PeerStatus, Replication, Role, SeqStatus, Status, Suspended, VolumeStatus,
+    Connection, DiskState, Health, IntegrityStatus, JournalStatus, Limits, Membership,
+    MemoryStatus, PeerStatus, Replication, Role, SeqStatus, Status, Suspended, VolumeStatus,
 };
+use crate::config::NodeRole;
 use crate::handle::{Snapshot, Trouble};
 
 /// A data thread that did not move for so long hangs.
@@ -95,6 +96,7 @@ impl StatusBuilder {
             resource: config.resource.clone(),
             node: node.name.clone(),
             role: role(view.role),
+            membership: membership(view.membership),
             epoch: view.epoch.0,
             primary: primary.map(|node| node.name.clone()),
             quorum: seen.then_some(view.quorum),
@@ -114,6 +116,7 @@ impl StatusBuilder {
             volumes: config
                 .volumes
                 .iter()
+                .filter(|_| node.role == NodeRole::Data)
                 .enumerate()
                 .map(|(index, volume)| VolumeStatus {
                     name: volume.name.clone(),
@@ -202,6 +205,7 @@ impl StatusBuilder {
                 view::ReplicationState::SyncTarget => Replication::SyncTarget,
             },
             disk_state: disk_state(peer.disk_state),
+            membership: membership(peer.membership),
             durable_seq: peer.durable.map(|seq| seq.0),
             applied_seq: peer.applied.map(|seq| seq.0),
             behind_bytes: peer.behind_bytes,
@@ -290,6 +294,16 @@ fn health(health: view::Health) -> Health {
         view::Health::Ok => Health::Ok,
         view::Health::Degraded => Health::Degraded,
         view::Health::Down => Health::Down,
+    }
+}
+
+fn membership(membership: view::Membership) -> Option<Membership> {
+    match membership {
+        view::Membership::Unknown => None,
+        view::Membership::Full => Some(Membership::Member),
+        view::Membership::Dropped => Some(Membership::Dropped),
+        view::Membership::Joining => Some(Membership::Joining),
+        view::Membership::Out => Some(Membership::Out),
     }
 }
 

@@ -42,21 +42,21 @@ pub type DiskDone = (Ticket, Result<(), DiskError>);
 pub struct Files {
     /// The metadata.
     pub meta: DirectFile,
-    /// The journal.
-    pub journal: DirectFile,
+    /// The journal. A witness has none, and none of the files that go with stores.
+    pub journal: Option<DirectFile>,
     /// The stores, in the order of the volumes.
     pub stores: Vec<DirectFile>,
     /// The table of checksums.
-    pub sums: DirectFile,
+    pub sums: Option<DirectFile>,
     /// What a resync has brought until it is whole.
-    pub stage: DirectFile,
+    pub stage: Option<DirectFile>,
 }
 
 impl Files {
-    fn side(&self, file: SideFile) -> &DirectFile {
+    fn side(&self, file: SideFile) -> Option<&DirectFile> {
         match file {
-            SideFile::Sums => &self.sums,
-            SideFile::Stage => &self.stage,
+            SideFile::Sums => self.sums.as_ref(),
+            SideFile::Stage => self.stage.as_ref(),
         }
     }
 }
@@ -157,9 +157,9 @@ impl Disks {
         let stores: Vec<_> = files.stores.iter().map(number).collect();
         recorder.note(|| Event::Files {
             meta: number(&files.meta),
-            journal: number(&files.journal),
-            sums: number(&files.sums),
-            stage: number(&files.stage),
+            journal: files.journal.as_ref().map_or(-1, number),
+            sums: files.sums.as_ref().map_or(-1, number),
+            stage: files.stage.as_ref().map_or(-1, number),
             stores: &stores,
         });
         self.recorder = recorder;
@@ -199,11 +199,11 @@ impl Disks {
             DiskOp::JournalWrite { offset, parts } => {
                 let (length, durable) = (total(&parts), true);
                 let work = Work::Write { parts, durable };
-                (Some(&files.journal), offset, length, work)
+                (files.journal.as_ref(), offset, length, work)
             }
             DiskOp::JournalRead { offset, buffer } => {
                 let length = u64::from(buffer.blocks()) * BLOCK_BYTES as u64;
-                (Some(&files.journal), offset, length, Work::Read(buffer))
+                (files.journal.as_ref(), offset, length, Work::Read(buffer))
             }
             DiskOp::MetaWrite { offset, parts } => {
                 let (length, durable) = (total(&parts), true);
@@ -246,7 +246,7 @@ impl Disks {
                 buffer,
             } => {
                 let length = u64::from(buffer.blocks()) * BLOCK_BYTES as u64;
-                (Some(files.side(file)), offset, length, Work::Read(buffer))
+                (files.side(file), offset, length, Work::Read(buffer))
             }
             DiskOp::SideWrite {
                 file,
@@ -255,9 +255,9 @@ impl Disks {
             } => {
                 let (length, durable) = (total(&parts), false);
                 let work = Work::Write { parts, durable };
-                (Some(files.side(file)), offset, length, work)
+                (files.side(file), offset, length, work)
             }
-            DiskOp::SideFlush { file } => (Some(files.side(file)), 0, 0, Work::Flush),
+            DiskOp::SideFlush { file } => (files.side(file), 0, 0, Work::Flush),
             DiskOp::SideDiscard {
                 file,
                 offset,
@@ -268,7 +268,7 @@ impl Disks {
                     // Its room was reserved when the node was created, and stays so.
                     SideFile::Sums => Work::ZeroRange,
                 };
-                (Some(files.side(file)), offset, length, work)
+                (files.side(file), offset, length, work)
             }
         };
         let Some(file) = file.filter(|file| file.has(offset, length)) else {

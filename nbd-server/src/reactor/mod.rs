@@ -79,16 +79,16 @@ const CONNECTION_BLOCKS: u32 = CLIENTS_MAX as u32 * (link::BULK_BLOCKS + 1)
 /// What the data path needs to know.
 #[derive(Debug)]
 pub struct ReactorParams {
-    /// The journal's file or device.
-    pub journal: PathBuf,
+    /// The journal's file or device; a witness has none.
+    pub journal: Option<PathBuf>,
     /// The metadata file.
     pub meta: PathBuf,
     /// The stores, in the order of the volumes.
     pub stores: Vec<PathBuf>,
-    /// The table of checksums.
-    pub sums: PathBuf,
+    /// The table of checksums; a witness has none.
+    pub sums: Option<PathBuf>,
     /// What a resync has brought until it is whole.
-    pub stage: PathBuf,
+    pub stage: Option<PathBuf>,
     /// The sizes of the volumes.
     pub volume_bytes: Vec<u64>,
     /// Memory for payloads. What connections need comes on top.
@@ -108,12 +108,12 @@ pub struct ReactorParams {
 pub struct Ground<'a> {
     /// Reads the metadata.
     pub meta: BlockingReader<'a>,
-    /// Reads the journal.
-    pub journal: BlockingReader<'a>,
+    /// Reads the journal, if there is one.
+    pub journal: Option<BlockingReader<'a>>,
     /// The journal's size in bytes.
     pub journal_bytes: u64,
-    /// Reads the table of checksums.
-    pub sums: BlockingReader<'a>,
+    /// Reads the table of checksums, if there is one.
+    pub sums: Option<BlockingReader<'a>>,
     /// The memory to lend from.
     pub pool: Pool,
     /// The present time.
@@ -199,7 +199,11 @@ pub fn prepare<C: Core>(
             "io_uring works without SINGLE_ISSUER and DEFER_TASKRUN, which this kernel lacks"
         );
     }
-    let journal = DirectFile::open(&params.journal)?;
+    let journal = params
+        .journal
+        .as_deref()
+        .map(DirectFile::open)
+        .transpose()?;
     let meta = DirectFile::open(&params.meta)?;
     let mut stores = Vec::with_capacity(params.stores.len());
     for (path, &volume_bytes) in params.stores.iter().zip(&params.volume_bytes) {
@@ -214,8 +218,12 @@ pub fn prepare<C: Core>(
         stores.push(store);
     }
     let volumes = || params.volume_bytes.iter().copied();
-    let sums = open_side(&params.sums, sums::file_bytes(volumes()))?;
-    let stage = open_side(&params.stage, volumes().sum())?;
+    let open = |path: &Option<PathBuf>, bytes| {
+        let open = |path: &PathBuf| open_side(path, bytes);
+        path.as_ref().map(open).transpose()
+    };
+    let sums = open(&params.sums, sums::file_bytes(volumes()))?;
+    let stage = open(&params.stage, volumes().sum())?;
     let memory_bytes = params.memory_bytes.max(MEMORY_BYTES_MIN);
     let no_memory = |error| ReactorError::Memory {
         bytes: data_path_bytes(memory_bytes),
@@ -225,9 +233,15 @@ pub fn prepare<C: Core>(
     let used_up = || no_memory(io::ErrorKind::OutOfMemory.into());
     let core = make_core(Ground {
         meta: BlockingReader::new(&meta, &pool).ok_or_else(used_up)?,
-        journal: BlockingReader::new(&journal, &pool).ok_or_else(used_up)?,
-        journal_bytes: journal.bytes(),
-        sums: BlockingReader::new(&sums, &pool).ok_or_else(used_up)?,
+        journal: match &journal {
+            Some(journal) => Some(BlockingReader::new(journal, &pool).ok_or_else(used_up)?),
+            None => None,
+        },
+        journal_bytes: journal.as_ref().map_or(0, DirectFile::bytes),
+        sums: match &sums {
+            Some(sums) => Some(BlockingReader::new(sums, &pool).ok_or_else(used_up)?),
+            None => None,
+        },
         pool: pool.clone(),
         now: engine::now(),
     })

@@ -651,6 +651,18 @@ impl<C: Core> Server<C> {
             }
             DataCommand::Connect { peer } => AdminCommand::Connect { peer },
             DataCommand::Disconnect { peer } => AdminCommand::Disconnect { peer },
+            DataCommand::Drop { peer, timeout_ms } => AdminCommand::Drop {
+                peer,
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
+            DataCommand::Return { peer, timeout_ms } => AdminCommand::Return {
+                peer,
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
+            DataCommand::Replace { peer, timeout_ms } => AdminCommand::Replace {
+                peer,
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
             DataCommand::SuspendIo { timeout_ms } => AdminCommand::SuspendIo {
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },

@@ -312,15 +312,13 @@ impl Node {
             on_no_quorum: OnNoQuorum::SuspendIo,
             ack: AckPolicy::Majority,
             requests_max,
+            drop_after_ms: 0,
         };
         Self::spawn(dir, requests_max, move |mut ground| {
-            let recovered = recover(
-                &mut ground.meta,
-                &mut ground.journal,
-                &mut ground.sums,
-                &config,
-            )
-            .map_err(|error| error.to_string())?;
+            let journal = ground.journal.as_mut().ok_or("no journal")?;
+            let sums = ground.sums.as_mut().ok_or("no checksums")?;
+            let recovered = recover(&mut ground.meta, journal, sums, &config)
+                .map_err(|error| error.to_string())?;
             let core = Replica::open(config, recovered, ground.pool, ground.now, [me; 32]);
             begun();
             Ok(core)
@@ -342,11 +340,11 @@ impl Node {
         let snapshot = Arc::new(Mutex::new(Snapshot::default()));
         let meters = Arc::new(Meters::default());
         let params = ReactorParams {
-            journal: dir.path().join("journal"),
+            journal: Some(dir.path().join("journal")),
             meta: dir.path().join("meta"),
             stores: vec![dir.path().join("store")],
-            sums: dir.path().join("sums"),
-            stage: dir.path().join("stage"),
+            sums: Some(dir.path().join("sums")),
+            stage: Some(dir.path().join("stage")),
             volume_bytes: vec![VOLUME_BYTES],
             memory_bytes: 64 << 20,
             requests_max,

@@ -31,6 +31,8 @@ pub(crate) fn config(version: u64) -> ClusterConfig {
                 incarnation: Incarnation(incarnation),
                 voter: true,
                 member: incarnation < 3,
+                joining: false,
+                stopped: false,
             })
             .collect(),
     }

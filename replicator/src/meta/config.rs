@@ -26,6 +26,37 @@ pub struct Standing {
     pub voter: bool,
     /// Whether its journal counts.
     pub member: bool,
+    /// It counts for nothing yet, and is admitted as soon as its log has reached the Primary's (protocol D4, M4).
+    pub joining: bool,
+    /// It counts for nothing: a confirmed stop stood for its vote when it was dropped (protocol F0). It returns by itself.
+    pub stopped: bool,
+}
+
+impl Standing {
+    /// A node that votes, and whose journal counts if it is to be a member.
+    #[must_use]
+    pub fn full(name: Name, incarnation: Incarnation, member: bool) -> Self {
+        Self {
+            name,
+            incarnation,
+            voter: true,
+            member,
+            joining: false,
+            stopped: false,
+        }
+    }
+
+    /// Whether it counts for something.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        self.voter || self.member
+    }
+
+    /// Whether it is known by its present life, and not dropped by an operator for good: such a node is given the log.
+    #[must_use]
+    pub fn is_fed(&self) -> bool {
+        self.counts() || self.joining || self.stopped
+    }
 }
 
 /// Who votes and whose journals count.
@@ -69,6 +100,28 @@ impl ClusterConfig {
     #[must_use]
     pub fn standing(&self, incarnation: Incarnation) -> Option<&Standing> {
         self.nodes.iter().find(|n| n.incarnation == incarnation)
+    }
+
+    /// The entry of a node, whichever life of it that is.
+    #[must_use]
+    pub fn entry(&self, name: &str) -> Option<&Standing> {
+        self.nodes.iter().find(|n| n.name.as_str() == name)
+    }
+
+    /// The next version of it, in which a node stands as this says, in place of whatever was there under its name. `None` if
+    /// there is no room for another node.
+    #[must_use]
+    pub fn with(&self, standing: Standing) -> Option<Self> {
+        let mut next = self.clone();
+        next.version += 1;
+        match next.nodes.iter_mut().find(|n| n.name == standing.name) {
+            Some(entry) => *entry = standing,
+            None => {
+                next.nodes.try_push(standing).ok()?;
+                next.nodes.sort_by_key(|n| n.name);
+            }
+        }
+        Some(next)
     }
 
     /// Whether this incarnation's journal counts.
@@ -119,6 +172,8 @@ const _: () = {
 
 const VOTER: u8 = 1;
 const MEMBER: u8 = 2;
+const JOINING: u8 = 4;
+const STOPPED: u8 = 8;
 
 impl RawConfig {
     /// All zeroes: no config.
@@ -138,7 +193,11 @@ impl ClusterConfig {
         for (out, node) in raw.nodes.iter_mut().zip(&self.nodes) {
             out.name_bytes = u8::try_from(node.name.len()).expect("a name has at most 63 bytes");
             out.name[..node.name.len()].copy_from_slice(node.name.as_bytes());
-            out.flags = if node.voter { VOTER } else { 0 } | if node.member { MEMBER } else { 0 };
+            let bit = |on: bool, bit: u8| if on { bit } else { 0 };
+            out.flags = bit(node.voter, VOTER)
+                | bit(node.member, MEMBER)
+                | bit(node.joining, JOINING)
+                | bit(node.stopped, STOPPED);
             out.incarnation = U128::new(node.incarnation.0);
         }
         raw
@@ -157,12 +216,22 @@ impl ClusterConfig {
             if name.is_empty() || incarnation.0 == 0 || nodes.iter().any(listed) {
                 return None;
             }
-            nodes.push(Standing {
+            let standing = Standing {
                 name,
                 incarnation,
                 voter: node.flags & VOTER != 0,
                 member: node.flags & MEMBER != 0,
-            });
+                joining: node.flags & JOINING != 0,
+                stopped: node.flags & STOPPED != 0,
+            };
+            // What counts already neither joins nor is stopped, and no node is both.
+            let states = u8::from(standing.counts())
+                + u8::from(standing.joining)
+                + u8::from(standing.stopped);
+            if states > 1 {
+                return None;
+            }
+            nodes.push(standing);
         }
         let config = Self {
             version: raw.version.get(),

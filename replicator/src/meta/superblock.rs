@@ -328,12 +328,7 @@ impl Superblock {
     #[must_use]
     pub fn alone_after(&self, before: Option<&ConfigAt>) -> ClusterConfig {
         let mut nodes = arrayvec::ArrayVec::new();
-        nodes.push(Standing {
-            name: self.node,
-            incarnation: self.incarnation,
-            voter: true,
-            member: true,
-        });
+        nodes.push(Standing::full(self.node, self.incarnation, true));
         ClusterConfig {
             version: before.map_or(0, |c| c.config.version) + 1,
             nodes,

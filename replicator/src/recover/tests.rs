@@ -57,6 +57,7 @@ fn config() -> ReplicaConfig {
         on_no_quorum: OnNoQuorum::SuspendIo,
         ack: AckPolicy::Majority,
         requests_max: 16,
+        drop_after_ms: 0,
     }
 }
 

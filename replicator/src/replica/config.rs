@@ -43,6 +43,9 @@ pub struct ReplicaConfig {
     pub ack: AckPolicy,
     /// The bound of client requests being worked on.
     pub requests_max: u32,
+    /// After how long without progress a member is dropped where the others can go on without it and not with it, in
+    /// milliseconds; 0 if never, also not in a promotion (protocol M6, P6).
+    pub drop_after_ms: u32,
 }
 
 impl ReplicaConfig {
@@ -50,6 +53,12 @@ impl ReplicaConfig {
     #[must_use]
     pub fn is_witness(&self, node: NodeId) -> bool {
         self.witnesses.contains(&node)
+    }
+
+    /// The time after which a member is dropped, in nanoseconds, if the policy allows that.
+    #[must_use]
+    pub fn drop_after_ns(&self) -> Option<u64> {
+        (self.drop_after_ms > 0).then(|| u64::from(self.drop_after_ms) * 1_000_000)
     }
 
     /// The lease, in nanoseconds.

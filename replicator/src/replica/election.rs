@@ -417,6 +417,7 @@ impl<M: Memory> Replica<M> {
         } else {
             (voters, members)
         };
+        let voters = voters + usize::from(self.has_confirmed_vote(config));
         let voters_needed = majority(config.voters());
         let members_needed = config.members() - majority(config.members()) + 1;
         if voters < voters_needed || members < members_needed {
@@ -512,6 +513,7 @@ impl<M: Memory> Replica<M> {
             ))
         } else {
             match highest_config(&grants) {
+                Some(adopted) if self.waits_for_members(&adopted.config, &grants) => return,
                 Some(adopted) => self.enough(&adopted.config, &grants, "").map(|()| adopted),
                 None => Err(AdminError::NoQuorum("nobody knows the config".into())),
             }
@@ -531,6 +533,12 @@ impl<M: Memory> Replica<M> {
         }
     }
 
+    /// Whether a member that is there may still grant, so that none has to be left out (protocol P6).
+    fn waits_for_members(&self, config: &ClusterConfig, grants: &[(NodeId, Report)]) -> bool {
+        let since = self.candidacy.as_ref().map_or(self.now, |c| c.since);
+        self.now.since(since) < ANSWER_NS && self.hopes_for_members(config, grants)
+    }
+
     /// The first promotion gives the resource its identity (protocol D3).
     fn first_identity(&mut self, grants: &[(NodeId, Report)]) {
         let uuid = self.random_wide();
@@ -540,12 +548,9 @@ impl<M: Memory> Replica<M> {
         let version = self.metadata.changed();
         let mut nodes = arrayvec::ArrayVec::new();
         for (node, report) in grants {
-            nodes.push(Standing {
-                name: self.config.nodes[usize::from(node.0)],
-                incarnation: report.incarnation,
-                voter: true,
-                member: !self.config.is_witness(*node),
-            });
+            let name = self.config.nodes[usize::from(node.0)];
+            let member = !self.config.is_witness(*node);
+            nodes.push(Standing::full(name, report.incarnation, member));
         }
         nodes.sort_by_key(|n: &Standing| n.name);
         if let Some(candidacy) = self.candidacy.as_mut() {
@@ -575,7 +580,13 @@ impl<M: Memory> Replica<M> {
             self.candidate_retry();
             return;
         }
+        let config = if first {
+            config
+        } else {
+            self.config_to_carry(config, &self.answers(Some(epoch)))
+        };
         if self.begin_reign(epoch, config) {
+            self.use_confirmation();
             self.set_phase(Phase::Reign);
             if let Some(candidacy) = self.candidacy.as_mut() {
                 candidacy.last =

@@ -21,20 +21,20 @@ const QUEUE_MAX: u32 = 64;
 impl<M: Memory> Replica<M> {
     /// Finds where a peer's log and this one part, and feeds it from there (protocol C1).
     pub(in crate::replica) fn start_feed(&mut self, node: NodeId) {
-        let Some(config) = self.log.config().map(|c| c.config.clone()) else {
+        if self.log.config().is_none() {
             return;
-        };
+        }
         let epochs = self.log.epochs().clone();
         let tail = self.log.tail().id;
         let Some(peer) = self.peer(node) else { return };
         let (Some(conn), Some(report)) = (peer.conn, peer.report.as_ref()) else {
             return;
         };
-        let voter = config.is_voter(report.incarnation);
-        let feed = if voter && self.config.is_witness(node) {
-            Feed::Witness { told: Seq(0) }
-        } else if !config.is_member(report.incarnation) {
+        let fed = self.is_to_be_fed(report.incarnation) && !self.joins_too_early(report);
+        let feed = if !fed {
             Feed::NotMember
+        } else if self.config.is_witness(node) {
+            Feed::Witness { told: Seq(0) }
         } else {
             let common = last_common(&epochs, tail, &report.epochs, report.tail)
                 .map_or(report.committed, |id| id.seq);
@@ -55,18 +55,17 @@ impl<M: Memory> Replica<M> {
                 None => Feed::TooFar,
             }
         };
-        let name = self.config.nodes[usize::from(node.0)];
         match feed {
             Feed::TooFar => {
+                let name = self.config.nodes[usize::from(node.0)];
                 let journal_floor = self.log.start().id.seq.next();
                 self.log_warn(format!(
                     "{name} needs records that are no longer in the journal (it begins at {journal_floor}): it is Outdated"
                 ));
                 self.send(conn, Frame::TooFarBehind { journal_floor });
             }
-            Feed::NotMember => self.log_warn(format!(
-                "{name} has no standing under its present incarnation (a new or wiped node): it counts for nothing"
-            )),
+            Feed::NotMember => self.log_warn(self.why_not_fed(node)),
+            Feed::On { .. } => self.invite(node),
             _ => {}
         }
         let from = match feed {
@@ -133,7 +132,7 @@ impl<M: Memory> Replica<M> {
             else {
                 return;
             };
-            let limit = self.feed_limit(peer);
+            let limit = self.feed_limit(peer).min(self.feed_end(peer));
             if next >= limit || peer.queued >= QUEUE_MAX {
                 return;
             }

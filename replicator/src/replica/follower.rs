@@ -126,10 +126,12 @@ impl<M: Memory> Replica<M> {
         committed: Seq,
         tail: Seq,
         lease_ms: u32,
+        settled: RecordId,
     ) {
         if !self.hear_primary(conn, epoch) {
             return;
         }
+        self.note_settled(settled);
         self.heartbeat_heard_at = self.now;
         self.primary_committed = self.primary_committed.max(committed);
         self.primary_tail = self.primary_tail.max(tail);
@@ -213,10 +215,7 @@ impl<M: Memory> Replica<M> {
         };
         let node = peer.node;
         let same = peer.incarnation() == Some(incarnation);
-        let member = match self.log.config() {
-            Some(config) => config.config.is_member(incarnation),
-            None => self.fresh(),
-        };
+        let member = self.may_stand(node, incarnation);
         let promised = self.metadata.wanted.promised;
         let grants = same
             && member
@@ -396,7 +395,7 @@ impl<M: Memory> Replica<M> {
         if wanted.uuid == header.uuid && wanted.history == header.history {
             return Identity::Ours;
         }
-        let listed = config.is_some_and(|c| c.standing(wanted.incarnation).is_some());
+        let listed = config.is_some_and(|c| c.is_voter(wanted.incarnation));
         if fresh && listed {
             wanted.uuid = header.uuid;
             wanted.history = header.history;
@@ -551,13 +550,10 @@ impl<M: Memory> Replica<M> {
             return;
         };
         let (uuid, history) = (report.uuid, report.history);
-        // A witness that knew a config which may yet be lost would stand in the way of every promotion (protocol M4). The
-        // first one may not be lost anyway: without it there is no resource.
+        // A voter without the log that knew a config which may yet be lost would stand in the way of every promotion (protocol
+        // M4). The first one may not be lost anyway: without it there is no resource.
         let safe = at.seq == Seq(1) || at.seq <= report.committed;
-        if self.is_witness() && !safe {
-            return;
-        }
-        if config.standing(self.metadata.wanted.incarnation).is_none() {
+        if !safe || !config.is_voter(self.metadata.wanted.incarnation) {
             return;
         }
         self.append_after = self.take_config(uuid, history, ConfigAt { at, config });

@@ -4,9 +4,9 @@ use super::Replica;
 use crate::io::*;
 use crate::journal::batch::{self, Draft, Kind, Place};
 use crate::memory::{Buffer, Memory, Purpose};
-use crate::meta::config::{ClusterConfig, majority};
+use crate::meta::config::{ClusterConfig, ConfigAt, majority};
 use crate::replica::config::AckPolicy;
-use crate::replica::peers::Feed;
+use crate::replica::peers::{Feed, Peer};
 use crate::types::*;
 use crate::wire::frame::Frame;
 
@@ -23,10 +23,10 @@ const DRIFT_PERCENT: u64 = 1;
 #[derive(Debug)]
 pub(super) struct Leader {
     pub(super) epoch: Epoch,
-    /// Its epoch record.
-    pub(super) epoch_seq: Seq,
-    /// Whether that is committed: only then exports are open.
+    /// Whether its epoch record is committed: only then exports are open.
     pub(super) committed: bool,
+    /// When it began.
+    pub(super) began_at: Time,
     heartbeat: u64,
     heartbeat_at: Time,
     sent: [(u64, Time); HEARTBEATS],
@@ -62,27 +62,36 @@ impl<M: Memory> Replica<M> {
         self.leader.as_ref().is_some_and(|l| l.demoting.is_some())
     }
 
-    /// Until when this Primary may answer (protocol L1).
+    /// Until when this Primary may answer (protocol L1): while a change of the membership is pending, by all configs.
     pub(super) fn lease_until(&self) -> Time {
         if self.leader.is_none() {
             return Time(0);
         }
-        let Some(config) = self.log.config() else {
-            return Time(0);
+        let mut rules = self.rules();
+        if planted!(LeaseOfNewAlone) {
+            rules = &rules[rules.len().saturating_sub(1)..];
+        }
+        let times = rules.iter().map(|c| self.lease_under(&c.config));
+        times.min().unwrap_or(Time(0))
+    }
+
+    /// The same by the voters of one config.
+    fn lease_under(&self, config: &ClusterConfig) -> Time {
+        let own = self.metadata.wanted.incarnation;
+        let counts = |p: &&Peer| {
+            let incarnation = p.incarnation();
+            incarnation.is_some_and(|i| config.is_voter(i) && !self.is_taken_for_stopped(i))
         };
-        let needed = majority(config.config.voters());
-        let mut times: arrayvec::ArrayVec<Time, NODES_MAX> = self
-            .peers
-            .iter()
-            .filter(|p| p.incarnation().is_some_and(|i| config.config.is_voter(i)))
-            .filter_map(|p| p.supported_at)
-            .collect();
-        if needed <= 1 {
+        let peers = self.peers.iter().filter(counts);
+        let mut times: arrayvec::ArrayVec<Time, NODES_MAX> =
+            peers.filter_map(|p| p.supported_at).collect();
+        // This node itself is one of the majority, if it votes.
+        let needed = majority(config.voters()) - usize::from(config.is_voter(own));
+        if needed == 0 {
             return Time(u64::MAX);
         }
         times.sort_unstable_by(|a, b| b.cmp(a));
-        // This node itself is one of the majority.
-        match times.get(needed - 2) {
+        match times.get(needed - 1) {
             Some(at) => at.after(self.config.lease_ns() * (100 - DRIFT_PERCENT) / 100),
             None => Time(0),
         }
@@ -106,7 +115,8 @@ impl<M: Memory> Replica<M> {
             let until = leader.ran_at.after(wait);
             return until.since(self.now);
         }
-        if lease_ns == 0 || self.released || self.last_primary == Some(asker) {
+        let is_off = self.last_primary.is_some_and(|p| self.is_confirmed(p));
+        if lease_ns == 0 || self.released || is_off || self.last_primary == Some(asker) {
             return 0;
         }
         let from = self.started_at.max(self.heartbeat_heard_at);
@@ -138,7 +148,7 @@ impl<M: Memory> Replica<M> {
     }
 
     /// Appends a control record. `false` if there is no memory or no room right now.
-    fn append_control(&mut self, kind: Kind, config: Option<ClusterConfig>) -> bool {
+    pub(super) fn append_control(&mut self, kind: Kind, config: Option<ClusterConfig>) -> bool {
         let payload = u32::from(config.is_some());
         if !self.log.has_room(1 + payload, 1, 0) {
             return false;
@@ -169,8 +179,8 @@ impl<M: Memory> Replica<M> {
         let was_serving = continued.as_ref().is_some_and(|l| l.committed);
         self.leader = Some(Leader {
             epoch,
-            epoch_seq: self.log.tail().id.seq.next(),
             committed: false,
+            began_at: self.now,
             heartbeat: 0,
             heartbeat_at: self.now,
             sent: [(0, Time(0)); HEARTBEATS],
@@ -249,6 +259,7 @@ impl<M: Memory> Replica<M> {
             committed: self.committed,
             tail: self.log.tail().id.seq,
             lease_ms: self.config.lease_ms,
+            settled: self.settled_config().map_or(RecordId::NONE, |c| c.at),
         };
         self.send(conn, frame);
     }
@@ -296,9 +307,13 @@ impl<M: Memory> Replica<M> {
             Some(number) => Some(self.log.tail_before(number + 1)),
             None => (seq == start.id.seq).then_some(start),
         };
+        let now = self.now;
         if let Some(peer) = self.peer_of(conn) {
             // What it staged is its log now.
             peer.staging &= seq < peer.staged;
+            if seq > peer.acked {
+                peer.advanced_at = now;
+            }
             peer.acked = peer.acked.max(seq);
             if let Some(place) = place {
                 peer.acked_position = peer.acked_position.max(place.position);
@@ -326,12 +341,15 @@ impl<M: Memory> Replica<M> {
 
     /// How far a voter's or member's journal is known to equal this one: this node's own, or a peer's. A witness has the
     /// record of the latest config that it confirmed, and counts with that alone (protocol M3).
-    fn acked_by(&self, incarnation: Incarnation) -> Seq {
+    pub(super) fn acked_by(&self, incarnation: Incarnation) -> Seq {
         if incarnation == self.metadata.wanted.incarnation {
             if planted!(CountOwnBeforeDurable) {
                 return self.log.tail().id.seq;
             }
             return self.log.durable_id().seq;
+        }
+        if self.is_taken_for_stopped(incarnation) {
+            return Seq(0);
         }
         self.peers
             .iter()
@@ -351,35 +369,33 @@ impl<M: Memory> Replica<M> {
         acks[majority(acks.len()) - 1 - usize::from(planted!(CommitWithOneLess))]
     }
 
-    /// Works out what is committed (protocol N4, M3) and what follows from it.
+    /// Works out what is committed (protocol N4, M2, M3) and what follows from it.
     pub(super) fn pump_commit(&mut self) {
         let Some(leader) = &self.leader else { return };
         let Some(newest) = self.log.config() else {
             return;
         };
-        let mut reached = self.reached(&newest.config, false);
-        if !leader.committed {
-            // The epoch record carries a config: it needs a majority of the voters of that one and of every config
-            // since the last one known to be committed, and a majority of the new members for the log before it.
-            let enough = reached >= leader.epoch_seq
-                && self
-                    .log
-                    .configs()
-                    .iter()
-                    .rev()
-                    .scan(false, |committed_seen, c| {
-                        let take = !*committed_seen;
-                        *committed_seen = c.at.seq <= self.committed;
-                        Some((take, c))
-                    })
-                    .take_while(|(take, _)| *take)
-                    .all(|(_, c)| self.reached(&c.config, true) >= leader.epoch_seq);
-            if !enough {
-                if planted!(CommitByCounting) {
-                    self.committed = self.committed.max(reached);
-                }
-                return;
+        let (serves, at) = (leader.committed, newest.at.seq);
+        let pending = at > self.committed;
+        let carries_change = !pending || self.change_is_committed(newest);
+        // While a change is pending, and until a restart would know that it is not, all rules have to be met.
+        let mut rules = self.rules();
+        if planted!(NewRuleTooEarly) {
+            rules = &rules[rules.len().saturating_sub(1)..];
+        }
+        let reached = |c: &ConfigAt| self.reached(&c.config, false);
+        let mut reached = rules.iter().map(reached).min().unwrap_or(Seq(0));
+        if carries_change {
+            reached = reached.max(at);
+        } else if serves {
+            reached = reached.min(Seq(at.0 - 1));
+        } else {
+            if planted!(CommitByCounting) {
+                self.committed = self.committed.max(reached);
             }
+            return;
+        }
+        if !serves {
             self.log_info(format!("this node is Primary of epoch {}", leader.epoch));
             if let Some(leader) = self.leader.as_mut() {
                 leader.committed = true;
@@ -391,15 +407,22 @@ impl<M: Memory> Replica<M> {
         }
         if reached > self.committed {
             self.committed = reached;
-            let tell = self.now.after(TELL_COMMIT_NS);
+            // That a change of the membership is committed is news for who may have to go on without this node.
+            let wait_ns = if pending { 0 } else { TELL_COMMIT_NS };
+            let tell = self.now.after(wait_ns);
             if let Some(leader) = self.leader.as_mut() {
-                leader.tell_commit_at.get_or_insert(tell);
+                let at = leader.tell_commit_at.get_or_insert(tell);
+                *at = tell.min(*at);
             }
         }
         let mut answer = self.committed;
         if self.config.ack == AckPolicy::All {
+            let newest = self.log.config();
+            let member = |i| newest.is_some_and(|c| c.config.is_member(i));
             for peer in &self.peers {
-                if peer.conn.is_some() && matches!(peer.feed, Feed::On { .. }) && peer.caught_up {
+                let counts = peer.incarnation().is_some_and(member);
+                let fed = matches!(peer.feed, Feed::On { .. }) && peer.caught_up;
+                if peer.conn.is_some() && counts && fed {
                     answer = answer.min(peer.acked);
                 }
             }
@@ -466,19 +489,20 @@ impl<M: Memory> Replica<M> {
     /// higher epoch of this node's own (protocol P5).
     fn pump_refused(&mut self) {
         let Some(leader) = &self.leader else { return };
-        let Some(config) = self.log.config() else {
-            return;
-        };
         let refusing = self
             .peers
             .iter()
-            .filter(|p| p.refused.is_some_and(|(e, _)| e > leader.epoch))
-            .filter(|p| p.incarnation().is_some_and(|i| config.config.is_voter(i)));
-        let count = refusing.clone().count();
-        if count == 0 {
+            .filter(|p| p.refused.is_some_and(|(e, _)| e > leader.epoch));
+        let voters = |config: &ClusterConfig| {
+            let votes = |p: &&Peer| p.incarnation().is_some_and(|i| config.is_voter(i));
+            refusing.clone().filter(votes).count()
+        };
+        let rules = self.rules();
+        if rules.iter().all(|c| voters(&c.config) == 0) {
             return;
         }
-        if count >= majority(config.config.voters()) {
+        let lost = |c: &ConfigAt| voters(&c.config) >= majority(c.config.voters());
+        if rules.iter().any(lost) {
             self.log_warn("a majority promised a newer epoch to another node".into());
             self.step_down();
             return;
@@ -587,6 +611,7 @@ impl<M: Memory> Replica<M> {
         self.discard_open();
         self.drop_clients();
         self.hold_lost();
+        self.wishes_lost();
         self.overlay.clear();
         self.heartbeat_heard_at = self.heartbeat_heard_at.max(leader.ran_at);
         for peer in &mut self.peers {

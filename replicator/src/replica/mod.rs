@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `clients` | requests of clients: admission, widening, reads, answers |
 //! | `leader` | being Primary: lease, commit, demotion |
+//! | `membership` | changing who votes and whose journals count |
 //! | `hold` | writes held for an operator, with stores that are the images |
 //! | `follower` | being Secondary: the Primary's log, promises |
 //! | `election` | becoming Primary |
@@ -23,6 +24,7 @@ mod follower;
 mod hold;
 mod leader;
 mod loads;
+mod membership;
 mod metadata;
 mod pages;
 mod peers;
@@ -46,6 +48,7 @@ use self::follower::{Following, Owed};
 use self::hold::Hold;
 use self::leader::{DemoteFor, Leader};
 use self::loads::Loads;
+use self::membership::{Confirmation, Wish};
 use self::metadata::{MetaVersion, Metadata};
 use self::pages::Pages;
 use self::peers::Peer;
@@ -155,6 +158,13 @@ pub struct Replica<M: Memory> {
     drain: Option<AdminId>,
     /// An operator holds writes.
     hold: Option<Hold>,
+    /// Operators who wait for a change of the membership, and when the last one was made.
+    wishes: Vec<Wish>,
+    changed_at: Time,
+    /// Somebody answers for a node's being off (protocol F0).
+    confirmed: Option<Confirmation>,
+    /// The config that a Primary called its latest, with none pending, when it was last heard (protocol F3).
+    settled_told: Option<(NodeId, RecordId)>,
     /// A hold ended otherwise than by its operator's word, who has not heard of it yet.
     hold_was_lost: bool,
 
@@ -273,6 +283,10 @@ impl<M: Memory> Replica<M> {
             candidacy: None,
             drain: None,
             hold: None,
+            wishes: Vec::new(),
+            changed_at: Time(0),
+            confirmed: None,
+            settled_told: None,
             hold_was_lost: false,
             following: None,
             matched: Seq(0),
@@ -377,12 +391,16 @@ impl<M: Memory> Replica<M> {
             return;
         };
         peer.heard_at = now;
+        let node = peer.node;
+        self.void_confirmation(node);
+        let Some(peer) = self.peer_of(conn) else {
+            return;
+        };
         if peer.report.is_none() && !matches!(frame, Frame::Report(_)) {
             let reason = DropReason::Protocol("its first frame was no report");
             self.give_up(conn, reason, false);
             return;
         }
-        let node = peer.node;
         match (frame, batch) {
             (Frame::Report(report), None) => self.got_report(conn, report),
             (Frame::Ask { token }, None) => {
@@ -412,10 +430,11 @@ impl<M: Memory> Replica<M> {
                     committed,
                     tail,
                     lease_ms,
+                    settled,
                 },
                 None,
             ) => {
-                self.got_heartbeat(conn, epoch, number, committed, tail, lease_ms);
+                self.got_heartbeat(conn, epoch, number, committed, tail, lease_ms, settled);
             }
             (
                 Frame::HeartbeatAck {
@@ -473,6 +492,7 @@ impl<M: Memory> Replica<M> {
                 },
                 None,
             ) => self.got_changed_ask(conn, token, volume, group),
+            (Frame::Invite(told), None) => self.got_invite(conn, *told),
             _ => {
                 let reason = DropReason::Protocol("a frame with a batch that it can not have");
                 self.give_up(conn, reason, false);
@@ -541,6 +561,13 @@ impl<M: Memory> Replica<M> {
                 let result = self.disconnect(peer);
                 self.out.push_back(Output::AdminReply { id, result });
             }
+            AdminCommand::Drop { peer, deadline } => self.wish_out(id, peer, deadline),
+            AdminCommand::Return { peer, deadline } => self.wish_back(id, peer, deadline),
+            AdminCommand::Replace { peer, deadline } => self.wish_new(id, peer, deadline),
+            AdminCommand::ConfirmStopped { peer } => {
+                let result = self.confirm_stopped(peer);
+                self.out.push_back(Output::AdminReply { id, result });
+            }
             AdminCommand::SuspendIo { deadline } => self.suspend_io(id, deadline),
             AdminCommand::ResumeIo => {
                 let result = self.resume_io();
@@ -568,6 +595,7 @@ impl<M: Memory> Replica<M> {
         self.pump_follower();
         self.pump_candidacy();
         self.pump_commit();
+        self.pump_membership();
         self.pump_leader();
         self.pump_hold();
         self.pump_widening();
@@ -623,6 +651,7 @@ impl<M: Memory> Replica<M> {
             self.serves.timeout(),
             self.resync_timeout(),
             self.repairs.timeout(),
+            self.wishes_timeout(),
         ]
         .into_iter()
         .flatten()

@@ -23,7 +23,7 @@ pub(super) enum Feed {
     },
     /// It needs what the journal no longer has.
     TooFar,
-    /// It has no standing under its incarnation: a wiped or foreign node.
+    /// It has no standing under its incarnation: a wiped node, or one that was dropped.
     NotMember,
     /// It is a witness: it was told the config of this record, on this connection.
     Witness {
@@ -72,6 +72,8 @@ pub(super) struct Peer {
     pub(super) staged: Seq,
     /// Bytes that it lacks by that, and lacked at the beginning.
     pub(super) sync: (u64, u64),
+    /// When it last acknowledged something new, or was known to have everything, on whatever connection.
+    pub(super) advanced_at: Time,
 }
 
 impl Peer {
@@ -98,6 +100,7 @@ impl Peer {
             staging: false,
             staged: Seq(0),
             sync: (0, 0),
+            advanced_at: Time(0),
         }
     }
 
@@ -161,6 +164,7 @@ impl<M: Memory> Replica<M> {
 
     pub(super) fn peer_up(&mut self, conn: ConnId, node: NodeId) {
         let now = self.now;
+        self.void_confirmation(node);
         if self.forking() {
             self.drop_conn(conn, DropReason::Forked, false);
             return;
@@ -177,7 +181,7 @@ impl<M: Memory> Replica<M> {
             self.drop_conn(conn, DropReason::Operator, true);
             return;
         }
-        let known = peer.known;
+        let (known, advanced_at) = (peer.known, peer.advanced_at);
         if let Some(old) = peer.conn {
             self.drop_conn(old, DropReason::Replaced, false);
             self.peer_gone(old);
@@ -188,6 +192,7 @@ impl<M: Memory> Replica<M> {
             conn: Some(conn),
             heard_at: now,
             known,
+            advanced_at,
             ..Peer::new(node)
         };
         if leading {
@@ -206,10 +211,11 @@ impl<M: Memory> Replica<M> {
             return;
         };
         let node = peer.node;
-        let (known, wanted) = (peer.known, peer.wanted);
+        let (known, wanted, advanced_at) = (peer.known, peer.wanted, peer.advanced_at);
         *peer = Peer {
             known,
             wanted,
+            advanced_at,
             ..Peer::new(node)
         };
         self.incoming.retain(|i| i.conn != conn);

@@ -2,7 +2,7 @@
 
 use super::Replica;
 use crate::memory::Memory;
-use crate::meta::config::majority;
+use crate::meta::config::{Standing, majority};
 use crate::replica::peers::{Feed, Peer};
 use crate::types::*;
 use crate::view::*;
@@ -49,6 +49,8 @@ impl<M: Memory> Replica<M> {
             applied: self.log.applied_id().seq,
             journal_floor: self.log.start().id.seq.next(),
             disk_state,
+            membership: self.own_membership(),
+            changing: serving && self.settled_config().is_none(),
             journal_bytes: self.log.ring_bytes(),
             journal_used_bytes: self.log.used_bytes(),
             incoming: u32::try_from(self.incoming.len()).expect("it is bounded"),
@@ -109,6 +111,9 @@ impl<M: Memory> Replica<M> {
         if self.leader.is_some() {
             return DiskState::UpToDate;
         }
+        if self.own_membership() != Membership::Full {
+            return DiskState::Outdated;
+        }
         if self.told_outdated || self.damaged() || self.merging() {
             return DiskState::Outdated;
         }
@@ -133,6 +138,27 @@ impl<M: Memory> Replica<M> {
         }
     }
 
+    fn own_membership(&self) -> Membership {
+        let own = self.metadata.wanted.incarnation;
+        match self.log.config() {
+            Some(config) => membership(config.config.standing(own), self.is_witness()),
+            None => Membership::Unknown,
+        }
+    }
+
+    /// How a peer stands: as the life of it that was met, or else as whatever is known under its name.
+    fn membership_of(&self, peer: &Peer) -> Membership {
+        let Some(config) = self.log.config().map(|c| &c.config) else {
+            return Membership::Unknown;
+        };
+        let name = &self.config.nodes[usize::from(peer.node.0)];
+        let standing = match peer.incarnation() {
+            Some(incarnation) => config.standing(incarnation),
+            None => config.entry(name),
+        };
+        membership(standing, self.config.is_witness(peer.node))
+    }
+
     fn peer_view(&self, peer: &Peer) -> PeerView {
         let connection = match (peer.conn, peer.wanted) {
             (Some(_), _) => ConnectionState::Connected,
@@ -142,6 +168,7 @@ impl<M: Memory> Replica<M> {
         let mut view = PeerView {
             node: peer.node,
             connection,
+            membership: self.membership_of(peer),
             ..PeerView::default()
         };
         if self.config.is_witness(peer.node) {
@@ -170,12 +197,16 @@ impl<M: Memory> Replica<M> {
                 Feed::On { .. } if peer.staging => {
                     (ReplicationState::SyncSource, DiskState::Outdated)
                 }
-                Feed::On { .. } if peer.caught_up => {
+                Feed::On { .. } if peer.caught_up && view.membership == Membership::Full => {
                     (ReplicationState::Established, DiskState::UpToDate)
+                }
+                Feed::On { .. } if view.membership == Membership::Out => {
+                    (ReplicationState::Off, DiskState::Outdated)
                 }
                 Feed::On { .. } => (ReplicationState::Behind, DiskState::Outdated),
                 Feed::TooFar => (ReplicationState::Off, DiskState::Outdated),
-                Feed::NotMember => (ReplicationState::Off, DiskState::Inconsistent),
+                Feed::NotMember if report.fresh => (ReplicationState::Off, DiskState::Inconsistent),
+                Feed::NotMember => (ReplicationState::Off, DiskState::Outdated),
                 Feed::Asked | Feed::Off | Feed::Witness { .. } => {
                     (ReplicationState::Off, DiskState::DUnknown)
                 }
@@ -198,7 +229,7 @@ impl<M: Memory> Replica<M> {
                 DiskState::Inconsistent
             } else if follows {
                 DiskState::UpToDate
-            } else if report.damaged {
+            } else if report.damaged || view.membership != Membership::Full {
                 DiskState::Outdated
             } else {
                 DiskState::Consistent
@@ -270,7 +301,14 @@ impl<M: Memory> Replica<M> {
                 DiskState::Diskless => p.replication == ReplicationState::Established,
                 state => state == DiskState::UpToDate,
             });
-            return if whole {
+            let outside =
+                |p: &PeerView| !matches!(p.membership, Membership::Full | Membership::Unknown);
+            return if view.peers.iter().any(outside) {
+                (
+                    Health::Degraded,
+                    "a node does not count: it was dropped, or has to join first",
+                )
+            } else if whole {
                 (Health::Ok, "")
             } else {
                 (
@@ -284,6 +322,10 @@ impl<M: Memory> Replica<M> {
             DiskState::UpToDate | DiskState::Diskless | DiskState::Consistent => {
                 (Health::Down, "a majority of the nodes can not be reached")
             }
+            _ if view.membership == Membership::Out => (
+                Health::Down,
+                "this node counts for nothing: it was dropped, or replaced by another life of it",
+            ),
             _ if self.resync_view().is_some_and(|r| r.full) => (
                 Health::Degraded,
                 "there is no room to stage a resync: free some in the data directory",
@@ -294,5 +336,15 @@ impl<M: Memory> Replica<M> {
             ),
             _ => (Health::Degraded, "behind the newest data: catching up"),
         }
+    }
+}
+
+/// How a node with this standing is shown.
+fn membership(standing: Option<&Standing>, witness: bool) -> Membership {
+    match standing {
+        Some(s) if s.voter && (s.member || witness) => Membership::Full,
+        Some(s) if s.counts() || s.stopped => Membership::Dropped,
+        Some(s) if s.joining => Membership::Joining,
+        _ => Membership::Out,
     }
 }

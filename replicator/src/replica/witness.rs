@@ -60,11 +60,8 @@ impl<M: Memory> Replica<M> {
             return;
         };
         let at = config.at.seq;
-        let mut reached = self.reached(&config.config, false);
-        if planted!(WitnessToldEarly) {
-            reached = at;
-        }
-        if told >= at || self.log.durable_id().seq < at || reached < at {
+        let early = planted!(WitnessToldEarly) && self.log.durable_id().seq >= at;
+        if told >= at || !(self.may_be_told(config) || early) {
             return;
         }
         let told = Told {

@@ -151,6 +151,8 @@ pub enum Frame {
         tail: Seq,
         /// The length of the lease, in milliseconds.
         lease_ms: u32,
+        /// The record of its latest config, if that is committed and no change of it is pending; else none.
+        settled: RecordId,
     },
     /// I heard that heartbeat and support the lease.
     HeartbeatAck {
@@ -231,6 +233,8 @@ pub enum Frame {
         /// The same when the resync began.
         total_bytes: u64,
     },
+    /// You are to join: this committed config lists you as joining. The log follows.
+    Invite(Box<Told>),
 }
 
 /// Why bytes are not a frame.
@@ -322,6 +326,7 @@ const KIND_CHANGED: u16 = 23;
 const KIND_RESYNC_ASK: u16 = 24;
 const KIND_RESYNC_FROM: u16 = 25;
 const KIND_STAGED: u16 = 26;
+const KIND_INVITE: u16 = 40;
 
 /// A frame's header, checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -352,7 +357,11 @@ impl FrameHeader {
         let batch_blocks = raw.batch_blocks.get();
         let with_batch =
             kind == KIND_APPEND || (matches!(kind, KIND_FETCHED | KIND_BLOCKS) && batch_blocks > 0);
-        let known = [KIND_REPORT..=KIND_CONFIG, KIND_BLOCKS_ASK..=KIND_STAGED];
+        let known = [
+            KIND_REPORT..=KIND_CONFIG,
+            KIND_BLOCKS_ASK..=KIND_STAGED,
+            KIND_INVITE..=KIND_INVITE,
+        ];
         if !known.iter().any(|kinds| kinds.contains(&kind)) {
             return Err(FrameError::Kind(kind));
         }
@@ -388,6 +397,7 @@ impl FrameHeader {
             return told::decode(body).map(|t| Frame::Config(Box::new(t)));
         }
         match self.kind {
+            KIND_INVITE => return told::decode(body).map(|t| Frame::Invite(Box::new(t))),
             KIND_BLOCKS => return resync::decode_blocks(body).map(|b| Frame::Blocks(Box::new(b))),
             KIND_CHANGED => {
                 return resync::decode_changed(body).map(|c| Frame::Changed(Box::new(c)));
@@ -425,6 +435,7 @@ impl FrameHeader {
                 committed: seq(c)?,
                 tail: seq(d)?,
                 lease_ms: n.small.get(),
+                settled: record_from_wire(n.wide.get())?,
             },
             KIND_HEARTBEAT_ACK => Frame::HeartbeatAck {
                 epoch: epoch(a)?,
@@ -481,6 +492,16 @@ fn epoch(n: u64) -> Result<Epoch, FrameError> {
 /// A field that must be a sequence number.
 fn seq(n: u64) -> Result<Seq, FrameError> {
     Seq::checked(n).ok_or(FrameError::Field)
+}
+
+/// A record's name in one number: its epoch above, its own below.
+fn record_from_wire(wide: u128) -> Result<RecordId, FrameError> {
+    let low = |n: u128| u64::try_from(n & u128::from(u64::MAX)).expect("64 bits");
+    RecordId::checked(low(wide >> 64), low(wide)).ok_or(FrameError::Field)
+}
+
+fn record_to_wire(id: RecordId) -> u128 {
+    u128::from(id.epoch.0) << 64 | u128::from(id.seq.0)
 }
 
 fn node_from_wire(byte: u8) -> Result<Option<NodeId>, FrameError> {
@@ -545,12 +566,14 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
             committed,
             tail,
             lease_ms,
+            settled,
         } => {
             n.a = U64::new(epoch.0);
             n.b = U64::new(*number);
             n.c = U64::new(committed.0);
             n.d = U64::new(tail.0);
             n.small = U32::new(*lease_ms);
+            n.wide = U128::new(record_to_wire(*settled));
             KIND_HEARTBEAT
         }
         Frame::HeartbeatAck {
@@ -582,6 +605,7 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
         }
         Frame::Ping => KIND_PING,
         Frame::Config(_) => KIND_CONFIG,
+        Frame::Invite(_) => KIND_INVITE,
         Frame::BlocksAsk {
             token,
             volume,
@@ -633,7 +657,7 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
     };
     let body_bytes = match frame {
         Frame::Report(report) => report::encode(report, body),
-        Frame::Config(told) => told::encode(told, body),
+        Frame::Config(told) | Frame::Invite(told) => told::encode(told, body),
         Frame::Blocks(blocks) => resync::encode_blocks(blocks, body),
         Frame::Changed(changed) => resync::encode_changed(changed, body),
         Frame::ResyncFrom(from) => resync::encode_from(from, body),

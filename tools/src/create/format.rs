@@ -2,7 +2,7 @@
 
 use nbd_server::config::{Config, Node};
 use replicator::meta::config::Name;
-use replicator::meta::label::{FormatParams, format_node};
+use replicator::meta::label::{FormatParams, format_node, format_witness};
 use replicator::meta::superblock::VolumeRecord;
 use replicator::types::Incarnation;
 
@@ -18,8 +18,6 @@ pub(super) struct NodeFormat {
 
 /// The bytes for `node`, with an incarnation of its own.
 pub(super) fn node_format(config: &Config, node: &Node) -> Result<NodeFormat, CreateError> {
-    let mut incarnation = [0; 16];
-    getrandom::fill(&mut incarnation).map_err(CreateError::Random)?;
     let volumes = config.volumes.iter().map(|volume| {
         Ok(VolumeRecord {
             name: name(&volume.name)?,
@@ -29,7 +27,7 @@ pub(super) fn node_format(config: &Config, node: &Node) -> Result<NodeFormat, Cr
     let (meta, journal_label) = format_node(&FormatParams {
         resource: name(&config.resource)?,
         node: name(&node.name)?,
-        incarnation: Incarnation(u128::from_le_bytes(incarnation)),
+        incarnation: incarnation()?,
         journal_bytes: config.journal.size_bytes,
         volumes: volumes.collect::<Result<_, CreateError>>()?,
     });
@@ -37,6 +35,20 @@ pub(super) fn node_format(config: &Config, node: &Node) -> Result<NodeFormat, Cr
         meta,
         journal_label,
     })
+}
+
+/// The bytes of DATA_DIR/meta for a witness, which has nothing else.
+pub(super) fn witness_format(config: &Config, node: &Node) -> Result<Vec<u8>, CreateError> {
+    let incarnation = incarnation()?;
+    let (resource, node) = (name(&config.resource)?, name(&node.name)?);
+    Ok(format_witness(resource, node, incarnation))
+}
+
+/// A life of its own.
+fn incarnation() -> Result<Incarnation, CreateError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(CreateError::Random)?;
+    Ok(Incarnation(u128::from_le_bytes(bytes)))
 }
 
 /// The config allows no longer names than the core.

@@ -13,7 +13,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nbd_server::config::{Config, ConfigError, Node, size};
+use nbd_server::config::{Config, ConfigError, Node, NodeRole, size};
 use nbd_server::lock::{DataDirLock, LockError};
 use replicator::store::sums;
 
@@ -107,6 +107,14 @@ pub fn create(config: &Config, node: &Node, wipe: bool) -> Result<(), CreateErro
     if !wipe && std::fs::symlink_metadata(&meta).is_ok() {
         return Err(CreateError::Exists(meta));
     }
+    if node.role == NodeRole::Witness {
+        let bytes = format::witness_format(config, node)?;
+        remove_meta(&meta, node)?;
+        let mut made = Made::default();
+        write_meta(&meta, &bytes, &mut made)?;
+        made.keep();
+        return Ok(());
+    }
     let journal = Place::inspect(&node.journal_path(), wipe)?;
     if let Some(bytes) = journal.device_bytes() {
         config.check_journal(journal.path(), bytes)?;
@@ -137,12 +145,7 @@ pub fn create(config: &Config, node: &Node, wipe: bool) -> Result<(), CreateErro
     let format = format::node_format(config, node)?;
 
     // From here on there is no node until the metadata is back.
-    match std::fs::remove_file(&meta) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(failed("remove", &meta)(error));
-        }
-        _ => sync_dir(&node.data_dir)?,
-    }
+    remove_meta(&meta, node)?;
     let mut made = Made::default();
     for (store, bytes) in &stores {
         store.make_store(*bytes, &mut made)?;
@@ -153,6 +156,13 @@ pub fn create(config: &Config, node: &Node, wipe: bool) -> Result<(), CreateErro
     write_meta(&meta, &format.meta, &mut made)?;
     made.keep();
     Ok(())
+}
+
+fn remove_meta(meta: &Path, node: &Node) -> Result<(), CreateError> {
+    match std::fs::remove_file(meta) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", meta)(error)),
+        _ => sync_dir(&node.data_dir),
+    }
 }
 
 /// Files that were made; they are removed again unless all goes well.

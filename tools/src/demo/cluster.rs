@@ -113,6 +113,12 @@ impl Cluster {
         self.start_all()
     }
 
+    /// Whether a node is a witness, which has no stores.
+    #[must_use]
+    pub fn is_witness(&self, node: usize) -> bool {
+        self.spec.witnesses.contains(&self.nodes[node].name)
+    }
+
     /// `replctl create`.
     pub fn create(&self, node: usize) -> Result<(), ClusterError> {
         self.expect_done(node, &["create"]).map(drop)

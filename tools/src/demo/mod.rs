@@ -394,6 +394,7 @@ pub fn stop_cleanly(cluster: &mut Cluster, primary: usize) -> Result<(), Cluster
                 && status
                     .peers
                     .iter()
+                    .filter(|peer| peer.role.as_deref() != Some("Witness"))
                     .all(|peer| peer.up_to_date() && peer.behind_bytes == Some(0));
             Ok(if quiet {
                 Ok(())
@@ -404,7 +405,10 @@ pub fn stop_cleanly(cluster: &mut Cluster, primary: usize) -> Result<(), Cluster
     )?;
     cluster.expect_done(primary, &["demote"])?;
     let committed = cluster.status(primary)?.seq.committed;
-    for node in 0..all {
+    for node in (0..all)
+        .filter(|n| !cluster.is_witness(*n))
+        .collect::<Vec<_>>()
+    {
         cluster.wait_status(
             node,
             "every node knows what is committed",

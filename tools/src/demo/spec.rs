@@ -36,6 +36,8 @@ impl Programs {
 pub struct Spec {
     /// The nodes' names.
     pub nodes: Vec<String>,
+    /// Those of them that are witnesses.
+    pub witnesses: Vec<String>,
     /// The volumes: name and bytes.
     pub volumes: Vec<(String, u64)>,
     /// Bytes of each node's journal.
@@ -63,6 +65,7 @@ impl Default for Spec {
     fn default() -> Self {
         Self {
             nodes: ["pbx-a", "pbx-b", "pbx-c"].map(String::from).to_vec(),
+            witnesses: Vec::new(),
             volumes: vec![("db".into(), 64 << 20), ("recordings".into(), 256 << 20)],
             journal_bytes: 256 << 20,
             on_no_quorum: None,
@@ -94,6 +97,9 @@ impl Spec {
                 node.data_dir.display(),
                 node.run_dir.display()
             );
+            if self.witnesses.iter().any(|witness| witness == node.name) {
+                text.push_str("role = \"witness\"\n");
+            }
         }
         for (name, bytes) in &self.volumes {
             let _ = write!(text, "\n[[volume]]\nname = \"{name}\"\nsize = {bytes}\n");

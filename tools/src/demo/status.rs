@@ -90,6 +90,9 @@ pub struct Peer {
     pub replication: Option<String>,
     /// DRBD's disk states.
     pub disk_state: Option<String>,
+    /// member, dropped, joining or out.
+    #[serde(default)]
+    pub membership: Option<String>,
     /// The last record that it has durably.
     pub durable_seq: Option<u64>,
     /// How much it misses.

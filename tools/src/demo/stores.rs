@@ -19,7 +19,7 @@ pub fn compare(
     for volume in volumes {
         let size = volume.oracle().size();
         let mut files = Vec::new();
-        for node in 0..cluster.len() {
+        for node in (0..cluster.len()).filter(|n| !cluster.is_witness(*n)) {
             let path = cluster.store(node, &volume.name);
             let file = File::open(&path).map_err(|source| ClusterError::Io {
                 what: "open",

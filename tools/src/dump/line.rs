@@ -100,6 +100,8 @@ pub(super) struct Standing {
     pub(super) incarnation: String,
     pub(super) voter: bool,
     pub(super) member: bool,
+    pub(super) joining: bool,
+    pub(super) stopped: bool,
 }
 
 /// A batch.
@@ -245,6 +247,8 @@ impl fmt::Display for Superblock {
                         (true, true) => "voter and member",
                         (true, false) => "voter",
                         (false, true) => "member",
+                        (false, false) if node.joining => "joining",
+                        (false, false) if node.stopped => "dropped as confirmed to be off",
                         (false, false) => "neither voter nor member",
                     };
                     writeln!(f, "    {} {} ({role})", node.name, node.incarnation)?;

@@ -127,6 +127,8 @@ fn shown(superblock: &Superblock) -> line::Superblock {
             incarnation: wide(node.incarnation.0),
             voter: node.voter,
             member: node.member,
+            joining: node.joining,
+            stopped: node.stopped,
         });
         line::Config {
             version: config.version,

@@ -32,7 +32,10 @@ fn uuid_detach_resync() {
     // A node's disk fails while the Primary writes. It returns with the same disk and lacks what was written since.
     let mut c = serving(2, Options::default());
     c.must_write(A, 0, 0, 200);
-    c.until_fed(A);
+    // The last batch that it has is sent again: a small one.
+    c.must_write(A, 0, 0, 1);
+    let has_all = |c: &Cluster| c.nodes[C].view.durable == c.nodes[A].view.admitted;
+    assert!(c.run_until(SECOND, has_all));
     c.fails_next_journal_write(C);
     c.must_write(A, 0, 3, 1);
     let failed = |c: &Cluster| c.nodes[C].view.disk_state == DiskState::Failed;

@@ -10,6 +10,7 @@ mod holding;
 mod holes;
 mod interruptions;
 mod lifecycle;
+mod membership;
 mod mending;
 mod outdated;
 mod page;
@@ -21,8 +22,9 @@ mod rules;
 mod witness_rules;
 mod words;
 
-use replicator::io::{AdminError, AdminResult};
+use replicator::io::{AdminCommand, AdminError, AdminResult};
 use replicator::view::DiskState;
 
 use self::words::*;
+use crate::drive::JOURNAL;
 use crate::harness::*;

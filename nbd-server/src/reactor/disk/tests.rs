@@ -48,10 +48,10 @@ impl Bench {
         };
         let files = Files {
             meta: open("meta"),
-            journal: open("journal"),
+            journal: Some(open("journal")),
             stores: vec![open("store")],
-            sums: open("sums"),
-            stage: open("stage"),
+            sums: Some(open("sums")),
+            stage: Some(open("stage")),
         };
         let disks = Disks::new(files, &pool).unwrap();
         Self {
@@ -367,7 +367,7 @@ fn want_of_room_to_stage_is_left_to_the_core_and_anything_else_is_told() {
     let active = |file| Active {
         ticket: Ticket(1),
         began: Time(0),
-        file: bench.disks.files.stage.clone(),
+        file: bench.disks.files.stage.clone().unwrap(),
         offset: 0,
         length: 4096,
         done: 0,

@@ -5,7 +5,7 @@ use crate::io::*;
 use crate::journal::batch;
 use crate::journal::log::last_common;
 use crate::memory::{Buffer, Memory};
-use crate::meta::config::{ClusterConfig, ConfigAt};
+use crate::meta::config::{ClusterConfig, ConfigAt, Standing};
 use crate::replica::Replica;
 use crate::types::*;
 use crate::wire::frame::{Frame, Report};
@@ -20,7 +20,8 @@ impl<M: Memory> Replica<M> {
         // Of equals the first counts, which is this node.
         answers
             .iter()
-            .filter(|(_, r)| !r.fresh && !r.damaged && config.is_member(r.incarnation))
+            .filter(|(_, r)| !r.fresh && !r.damaged)
+            .filter(|(_, r)| config.standing(r.incarnation).is_some_and(Standing::counts))
             .reduce(|best, next| {
                 if next.1.tail > best.1.tail {
                     next

@@ -93,6 +93,7 @@ fn open(meta: &mut Meta) -> Replica<Heap> {
         on_no_quorum: OnNoQuorum::SuspendIo,
         ack: AckPolicy::Majority,
         requests_max: 4,
+        drop_after_ms: 0,
     };
     let recovered = recover_witness(meta, &config).unwrap();
     Replica::open(config, recovered, Heap, Time(5_000_000_000), [1; 32])

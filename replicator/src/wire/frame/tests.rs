@@ -114,6 +114,7 @@ fn every_kind() -> Vec<(Frame, u32)> {
                 committed: Seq(11),
                 tail: Seq(12),
                 lease_ms: 13,
+                settled: id(14, 15),
             },
             0,
         ),
@@ -198,6 +199,7 @@ fn every_kind() -> Vec<(Frame, u32)> {
             },
             0,
         ),
+        (Frame::Invite(Box::new(told())), 0),
     ]
 }
 
@@ -376,6 +378,7 @@ fn the_format_is_this() {
         committed: Seq(0x0506),
         tail: Seq(0x0708),
         lease_ms: 0x090a,
+        settled: RecordId::NONE,
     };
     assert_eq!(hex(&encoded(&heartbeat, 0)), HEARTBEAT);
     let append = Frame::Append {

@@ -38,10 +38,10 @@ impl Bench {
         let recorder = Recorder::create(&dir.path().join("tape")).unwrap();
         let files = Files {
             meta: open("meta"),
-            journal: open("journal"),
+            journal: Some(open("journal")),
             stores: vec![open("store")],
-            sums: open("sums"),
-            stage: open("stage"),
+            sums: Some(open("sums")),
+            stage: Some(open("stage")),
         };
         let disks = Disks::new(files, &pool).unwrap().recorded(recorder.clone());
         let ring = Ring::new(8).unwrap();

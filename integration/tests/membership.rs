@@ -1,0 +1,182 @@
+//! Two data nodes and a witness go on after losing any one of them, and a node that lost its disks is replaced. P1
+//! (acknowledged is durable) at every step.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use integration::{BOUND, Scene, roomy};
+use tools::cluster::{Spec, exit};
+
+/// pbx-a and pbx-b keep the data, pbx-w votes.
+fn with_witness() -> Spec {
+    Spec {
+        nodes: ["pbx-a", "pbx-b", "pbx-w"].map(String::from).to_vec(),
+        witnesses: vec!["pbx-w".into()],
+        ..roomy()
+    }
+}
+
+const A: usize = 0;
+const B: usize = 1;
+const W: usize = 2;
+
+/// Waits until a Primary says of a peer how it counts.
+fn await_membership(scene: &mut Scene, primary: usize, peer: usize, how: &str) {
+    let name = scene.cluster.name(peer).to_owned();
+    let what = format!("{name} is {how}");
+    let result = scene.cluster.wait_status(primary, &what, BOUND, |status| {
+        let peer = status.peer(&name);
+        peer.is_some_and(|p| p.membership.as_deref() == Some(how))
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// `replctl replace` with a line on stdin; its exit code and what it complains of.
+fn replace(scene: &Scene, primary: usize, peer: &str, line: &str) -> (i32, String) {
+    let mut child = Command::new(&scene.cluster.programs().replctl)
+        .arg("--config")
+        .arg(scene.cluster.config())
+        .args(["--node", scene.cluster.name(primary), "replace", peer])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("replctl starts");
+    let mut stdin = child.stdin.take().expect("it was asked for");
+    stdin.write_all(line.as_bytes()).expect("replctl listens");
+    drop(stdin);
+    let output = child.wait_with_output().expect("replctl ends");
+    assert!(output.stdout.is_empty());
+    let text = String::from_utf8(output.stderr).expect("text");
+    (output.status.code().expect("an exit code"), text)
+}
+
+#[test]
+fn two_data_nodes_and_a_witness_go_on_without_any_one_of_them() {
+    let mut scene = Scene::serving(with_witness());
+    let load = scene.work(A, scene.busy_streams());
+    scene.await_writes(&load, 300);
+
+    // The Primary dies.
+    let streams = scene.kill_under(A, load);
+    scene.promote(B);
+    scene.verify(B);
+    let load = scene.work(B, streams);
+    scene.await_writes(&load, 300);
+    await_membership(&mut scene, B, A, "dropped");
+    scene.cluster.start(A).expect("it starts again");
+    scene.await_caught_up(A, B);
+    await_membership(&mut scene, B, A, "member");
+    scene.await_writes(&load, 200);
+
+    // The witness dies.
+    scene.cluster.kill(W).expect("killed");
+    scene.await_writes(&load, 300);
+    scene.cluster.start(W).expect("it starts again");
+    let settled = scene
+        .cluster
+        .wait_status(B, "all is well", BOUND, |status| status.health == "ok");
+    settled.unwrap_or_else(|error| panic!("{error}"));
+
+    // The Secondary dies: writes wait, and go on without it.
+    scene.cluster.kill(A).expect("killed");
+    scene.await_writes(&load, 300);
+    await_membership(&mut scene, B, A, "dropped");
+    let streams = scene.finish(load);
+    scene.verify(B);
+
+    // What it missed makes it no Primary, with the witness's vote or without.
+    scene.cluster.kill(B).expect("killed");
+    scene.cluster.start(A).expect("it starts again");
+    let alone = ["promote", "--timeout", "4"];
+    let refused = scene.cluster.ctl(A, &alone, BOUND).expect("answers");
+    assert!(
+        [exit::NO_DATA, exit::NO_QUORUM].contains(&refused.code),
+        "{}",
+        refused.message()
+    );
+    scene.cluster.start(B).expect("it starts again");
+    scene.promote(B);
+    await_membership(&mut scene, B, A, "member");
+    let load = scene.work(B, streams);
+    scene.await_writes(&load, 200);
+    let streams = scene.kill_under(B, load);
+    scene.promote(A);
+    scene.verify(A);
+    drop(streams);
+    scene.cluster.start(B).expect("it starts again");
+    scene.await_caught_up(B, A);
+    await_membership(&mut scene, A, B, "member");
+    scene.stop_and_compare(A);
+}
+
+#[test]
+fn a_node_that_lost_its_disks_is_replaced_on_line() {
+    let mut scene = Scene::serving(roomy());
+    let load = scene.work(0, scene.calm_streams());
+    scene.await_writes(&load, 100);
+    scene.cluster.kill(2).expect("killed");
+    std::fs::remove_dir_all(scene.cluster.data_dir(2)).expect("wiped");
+    scene.cluster.create(2).expect("created anew");
+    scene.cluster.start(2).expect("it starts");
+    await_membership(&mut scene, 0, 2, "out");
+
+    let returns = ["return", "pbx-c"];
+    let refused = scene.cluster.ctl(0, &returns, BOUND).expect("answers");
+    assert_eq!(refused.code, exit::FAILED, "{}", refused.message());
+    assert!(refused.message().contains("replctl replace"));
+    let (code, said) = replace(&scene, 0, "pbx-c", "yes\n");
+    assert_eq!(code, exit::USAGE, "{said}");
+    let (code, said) = replace(&scene, 1, "pbx-c", "pbx-c\n");
+    assert_eq!(code, exit::OTHER_PRIMARY, "{said}");
+    let (code, said) = replace(&scene, 0, "pbx-c", "pbx-c\n");
+    assert_eq!((code, said.as_str()), (exit::DONE, ""));
+    await_membership(&mut scene, 0, 2, "member");
+
+    // Its journal counts now: with it alone a write is acknowledged, and it can take over.
+    scene.cluster.kill(1).expect("killed");
+    scene.await_writes(&load, 100);
+    let streams = scene.kill_under(0, load);
+    scene.cluster.start(1).expect("it starts again");
+    scene.promote(2);
+    scene.verify(2);
+    drop(streams);
+    scene.cluster.start(0).expect("it starts again");
+    scene.await_caught_up(0, 2);
+    scene.await_caught_up(1, 2);
+    scene.stop_and_compare(2);
+}
+
+#[test]
+fn an_operator_drops_a_node_and_takes_it_back() {
+    let mut scene = Scene::serving(roomy());
+    let load = scene.work(0, scene.calm_streams());
+    let dropped = scene.cluster.ctl(0, &["drop", "pbx-b"], BOUND);
+    let dropped = dropped.expect("answers");
+    assert_eq!(dropped.code, exit::DONE, "{}", dropped.message());
+    assert!(
+        dropped
+            .stderr
+            .contains("2 data nodes and 0 witnesses are left"),
+        "{}",
+        dropped.stderr
+    );
+    await_membership(&mut scene, 0, 1, "out");
+    let refused = scene.cluster.ctl(1, &["promote", "--timeout", "1"], BOUND);
+    assert_ne!(refused.expect("answers").code, exit::DONE);
+    // The next one would be one too many.
+    scene.cluster.kill(2).expect("killed");
+    let refused = scene
+        .cluster
+        .ctl(0, &["drop", "pbx-c", "--timeout", "5"], BOUND);
+    assert_eq!(refused.expect("answers").code, exit::NO_QUORUM);
+    scene.cluster.start(2).expect("it starts again");
+    scene.await_writes(&load, 50);
+    let returned = scene.cluster.ctl(0, &["return", "pbx-b"], BOUND);
+    let returned = returned.expect("answers");
+    assert_eq!(returned.code, exit::DONE, "{}", returned.message());
+    await_membership(&mut scene, 0, 1, "member");
+    scene.finish(load);
+    scene.verify(0);
+    scene.stop_and_compare(0);
+}

@@ -1,0 +1,198 @@
+//! Promotions and drops that leave somebody out: by P6, and for two nodes alone by somebody's word that the other is off
+//! (protocol F0, F2, F3).
+
+use crate::io::*;
+use crate::memory::Memory;
+use crate::meta::config::{ClusterConfig, ConfigAt, Standing, majority};
+use crate::replica::Replica;
+use crate::types::*;
+use crate::wire::frame::Report;
+
+/// Somebody answers for a node's being off. Kept in memory only.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::replica) struct Confirmation {
+    pub(super) node: NodeId,
+    pub(super) incarnation: Incarnation,
+}
+
+/// The other one of two data nodes that are all there is.
+fn other_of_two(config: &ClusterConfig, own: Incarnation) -> Option<&Standing> {
+    let counting = || config.nodes.iter().filter(|n| n.counts());
+    let both = counting().count() == 2 && counting().all(|n| n.voter && n.member);
+    let other = counting().find(|n| n.incarnation != own);
+    other.filter(|_| both && config.is_member(own))
+}
+
+impl<M: Memory> Replica<M> {
+    /// Somebody says that a node is off.
+    pub(in crate::replica) fn confirm_stopped(&mut self, node: NodeId) -> AdminResult {
+        let Some(peer) = self.peer(node) else {
+            return Err(AdminError::Failed("this is no peer".into()));
+        };
+        let name = self.config.nodes[usize::from(node.0)];
+        if peer.conn.is_some() {
+            return Err(AdminError::Failed(format!(
+                "{name} is connected: what answers is not off"
+            )));
+        }
+        let entry = self.log.config().and_then(|c| c.config.entry(&name));
+        let Some(entry) = entry.filter(|e| e.counts()) else {
+            return Err(AdminError::Failed(format!(
+                "{name} counts for nothing: nobody waits for it"
+            )));
+        };
+        self.confirmed = Some(Confirmation {
+            node,
+            incarnation: entry.incarnation,
+        });
+        self.log_warn(format!(
+            "somebody answers for it that {name} is off: until it is heard of, it is not waited for"
+        ));
+        self.candidate_is_free();
+        Ok(())
+    }
+
+    /// A node that is heard of, or spoken to, is not off.
+    pub(in crate::replica) fn void_confirmation(&mut self, node: NodeId) {
+        if self.is_confirmed(node) && !planted!(ConfirmationKept) {
+            self.confirmed = None;
+            let name = self.config.nodes[usize::from(node.0)];
+            self.log_warn(format!(
+                "{name} is heard of: the word that it is off is void"
+            ));
+        }
+    }
+
+    /// Whether somebody's word that a node is off holds.
+    pub(in crate::replica) fn is_confirmed(&self, node: NodeId) -> bool {
+        self.confirmed.is_some_and(|c| c.node == node)
+    }
+
+    /// A record that took this node for off is the newest config's: what it says itself counts for nothing (protocol F0).
+    pub(in crate::replica) fn is_taken_for_stopped(&self, incarnation: Incarnation) -> bool {
+        let newest = self.log.config();
+        newest.is_some_and(|c| c.config.standing(incarnation).is_some_and(|s| s.stopped))
+    }
+
+    /// The Primary says which config is its latest, or that a change of it is pending.
+    pub(in crate::replica) fn note_settled(&mut self, settled: RecordId) {
+        self.settled_told = self.following.map(|f| (f.node, settled));
+    }
+
+    /// Drops the other one of two nodes that is confirmed to be off (protocol F2).
+    pub(super) fn drop_as_confirmed(&mut self) -> bool {
+        let Some(confirmed) = self.confirmed else {
+            return false;
+        };
+        let own = self.metadata.wanted.incarnation;
+        let config = self.settled_config().map(|c| c.config.clone());
+        let next = config.and_then(|config| {
+            let other = other_of_two(&config, own)?;
+            (other.incarnation == confirmed.incarnation).then(|| without(&config, other))?
+        });
+        let Some(next) = next else { return false };
+        let name = self.config.nodes[usize::from(confirmed.node.0)];
+        let why = format!("{name} is off, as was confirmed: this node goes on alone");
+        let changed = self.change_membership(next, &why);
+        if changed {
+            self.confirmed = None;
+        }
+        changed
+    }
+
+    /// Whether a confirmed stop stands for the other node's vote in this node's promotion (protocol F3).
+    pub(in crate::replica) fn has_confirmed_vote(&self, config: &ClusterConfig) -> bool {
+        let own = self.metadata.wanted.incarnation;
+        let Some(confirmed) = self.confirmed else {
+            return false;
+        };
+        let other = other_of_two(config, own);
+        let Some(ConfigAt { at, config: latest }) = self.log.config() else {
+            return false;
+        };
+        let told = self.settled_told == Some((confirmed.node, *at)) || planted!(UntoldGoesAlone);
+        other.is_some_and(|o| o.incarnation == confirmed.incarnation)
+            && latest == config
+            && at.seq <= self.committed
+            && told
+    }
+
+    /// The config that this node's epoch record is to carry: the adopted one, or without one member that did not grant and
+    /// could not be done without otherwise (protocol P4, P6, F3).
+    pub(in crate::replica) fn config_to_carry(
+        &self,
+        config: ClusterConfig,
+        grants: &[(NodeId, Report)],
+    ) -> ClusterConfig {
+        let own = self.metadata.wanted.incarnation;
+        if self.has_confirmed_vote(&config)
+            && let Some(other) = other_of_two(&config, own)
+            && let Some(alone) = without(&config, other)
+        {
+            return alone;
+        }
+        let members = config.members();
+        let granted = |n: &Standing| {
+            let mut grants = grants.iter();
+            grants.any(|(_, r)| r.incarnation == n.incarnation && !r.damaged && !r.fresh)
+        };
+        let alive = config.nodes.iter().filter(|n| n.member && granted(n));
+        let alive = alive.count();
+        let needed = members > 1 && alive < majority(members) && alive >= majority(members - 1);
+        if !needed || self.config.drop_after_ns().is_none() {
+            return config;
+        }
+        let missing = config.nodes.iter().find(|n| n.member && !granted(n));
+        let next = missing.and_then(|n| {
+            config.with(Standing {
+                member: false,
+                ..*n
+            })
+        });
+        next.unwrap_or(config)
+    }
+
+    /// Whether members that are there may yet grant, without whom one would have to be left out.
+    pub(in crate::replica) fn hopes_for_members(
+        &self,
+        config: &ClusterConfig,
+        grants: &[(NodeId, Report)],
+    ) -> bool {
+        let member = |i: Incarnation| config.is_member(i);
+        let granting = grants.iter().filter(|(_, r)| member(r.incarnation));
+        let here = self.peers.iter().filter(|p| p.conn.is_some());
+        let here = here.filter(|p| p.incarnation().is_some_and(member));
+        let granting = granting.count();
+        granting < majority(config.members()) && here.count() + 1 > granting
+    }
+
+    /// What stood for a vote in a record stands for no other.
+    pub(in crate::replica) fn use_confirmation(&mut self) {
+        if let Some(confirmed) = self.confirmed
+            && self.is_taken_for_stopped(confirmed.incarnation)
+        {
+            self.confirmed = None;
+        }
+    }
+
+    /// Whether a node that wants to be Primary is a member, by the newest config that this voter and it know.
+    pub(in crate::replica) fn may_stand(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        let Some(own) = self.log.config() else {
+            return self.fresh();
+        };
+        let report = self.peer(node).and_then(|p| p.report.as_ref());
+        let theirs = report.and_then(|r| r.config.as_ref());
+        let newer = theirs.filter(|c| c.at > own.at);
+        newer.unwrap_or(own).config.is_member(incarnation)
+    }
+}
+
+/// A config without a node that is off, which names the vote that this stood for (protocol F0).
+fn without(config: &ClusterConfig, other: &Standing) -> Option<ClusterConfig> {
+    config.with(Standing {
+        voter: false,
+        member: false,
+        stopped: true,
+        ..*other
+    })
+}
