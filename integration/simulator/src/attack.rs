@@ -70,7 +70,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     // Disks that do not.
     attack("rot in the journal", 14, 20, rot_journal),
     attack("unreadable sectors in the journal", 10, 20, spoil_journal),
-    attack("rot in a store", 30, 8, rot_store),
+    attack("rot in a store", 30, 5, rot_store),
     attack("rot in the checksums", 15, 12, rot_sums),
     attack("lost write", 10, 25, lost_write),
     attack("stray write", 10, 25, stray_write),

@@ -13,6 +13,7 @@ use replicator::{AckPolicy, OnNoQuorum};
 use crate::client::{Kind, Request};
 use crate::drive::{JOURNAL, META, STORE};
 use crate::harness::*;
+use crate::resync::Image;
 
 /// Disk operations of a node at one time, at most: each journal write may be in two pieces, and a batch that is read.
 const JOURNAL_WRITES_MAX: usize = 4;
@@ -74,6 +75,12 @@ pub(crate) struct Bounds {
     waiting: BTreeMap<usize, u64>,
     /// For how many turns a node's memory was short and nothing was going on.
     short: BTreeMap<usize, u32>,
+}
+
+/// Whether a peer is fed and counts for a commit.
+fn counts(peer: &PeerView) -> bool {
+    use ReplicationState::{Off, SyncSource};
+    !matches!(peer.replication, Off | SyncSource)
 }
 
 impl Cluster {
@@ -143,7 +150,8 @@ impl Cluster {
             let peer = node_id(c.nodes[1 - side]);
             // Once the ring has gone past what a peer acknowledged, its window is counted more narrowly.
             let reached = |p: &PeerView| p.durable.is_some_and(|d| d >= n.view.journal_floor);
-            let fed = |p: &PeerView| p.node == peer && p.replication != ReplicationState::Off;
+            // While blocks are read for a peer in resync its stream stands still.
+            let fed = |p: &PeerView| p.node == peer && counts(p);
             let in_reach = |p: &PeerView| fed(p) && reached(p);
             let Some(sent) = self.bounds.sent.get(&(conn, side)) else {
                 continue;
@@ -185,7 +193,7 @@ impl Cluster {
         let mut durable: Vec<Seq> = view
             .peers
             .iter()
-            .filter(|p| p.replication != ReplicationState::Off && self.is_data(p.node))
+            .filter(|p| counts(p) && self.is_data(p.node))
             .filter_map(|p| p.durable)
             .chain([view.durable])
             .collect();
@@ -335,6 +343,13 @@ impl Cluster {
         );
     }
 
+    /// A peer in resync is told where its stream begins.
+    pub(crate) fn feeds_from(&mut self, conn: usize, side: usize, last: u64) {
+        let sent = self.bounds.sent.entry((conn, side)).or_default();
+        sent.blocks.clear();
+        sent.last = last;
+    }
+
     /// A node is told that a batch has left.
     pub(crate) fn has_left(&mut self, conn: usize, side: usize) {
         if let Some(queued) = self.bounds.queued.get_mut(&(conn, side)) {
@@ -412,12 +427,13 @@ impl Cluster {
             return;
         }
         for (volume, store) in n.disks.stores.iter().enumerate() {
+            let image = Image::of(&n.disks, volume, None);
             assert!(
                 store.is_flushed(),
                 "P10: node {node} says that it is drained, and a power cut would lose some of volume {volume}"
             );
             let end = n.view.committed.0;
-            self.checks.store_is_prefix(node, volume, store, end, end);
+            self.checks.store_is_prefix(node, volume, &image, end, end);
         }
     }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use replicator::journal::batch::{self, Kind};
 use replicator::types::{BLOCK_BYTES, RecordId};
 
-use crate::disk::Disk;
+use crate::resync::Image;
 
 /// A change of one block: volume, block, and the CRC of what it holds then.
 type Change = (usize, u64, u32);
@@ -361,6 +361,28 @@ impl Checks {
         })
     }
 
+    /// A node's superblock says that what a resync brought is its image, through a record (C2): that is committed, and nothing that the node
+    /// has is newer. Its log begins anew there.
+    pub(crate) fn merges(&mut self, node: usize, epoch: u64, seq: u64) {
+        if self.beyond {
+            return;
+        }
+        let newest = self.chain.range(..=seq).next_back();
+        assert!(
+            newest.is_some_and(|(_, b)| (b.epoch, b.last) == (epoch, seq)),
+            "C2: node {node} makes what it staged through {epoch}.{seq} its image, committed is {newest:?}"
+        );
+        let log = std::mem::take(&mut self.logs[node]);
+        let tail = log.batches.values().rev().find(|j| j.durable);
+        let tail = tail.map_or((0, 0), |j| (j.batch.epoch, j.batch.last));
+        assert!(
+            tail <= (epoch, seq),
+            "C2: node {node} has a log through {tail:?}, and gives it up for {epoch}.{seq}"
+        );
+        self.logs[node].checked = seq;
+        self.gone.push((node, log));
+    }
+
     /// A node's disks were replaced, or are known to be damaged. What it had counted until then.
     pub(crate) fn wiped(&mut self, node: usize) {
         if let Some(witness) = node.checked_sub(self.logs.len()) {
@@ -498,7 +520,7 @@ impl Checks {
         &self,
         node: usize,
         volume: usize,
-        store: &Disk,
+        store: &Image<'_>,
         applied: u64,
         committed: u64,
     ) {

@@ -103,8 +103,8 @@ pub fn main() -> ExitCode {
     let kinds: Vec<_> = kinds.map(|(a, n)| format!("{} {n}", a.name)).collect();
     println!("faults: {}", kinds.join(", "));
     println!(
-        "lives that ended early: {} since more was lost than anything can keep, {} since a majority would have needed a resync",
-        sum.beyond, sum.stuck
+        "{} resyncs; lives that ended early: {} since more was lost than anything can keep, {} since every node went on alone",
+        sum.resyncs, sum.beyond, sum.stuck
     );
     println!(
         "{} seeds in {seconds:.1} s ({:.1} a second): {} faults, {} promotions, {} operations of clients, {} writes acknowledged and checked, {} reads checked, {} failures",

@@ -214,7 +214,7 @@ impl Cluster {
             .max_by_key(|&n| self.nodes[n].view.epoch)
     }
 
-    /// Whether the Primary feeds a peer live, or says that it can not.
+    /// Whether the Primary feeds all peers live, but for those that have nothing that it can go on from.
     pub(crate) fn fed(&self, primary: usize) -> bool {
         self.nodes[primary].view.peers.iter().all(|p| {
             let node = usize::from(p.node.0);
@@ -222,7 +222,6 @@ impl Cluster {
                 && p.replication == ReplicationState::Established;
             p.disk_state == DiskState::UpToDate
                 || told
-                || self.is_too_far(primary, node)
                 || self.nodes[node].ruined
                 || self.nodes[node].wiped
                 || self.is_exile(node)
@@ -239,6 +238,7 @@ impl Cluster {
             .any(|p| usize::from(p.node.0) == peer && p.disk_state == DiskState::UpToDate)
     }
 
+    #[cfg(test)]
     pub(crate) fn is_too_far(&self, primary: usize, peer: usize) -> bool {
         self.nodes[primary].view.peers.iter().any(|p| {
             usize::from(p.node.0) == peer

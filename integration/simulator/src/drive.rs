@@ -439,6 +439,10 @@ impl Cluster {
             self.checks.witness_holds(node, at.epoch.0, at.seq.0);
         }
         self.post(node, Happening::Disk(flight.ticket, result));
+        if of_meta && self.nodes[node].resyncs {
+            self.note_merge(node);
+            self.image_is_prefix(node);
+        }
         if of_meta && self.nodes[node].forced && self.superblock_is_settled(node) {
             self.note_fork(node);
         }

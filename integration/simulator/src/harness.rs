@@ -135,6 +135,10 @@ pub(crate) struct Node {
     pub(crate) may_fail: bool,
     /// Something that was durable on its disks has been harmed since they were made.
     pub(crate) hurt: bool,
+    /// It has asked for a resync since it started, or found one on its disks.
+    pub(crate) resyncs: bool,
+    /// What its superblock says is being laid over its stores.
+    pub(crate) merges: Option<RecordId>,
     /// Pages of its checksums rotted.
     pub(crate) sums_rotted: bool,
     /// Its disks are beyond what it can start from.
@@ -179,7 +183,9 @@ pub(crate) struct Cluster {
     /// The nodes whose durable data may be harmed.
     pub(crate) victims: Vec<usize>,
     pub(crate) operations: u64,
-    /// Too few members are left that can be fed from a journal.
+    /// How many resyncs came to their end.
+    pub(crate) resyncs: u64,
+    /// Every member went on alone.
     pub(crate) stuck: bool,
     /// A frame was damaged or forged.
     pub(crate) harm: bool,
@@ -226,6 +232,7 @@ impl Cluster {
             faults: [0; ATTACKS.len()],
             victims: Vec::new(),
             operations: 0,
+            resyncs: 0,
             stuck: false,
             harm: false,
             calm: false,
@@ -258,6 +265,8 @@ impl Cluster {
                 hung_until: [0; KINDS],
                 may_fail: false,
                 hurt: false,
+                resyncs: false,
+                merges: None,
                 sums_rotted: false,
                 ruined: false,
                 wiped: false,
@@ -329,6 +338,7 @@ impl Cluster {
             turns: self.turns,
             beyond: u64::from(self.checks.is_beyond()),
             stuck: u64::from(self.stuck),
+            resyncs: self.resyncs,
             time_ns: self.now,
             hash: self.hash.value(),
         }

@@ -7,6 +7,7 @@ use replicator::view::{DiskState, PeerView};
 use crate::drive::KINDS;
 use crate::harness::*;
 use crate::oracle::stamps_of_block;
+use crate::resync::Image;
 
 impl Cluster {
     /// These nodes work again: they run, their disks are fast, and frames pass between them.
@@ -91,29 +92,8 @@ impl Cluster {
             self.checks.ends_beyond();
             return None;
         }
-        if self.needs_resync(nodes) {
-            return None;
-        }
         said.truncate(8);
         panic!("nobody can be promoted: {said:?}");
-    }
-
-    /// How many of these nodes can be fed from the journal of the one among them that has trimmed its own furthest. The others need a
-    /// resync, which does not exist yet: until then they do not count.
-    fn within_the_journal(&self, nodes: &[usize]) -> usize {
-        let gone = |n: usize| self.nodes[n].wiped || self.is_exile(n);
-        let there = |n: &&usize| self.up(**n) && !gone(**n);
-        let floor = |n: &usize| self.nodes[*n].view.journal_floor.0;
-        let highest = nodes.iter().filter(there).map(floor).max().unwrap_or(0);
-        let near = |n: &&usize| self.nodes[**n].view.committed.0 + 1 >= highest;
-        nodes.iter().filter(there).filter(near).count()
-    }
-
-    /// Whether too few of these nodes, which are all that there are at the moment, can be fed from a journal.
-    fn needs_resync(&mut self, nodes: &[usize]) -> bool {
-        let needs = self.within_the_journal(&self.data_of(nodes)) <= self.options.nodes / 2;
-        self.stuck |= needs;
-        needs
     }
 
     /// Liveness: a majority works and sees each other, of the others nothing is heard. Somebody can be promoted and writes are
@@ -128,7 +108,6 @@ impl Cluster {
         if core.len() <= members / 2 || self.options.loose_clocks {
             return;
         }
-        let data = core.clone();
         let mut witnesses: Vec<usize> =
             (members..voters).filter(|&n| !self.nodes[n].hurt).collect();
         while core.len() <= voters / 2 {
@@ -146,35 +125,26 @@ impl Cluster {
         }
         self.mend(&core);
         self.mend(&core); // What was about to fail has failed by now.
-        // The first promotion needs all; and one that is past the journal needs a resync.
-        let floor = |n: &usize| self.nodes[*n].view.journal_floor.0;
-        let knows = |n: &usize| self.nodes[*n].view.committed.0;
-        let past_the_journal =
-            data.iter().map(floor).max() > data.iter().map(|n| knows(n) + 1).min();
-        if self.checks.chain_end() == 0 || past_the_journal {
+        // The first promotion needs all.
+        if self.checks.chain_end() == 0 {
             return;
         }
         let Some(primary) = self.promote_any(&core) else {
             return;
         };
         self.trace(|| format!("-- {core:?} go on, with {primary} as Primary"));
-        let behind = |c: &Self| {
-            core.iter()
-                .any(|&n| n != primary && c.is_too_far(primary, n))
-        };
         // What was held up by a slow link may still make the lease lapse for a moment.
         let mut outcome = None;
         for _ in 0..10 {
             let id = self.write(primary, 0, 5, 2);
-            self.run_until(20 * SECOND, |c| c.outcomes.contains_key(&id) || behind(c));
-            outcome = self.outcomes.get(&id).copied();
+            outcome = self.outcome(id, 20 * SECOND);
             if outcome != Some(Outcome::Error) {
                 break;
             }
             self.run_for(300 * MS);
         }
         assert!(
-            behind(self) || self.checks.is_beyond() || outcome == Some(Outcome::Done),
+            self.checks.is_beyond() || outcome == Some(Outcome::Done),
             "with {core:?} healthy, a write at {primary} came to {outcome:?}"
         );
     }
@@ -202,9 +172,7 @@ impl Cluster {
         let Some(primary) = self.promote_any(&self.all()) else {
             return;
         };
-        if !self.everything_is_answered(primary) {
-            return;
-        }
+        self.everything_is_answered(primary);
         self.must_write(primary, 0, 3, 2);
         let fed = self.run_until(30 * SECOND, |c| c.fed(primary));
         assert!(
@@ -225,10 +193,7 @@ impl Cluster {
             let of_node = |p: &&PeerView| usize::from(p.node.0) == n;
             n == primary || view.peers.iter().find(of_node).is_some_and(has)
         };
-        let past = |c: &Self, n: usize| c.is_too_far(primary, n);
-        let all_there = self.run_until(20 * SECOND, |c| {
-            equal.iter().all(|&n| there(c, n) || past(c, n))
-        });
+        let all_there = self.run_until(20 * SECOND, |c| equal.iter().all(|&n| there(c, n)));
         assert!(
             all_there || self.nodes.iter().any(|n| n.hurt),
             "not all peers have everything: {:?}",
@@ -265,18 +230,14 @@ impl Cluster {
         }
     }
 
-    /// Whether that comes true; else it is excused.
-    fn everything_is_answered(&mut self, primary: usize) -> bool {
+    fn everything_is_answered(&mut self, primary: usize) {
         let nothing_waits = |c: &Self| c.requests.values().all(|r| r.client.is_none());
         let answered = self.run_until(30 * SECOND, |c| {
             c.nodes[primary].view.serving && nothing_waits(c)
         });
         self.stop_clients();
         if answered || self.run_until(20 * SECOND, nothing_waits) {
-            return true;
-        }
-        if self.needs_resync(&self.all()) {
-            return false;
+            return;
         }
         let nodes: Vec<_> = self
             .nodes
@@ -295,7 +256,8 @@ impl Cluster {
         for &node in equal {
             for volume in 0..self.options.volumes.len() {
                 let store = &self.nodes[node].disks.stores[volume];
-                self.checks.store_is_prefix(node, volume, store, end, end);
+                let image = Image::of(&self.nodes[node].disks, volume, None);
+                self.checks.store_is_prefix(node, volume, &image, end, end);
                 for block in (0..self.options.volumes[volume]).filter(|&b| !store.is_harmed(b)) {
                     let zeroes = [0; BLOCK_BYTES];
                     let bytes = store.block(block).map_or(zeroes.as_slice(), |b| b);

@@ -24,6 +24,7 @@ mod oracle;
 #[cfg(feature = "planted")]
 mod proof;
 mod requests;
+mod resync;
 mod rng;
 mod rot;
 mod start;

@@ -62,8 +62,10 @@ pub(crate) struct Tally {
     pub(crate) time_ns: u64,
     /// Lives that ended because more was lost than anything could keep.
     pub(crate) beyond: u64,
-    /// Lives that could not go on for lack of members that a journal can feed.
+    /// Lives in which every member went on alone.
     pub(crate) stuck: u64,
+    /// Resyncs that came to their end.
+    pub(crate) resyncs: u64,
     /// Of everything that the nodes put out: the same seed has the same.
     pub(crate) hash: u64,
 }
@@ -80,6 +82,7 @@ impl Default for Tally {
             time_ns: 0,
             beyond: 0,
             stuck: 0,
+            resyncs: 0,
             hash: 0,
         }
     }
@@ -98,6 +101,7 @@ impl std::ops::AddAssign for Tally {
         self.time_ns += other.time_ns;
         self.beyond += other.beyond;
         self.stuck += other.stuck;
+        self.resyncs += other.resyncs;
         self.hash ^= other.hash;
     }
 }

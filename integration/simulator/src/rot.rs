@@ -8,6 +8,7 @@
 
 use replicator::journal::batch;
 use replicator::memory::Buffer;
+use replicator::store::sums::{SumTable, Table};
 use replicator::types::*;
 use replicator::wire::frame::Blocks;
 
@@ -22,38 +23,49 @@ use crate::rng::Rng;
 /// Most harm is done where most requests are.
 const NEAR_BLOCKS: u64 = 12;
 
-/// A data node at which blocks may rot: the one at which some have, if there is one.
+/// A data node at which blocks may rot: the one at which some have, if there is one; else the Primary more often than its
+/// share.
 fn target(c: &Cluster, rng: &mut Rng) -> Option<usize> {
-    let node = (0..c.options.nodes).find(|&n| c.rots(n));
-    let node = node.unwrap_or_else(|| rng.index(c.options.nodes));
+    let primary = c.primary().filter(|_| rng.chance(40));
+    let node = primary.unwrap_or_else(|| rng.index(c.options.nodes));
+    let node = (0..c.options.nodes).find(|&n| c.rots(n)).unwrap_or(node);
     let n = &c.nodes[node];
     // A node that lost more than single blocks is another story.
     (!n.hurt && !n.ruined).then_some(node)
 }
 
-/// A block of a store rots, or the next write to a store goes astray.
+/// Blocks of a store rot, or the next write to a store goes astray.
 pub(crate) fn rot_store(c: &mut Cluster, rng: &mut Rng) -> bool {
     let Some(node) = target(c, rng).filter(|&n| !c.nodes[n].sums_rotted) else {
         return false;
     };
+    match rng.below(8) {
+        0 => c.nodes[node].next_fate[STORE] = Some(Fate::Lost),
+        1 => c.nodes[node].next_fate[STORE] = Some(Fate::Stray(rng.between(1, 40))),
+        _ => {
+            for _ in 0..rng.between(1, 6) {
+                rot_block(c, rng, node);
+            }
+        }
+    }
+    true
+}
+
+fn rot_block(c: &mut Cluster, rng: &mut Rng, node: usize) {
     let volume = rng.index(c.options.volumes.len());
     let blocks = c.options.volumes[volume];
-    let block = if rng.chance(70) {
+    let block = if rng.chance(30) {
         rng.below(NEAR_BLOCKS.min(blocks))
     } else {
         rng.below(blocks)
     };
-    let n = &mut c.nodes[node];
-    let store = &mut n.disks.stores[volume];
-    match rng.below(6) {
-        0 => store.rot(block, rng.index(BLOCK_BYTES * 8)),
-        1 => store.misdirect(rng.below(blocks), block),
-        2 => store.take_back(block),
-        3 => store.spoil(block),
-        4 => n.next_fate[STORE] = Some(Fate::Lost),
-        _ => n.next_fate[STORE] = Some(Fate::Stray(rng.between(1, 40))),
+    let store = &mut c.nodes[node].disks.stores[volume];
+    match rng.below(5) {
+        0 | 1 => store.rot(block, rng.index(BLOCK_BYTES * 8)),
+        2 => store.misdirect(rng.below(blocks), block),
+        3 => store.take_back(block),
+        _ => store.spoil(block),
     }
-    true
 }
 
 /// A page of checksums rots.
@@ -71,8 +83,11 @@ pub(crate) fn rot_sums(c: &mut Cluster, rng: &mut Rng) -> bool {
     {
         return false;
     }
+    let sizes = c.options.volumes.iter().map(|b| b * BLOCK_BYTES_U64);
+    let (staged, _) = SumTable::new(Table::Staged, sizes).area();
     let sums = &mut c.nodes[node].disks.sums;
-    let count = sums.written().count();
+    let of_stores = |(b, _): &(u64, _)| *b < staged / BLOCK_BYTES_U64;
+    let count = sums.written().filter(of_stores).count();
     if count == 0 {
         return false;
     }

@@ -13,6 +13,7 @@ use crate::disk::{Disks, Reading};
 use crate::drive::KINDS;
 use crate::harness::*;
 use crate::memory::SimMemory;
+use crate::resync::Image;
 
 impl Cluster {
     pub(crate) fn config(&self, me: usize, names: &[Name]) -> ReplicaConfig {
@@ -122,7 +123,7 @@ impl Cluster {
             scanned,
             ..
         } = recovered;
-        let n = &mut self.nodes[node];
+        let n = &self.nodes[node];
         let Scanned { parts, .. } = scanned;
         self.watch.journal_holds(node, parts);
         assert!(
@@ -145,6 +146,8 @@ impl Cluster {
             })
             .collect();
         let applied = superblock.applied.id.seq.0;
+        self.note_merge(node);
+        let n = &self.nodes[node];
         let damaged = scanned.damaged_until != RecordId::NONE;
         if node < self.options.nodes {
             let proven = Proven {
@@ -163,9 +166,10 @@ impl Cluster {
         } else {
             scanned.committed.0
         };
-        for (volume, store) in n.disks.stores.iter().enumerate() {
+        for volume in 0..n.disks.stores.len() {
+            let image = Image::of(&n.disks, volume, recovered.staged.as_ref());
             self.checks
-                .store_is_prefix(node, volume, store, applied, replayed);
+                .store_is_prefix(node, volume, &image, applied, replayed);
         }
     }
 }

@@ -226,6 +226,11 @@ impl Cluster {
             }
             return;
         }
+        match frame {
+            Frame::ResyncFrom(from) => self.feeds_from(conn, side, from.at.seq.0),
+            Frame::ResyncAsk { .. } => self.nodes[node].resyncs = true,
+            _ => {}
+        }
         let to = self.net.conns[conn].nodes[1 - side];
         let newest = self.watch.nodes[node].promised;
         match frame {
@@ -291,6 +296,11 @@ impl Cluster {
             "S2, D2: node {node} says that its history is {}, its superblock says {known}",
             report.history
         );
+        let merging = on_disk.as_ref().and_then(|s| s.resync);
+        assert!(
+            epoch == 0 || merging.is_none_or(|r| !r.merging),
+            "C2: node {node} promises epoch {epoch} while it lays what a resync brought over its stores"
+        );
         let on_disk = on_disk.map_or(0, |s| s.promised.0);
         assert!(
             on_disk >= epoch && on_disk >= report.promised.0,
@@ -353,7 +363,9 @@ impl Cluster {
                 let heard = (epoch.0, number, now, lease_ns);
                 watched.heard.insert(conn, heard);
             }
-            Frame::Ack { seq, .. } => self.was_fed(conn, side, seq.0),
+            Frame::Ack { seq, .. } | Frame::Staged { seq, .. } => {
+                self.was_fed(conn, side, seq.0);
+            }
             Frame::HeartbeatAck { epoch, number, .. } => {
                 let reign = &mut watched.reign;
                 if (reign.epoch, reign.life) == (epoch.0, life)

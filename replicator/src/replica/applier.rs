@@ -109,7 +109,7 @@ impl Applier {
 
 impl<M: Memory> Replica<M> {
     /// The number of the first entry that may not be applied yet if what is committed ends with this record.
-    fn committed_number(&self, committed: Seq) -> u64 {
+    pub(super) fn committed_number(&self, committed: Seq) -> u64 {
         if planted!(ApplyUncommitted) {
             return self.log.durable_number().max(self.log.applied_number());
         }
@@ -162,6 +162,8 @@ impl<M: Memory> Replica<M> {
         let to = self.committed_number(self.committed);
         self.applier.waits = false;
         if self.repairs.write() || self.resync_has_stores() {
+            // The end of that is an event, and no time has to pass for it.
+            self.applier.waits = true;
             return;
         }
         if from == to {
@@ -458,6 +460,7 @@ impl<M: Memory> Replica<M> {
             }
         }
         self.log.set_applied(end);
+        self.metadata.wanted.sums_written = self.sums.written();
         if planted!(RecycledTooEarly) {
             let floor = self.log.applied_floor().position;
             self.log.set_floor_position(floor);

@@ -133,7 +133,8 @@ impl<M: Memory> Replica<M> {
             else {
                 return;
             };
-            if next >= self.log.next_number() || peer.queued >= QUEUE_MAX {
+            let limit = self.feed_limit(peer);
+            if next >= limit || peer.queued >= QUEUE_MAX {
                 return;
             }
             if peer.staging && self.serves.reads_for(conn) {
@@ -177,7 +178,7 @@ impl<M: Memory> Replica<M> {
                 self.committed_told = committed;
                 continue;
             }
-            let end = self.log.durable_number();
+            let end = self.log.durable_number().min(limit);
             if self
                 .start_load_until(next, end, LoadFor::Feed(conn))
                 .is_some()
@@ -188,6 +189,16 @@ impl<M: Memory> Replica<M> {
                 };
             }
             return;
+        }
+    }
+
+    /// The number of the entry at which what a peer may be sent ends. A resync is about what is committed: nothing that is
+    /// staged is ever taken back, and a peer that is needed for a majority can end it first.
+    pub(in crate::replica) fn feed_limit(&self, peer: &Peer) -> u64 {
+        if peer.staging {
+            self.committed_number(self.committed)
+        } else {
+            self.log.next_number()
         }
     }
 
@@ -238,8 +249,8 @@ impl<M: Memory> Replica<M> {
     }
 
     /// A peer that is past the journal wants to be given what it lacks otherwise: it has staged something through a record,
-    /// of which at least what is at or below `committed` is in this log. The stream begins there if the journal still has what
-    /// follows, else at its end.
+    /// of which at least what is at or below `committed` is in this log. The stream begins there if that is known to be committed and
+    /// the journal still has what follows, else at the end of what is committed.
     pub(in crate::replica) fn got_resync_ask(
         &mut self,
         conn: ConnId,
@@ -262,6 +273,9 @@ impl<M: Memory> Replica<M> {
         } else {
             committed.min(staged.seq)
         };
+        // What this Primary does not know to be committed its answers do not hold.
+        let end = self.committed_number(self.committed);
+        let common = common.min(self.log.tail_before(end).id.seq);
         let (place, next, config) = self.stream_from(common);
         let Some(config) = config else { return };
         let epochs = self.log.epochs_until(place.id.seq);
@@ -276,6 +290,7 @@ impl<M: Memory> Replica<M> {
         };
         if let Some(peer) = self.peer_of(conn) {
             peer.staging = true;
+            peer.staged = place.id.seq;
             peer.acked = Seq(0);
             peer.acked_position = place.position;
             peer.caught_up = false;
@@ -289,7 +304,8 @@ impl<M: Memory> Replica<M> {
 
     /// Where a stream of records for a resync begins: the place, the number of the next entry, and the config there.
     fn stream_from(&self, common: Seq) -> (Tail, u64, Option<ConfigAt>) {
-        let end = (self.log.tail(), self.log.next_number());
+        let end = self.committed_number(self.committed);
+        let end = (self.log.tail_before(end), end);
         let number = self.log.number_of(common.next());
         let begins =
             number.filter(|&n| self.log.entry(n).is_some_and(|e| e.first == common.next()));
@@ -326,6 +342,7 @@ impl<M: Memory> Replica<M> {
         let position = number.map(|n| self.log.tail_before(n + 1).position);
         if let Some(peer) = self.peer_of(conn).filter(|p| p.staging) {
             peer.sync = sync;
+            peer.staged = peer.staged.max(seq);
             if let Some(position) = position {
                 peer.acked_position = peer.acked_position.max(position);
             }

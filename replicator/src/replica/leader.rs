@@ -298,7 +298,7 @@ impl<M: Memory> Replica<M> {
         };
         if let Some(peer) = self.peer_of(conn) {
             // What it staged is its log now.
-            peer.staging = false;
+            peer.staging &= seq < peer.staged;
             peer.acked = peer.acked.max(seq);
             if let Some(place) = place {
                 peer.acked_position = peer.acked_position.max(place.position);

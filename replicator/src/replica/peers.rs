@@ -68,6 +68,8 @@ pub(super) struct Peer {
     pub(super) foreign: bool,
     /// It stages what it is fed: that counts for nothing yet.
     pub(super) staging: bool,
+    /// Through which record.
+    pub(super) staged: Seq,
     /// Bytes that it lacks by that, and lacked at the beginning.
     pub(super) sync: (u64, u64),
 }
@@ -94,6 +96,7 @@ impl Peer {
             caught_up: false,
             foreign: false,
             staging: false,
+            staged: Seq(0),
             sync: (0, 0),
         }
     }

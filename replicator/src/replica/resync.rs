@@ -162,6 +162,7 @@ impl Resync {
             checksum: self.at.checksum,
             committed: self.committed,
             since: self.since,
+            written: self.stage.written(),
             merging,
         }
     }
@@ -305,6 +306,7 @@ impl<M: Memory> Replica<M> {
                 checksum: 0,
                 committed: Seq(0),
                 since: Seq(0),
+                written: 0,
                 merging: false,
             };
             let stage = SumTable::new(Table::Staged, volumes);
@@ -521,6 +523,7 @@ impl<M: Memory> Replica<M> {
         if resync.left > 0 || self.resync_holds() {
             return false;
         }
+        let base = self.log.applied_id().seq;
         match &item.item {
             Item::Append(buffer) => self.stage_batch(item.conn, buffer),
             Item::Changed(changed) => {
@@ -529,6 +532,16 @@ impl<M: Memory> Replica<M> {
                     && token == changed.token
                 {
                     resync.asked_about = None;
+                    // At this place in the stream that is true: what comes after it is staged if it is about these groups.
+                    let at = resync.at.id.seq;
+                    for (group, &changed) in (group..).zip(&changed.groups) {
+                        let as_of = resync.stage.changed(volume, group);
+                        if !resync.is_known(volume, group) && changed <= as_of.max(base) {
+                            // What is here, or staged, is what it was then, and still is.
+                            resync.stage.set_changed(volume, group, at);
+                            resync.unsaved_bytes += 1;
+                        }
+                    }
                     resync.known = Some(Known {
                         volume,
                         group,
@@ -856,6 +869,7 @@ impl<M: Memory> Replica<M> {
             Phase::Flush(left) => {
                 *left -= 1;
                 if *left == 0 {
+                    self.metadata.wanted.sums_written = self.sums.written();
                     self.metadata.wanted.resync = None;
                     let version = self.metadata.changed();
                     if let Some(resync) = self.resync.as_mut() {
@@ -940,49 +954,32 @@ impl<M: Memory> Replica<M> {
 
     /// Asks what changed, and for what did.
     fn resync_pull(&mut self, conn: ConnId) {
-        let base = self.log.applied_id().seq;
         loop {
             let resync = self.resync.as_mut().expect("it is pumped");
-            let at = resync.at.id.seq;
-            let Some(known) = resync.known.as_mut() else {
+            let Some(known) = &resync.known else {
                 break;
             };
             let (volume, group) = (known.volume, known.group + known.next as u64);
-            let Some(&changed) = known.changed.groups.get(known.next) else {
+            let end = known.group + known.changed.groups.len() as u64;
+            if group >= end {
                 resync.known = None;
                 resync.scan = (volume, group);
                 continue;
-            };
-            let as_of = resync.stage.changed(volume, group);
-            if as_of > Seq(0) && as_of >= resync.since {
-                known.next += 1;
-                continue;
             }
-            if changed <= as_of.max(base) {
-                // What is here, or staged, is what it was at that record, and still is.
-                resync.stage.set_changed(volume, group, at);
-                resync.unsaved_bytes += 1;
-                known.next += 1;
-                continue;
-            }
-            if resync.asks.is_full() {
+            let wanted = |g: u64| g < end && !resync.is_known(volume, g);
+            let most = ASKED_BLOCKS_MAX as u64 / GROUP_BLOCKS;
+            // This one has to come, and those after it that have to as well.
+            let count = (0..most).take_while(|n| wanted(group + n)).count();
+            if count > 0 && resync.asks.is_full() {
                 return;
             }
-            // This one has to come, and those after it that have to as well.
-            let mut count = 1;
-            while count < ASKED_BLOCKS_MAX as u64 / GROUP_BLOCKS {
-                let next = group + count;
-                let Some(&changed) = known.changed.groups.get(known.next + count as usize) else {
-                    break;
-                };
-                let as_of = resync.stage.changed(volume, next);
-                let is_known = as_of > Seq(0) && as_of >= resync.since;
-                if is_known || changed <= as_of.max(base) {
-                    break;
-                }
-                count += 1;
+            if let Some(known) = &mut resync.known {
+                known.next += count.max(1);
             }
-            known.next += usize::try_from(count).expect("16 groups");
+            if count == 0 {
+                continue;
+            }
+            let count = count as u64;
             let block = group * GROUP_BLOCKS;
             let end = (block + count * GROUP_BLOCKS).min(resync.stage.blocks(volume));
             let blocks = u32::try_from(end - block).expect("256 blocks");

@@ -176,12 +176,14 @@ impl<M: Memory> Replica<M> {
         self.send(conn, Frame::Blocks(Box::new(nothing)));
     }
 
-    /// Where the newest contents of the blocks are that the first question is about, and since when.
+    /// Where the newest contents of the blocks are that the first question is about, by the log before entry `limit`, and since
+    /// when.
     fn newest_of(
         &self,
         volume: VolumeId,
         start: u64,
         blocks: u32,
+        limit: u64,
     ) -> (ArrayVec<Held, ASKED_BLOCKS_MAX>, Seq) {
         let end = start + u64::from(blocks);
         let mut held: ArrayVec<Held, ASKED_BLOCKS_MAX> = (0..blocks).map(|_| Held::Store).collect();
@@ -195,7 +197,7 @@ impl<M: Memory> Replica<M> {
             groups.start() * GROUP_BLOCKS,
             (groups.end() + 1) * GROUP_BLOCKS,
         );
-        for (number, seq, record) in self.log.unapplied_records(self.log.next_number()) {
+        for (number, seq, record) in self.log.unapplied_records(limit) {
             let Some(extent) = super::applier::extent_of(record, number, seq) else {
                 continue;
             };
@@ -238,8 +240,12 @@ impl<M: Memory> Replica<M> {
             singly,
             ..
         } = front;
-        let (held, changed) = self.newest_of(volume, block, blocks);
-        let through = self.log.tail().id.seq;
+        let limit = match self.peers.iter().find(|p| p.conn == Some(conn)) {
+            Some(peer) => self.feed_limit(peer),
+            None => self.log.next_number(),
+        };
+        let (held, changed) = self.newest_of(volume, block, blocks, limit);
+        let through = self.log.tail_before(limit).id.seq;
         for h in &held {
             if let Held::Batch { entry, .. } = *h
                 && self.log.entry(entry).is_none_or(|e| e.buffer.is_none())

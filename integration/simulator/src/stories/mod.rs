@@ -16,6 +16,7 @@ mod page;
 mod promotion;
 mod quorum;
 mod quorum_lost;
+mod rot;
 mod rules;
 mod witness_rules;
 mod words;

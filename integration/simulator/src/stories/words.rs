@@ -33,6 +33,7 @@ pub(super) const FETCH: FrameKind = |f| matches!(f, Frame::Fetch { .. });
 pub(super) const FETCHED: FrameKind = |f| matches!(f, Frame::Fetched { .. });
 pub(super) const APPEND: FrameKind = |f| matches!(f, Frame::Append { .. });
 pub(super) const ACK: FrameKind = |f| matches!(f, Frame::Ack { .. });
+pub(super) const BLOCKS_ASK: FrameKind = |f| matches!(f, Frame::BlocksAsk { .. });
 pub(super) const HEARTBEAT: FrameKind = |f| matches!(f, Frame::Heartbeat { .. });
 pub(super) const HEARTBEAT_ACK: FrameKind = |f| matches!(f, Frame::HeartbeatAck { .. });
 

@@ -54,8 +54,10 @@ fn full() -> Superblock {
             checksum: 0x1122_3344,
             committed: Seq(59),
             since: Seq(50),
+            written: 71,
             merging: true,
         }),
+        sums_written: 70,
         ..superblock()
     }
 }
@@ -250,19 +252,19 @@ fn the_format_is_this() {
     let epochs: Vec<_> = block[2248..2280].iter().step_by(8).collect();
     assert_eq!(epochs, [&1, &1, &2, &30]);
     assert!(block[2280..3304].iter().all(|&b| b == 0));
-    let resync: String = block[3304..3345]
+    let resync: String = block[3304..3361]
         .iter()
         .map(|b| format!("{b:02x}"))
         .collect();
     assert_eq!(
         resync,
-        "05000000000000003c0000000000000003000000443322113b00000000000000320000000000000002"
+        "05000000000000003c0000000000000003000000443322113b0000000000000032000000000000004600000000000000470000000000000002"
     );
-    assert!(block[3345..].iter().all(|&b| b == 0));
+    assert!(block[3361..].iter().all(|&b| b == 0));
 }
 
 const GOLDEN: [&str; 28] = [
-    "52504c535550455202000201b8324aca",
+    "52504c535550455202000201a59cfd45",
     "02010000000000000370627800000000",
     "00000000000000000000000000000000",
     "00000000000000000000000000000000",
@@ -339,15 +341,17 @@ prop_compose! {
                 .into_iter()
                 .map(|(n, bytes)| VolumeRecord { name: name(n), bytes })
                 .collect(),
-            resync: (small[0] % 3 > 0).then(|| Resync {
-                staged: ids[2],
-                blocks: small[1],
-                checksum: small[2],
-                committed: Seq(numbers[0]),
-                since: Seq(numbers[2]),
-                merging: small[0] % 3 == 1,
-            }),
             fork: (small[2] % 2 == 0).then(|| Fork { parent: HistoryId(wide[0] | 1), at: ids[1] }),
+            sums_written: version,
+            resync: (small[1] % 2 == 0).then(|| Resync {
+                staged: ids[3],
+                blocks: small[0],
+                checksum: small[1],
+                committed: Seq(numbers[3]),
+                since: Seq(numbers[0]),
+                written: version,
+                merging: small[0] % 2 == 0,
+            }),
         }
     }
 }

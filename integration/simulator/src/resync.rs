@@ -1,0 +1,134 @@
+//! Nodes that are past a Primary's journal (protocol C2). A node's image is its stores; from the write of the superblock that says so
+//! until it says otherwise it is what was staged, laid over the stores. That is a prefix at every instant (P3), and it changes
+//! hands only when all of it is committed.
+
+use replicator::store::sums::{BlockSum, SumTable, Table};
+use replicator::types::*;
+
+use crate::disk::{Block, Disk, Disks, Reading};
+use crate::harness::*;
+use crate::watch::superblock_on;
+
+/// What is staged of a volume.
+struct Staged<'a> {
+    table: &'a SumTable,
+    stage: &'a Disk,
+    volume: VolumeId,
+    /// The block of the stage at which the volume begins.
+    base: u64,
+}
+
+/// What a volume of a node holds.
+pub(crate) struct Image<'a> {
+    store: &'a Disk,
+    staged: Option<Staged<'a>>,
+}
+
+impl<'a> Image<'a> {
+    /// With what is staged laid over it, if that is the image.
+    pub(crate) fn of(disks: &'a Disks, volume: usize, staged: Option<&'a SumTable>) -> Self {
+        let merging = superblock_on(&disks.meta).and_then(|s| s.resync);
+        let staged = staged.filter(|_| merging.is_some_and(|r| r.merging));
+        let id = |v: usize| VolumeId(u16::try_from(v).expect("16 volumes"));
+        Self {
+            store: &disks.stores[volume],
+            staged: staged.map(|table| Staged {
+                table,
+                stage: &disks.stage,
+                volume: id(volume),
+                base: (0..volume).map(|v| table.blocks(id(v))).sum(),
+            }),
+        }
+    }
+
+    fn sum(&self, block: u64) -> BlockSum {
+        self.staged.as_ref().map_or(BlockSum::UNKNOWN, |s| {
+            if block < s.table.blocks(s.volume) {
+                s.table.sum(s.volume, block)
+            } else {
+                BlockSum::UNKNOWN
+            }
+        })
+    }
+
+    /// What a block holds; `None` for zeroes.
+    pub(crate) fn block(&self, block: u64) -> Option<&'a Block> {
+        match (&self.staged, self.sum(block)) {
+            (None, _) | (_, BlockSum::UNKNOWN) => self.store.block(block),
+            (_, BlockSum::ZERO) => None,
+            (Some(s), _) => s.stage.block(s.base + block),
+        }
+    }
+
+    /// Whether the disk harmed what it holds.
+    pub(crate) fn is_harmed(&self, block: u64) -> bool {
+        match (&self.staged, self.sum(block)) {
+            (None, _) | (_, BlockSum::UNKNOWN) => self.store.is_harmed(block),
+            (_, BlockSum::ZERO) => false,
+            (Some(s), _) => s.stage.is_harmed(s.base + block),
+        }
+    }
+
+    /// The blocks that may hold something else than zeroes, in order.
+    pub(crate) fn written(&self) -> impl Iterator<Item = (u64, &'a Block)> {
+        let mut blocks: Vec<u64> = self.store.written().map(|(b, _)| b).collect();
+        if let Some(s) = &self.staged {
+            let size = s.table.blocks(s.volume);
+            blocks.extend((0..size).filter(|&b| s.table.sum(s.volume, b) != BlockSum::UNKNOWN));
+            blocks.sort_unstable();
+            blocks.dedup();
+        }
+        blocks.into_iter().filter_map(|b| Some((b, self.block(b)?)))
+    }
+}
+
+impl Cluster {
+    /// A node's superblock may say that what it staged is its image now.
+    pub(crate) fn note_merge(&mut self, node: usize) {
+        if node >= self.options.nodes || self.checks.is_beyond() {
+            return;
+        }
+        let Some(superblock) = superblock_on(&self.nodes[node].disks.meta) else {
+            return;
+        };
+        let n = &mut self.nodes[node];
+        n.resyncs |= superblock.resync.is_some();
+        let merges = superblock.resync.filter(|r| r.merging).map(|r| r.staged);
+        if n.merges == merges {
+            return;
+        }
+        n.merges = merges;
+        match merges {
+            Some(staged) => {
+                self.trace(|| format!("-- what {node} staged through {staged} is its image"));
+                self.checks.merges(node, staged.epoch.0, staged.seq.0);
+            }
+            None => {
+                self.trace(|| format!("-- what {node} staged is in its stores"));
+                self.resyncs += 1;
+            }
+        }
+    }
+
+    /// P3: what a node would find on its disks if it started now is a prefix.
+    pub(crate) fn image_is_prefix(&self, node: usize) {
+        let n = &self.nodes[node];
+        if node >= self.options.nodes || n.hurt || self.checks.is_beyond() {
+            return;
+        }
+        let Some(superblock) = superblock_on(&n.disks.meta) else {
+            return;
+        };
+        let applied = superblock.applied.id.seq;
+        let staged = superblock.resync.filter(|r| r.merging).map(|_| {
+            let sizes = superblock.volumes.iter().map(|v| v.bytes);
+            SumTable::load(Table::Staged, sizes, &mut Reading(&n.disks.sums), Seq(0)).0
+        });
+        let replayed = n.view.committed.max(superblock.committed);
+        for volume in 0..n.disks.stores.len() {
+            let image = Image::of(&n.disks, volume, staged.as_ref());
+            self.checks
+                .store_is_prefix(node, volume, &image, applied.0, replayed.0);
+        }
+    }
+}
