@@ -521,6 +521,8 @@ impl<M: Memory> Replica<M> {
         if resync.left > 0 || self.resync_holds() {
             return false;
         }
+        let resync = self.resync.as_mut().expect("it was just there");
+        resync.writing.clear();
         let base = self.log.applied_id().seq;
         match &item.item {
             Item::Append(buffer) => self.stage_batch(item.conn, buffer),
