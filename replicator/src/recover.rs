@@ -32,6 +32,8 @@ pub struct Recovered {
     pub sums: SumTable,
     /// In what state that was found.
     pub sums_found: Found,
+    /// Pages of it are older than they should be: the disk lost writes, or something was put back.
+    pub sums_forgotten: bool,
     /// What a resync has staged, if one is under way.
     pub staged: Option<SumTable>,
 }
@@ -172,21 +174,31 @@ pub fn recover(
     let scanned = scan(&superblock, journal);
     let volumes = || superblock.volumes.iter().map(|v| v.bytes);
     let applied = superblock.applied.id.seq;
-    let (table, sums_found) = SumTable::load(Table::Stores, volumes(), sums, applied);
+    let (mut table, sums_found) = SumTable::load(Table::Stores, volumes(), sums, applied);
+    let sums_forgotten = table.written() < superblock.sums_written;
+    if sums_forgotten {
+        table.doubt(applied);
+    }
     let staged = match superblock.resync {
         None => None,
         Some(resync) => {
             // What is lost of this one has to come again; once it is the image it can not.
             let (staged, found) = SumTable::load(Table::Staged, volumes(), sums, Seq(0));
-            if resync.merging && found.lost > 0 {
+            let forgotten = staged.written() < resync.written;
+            if resync.merging && (found.lost > 0 || forgotten) {
                 return Err(RecoverError::Staged);
             }
-            Some(staged)
+            if forgotten {
+                Some(SumTable::new(Table::Staged, volumes()))
+            } else {
+                Some(staged)
+            }
         }
     };
     Ok(Recovered {
         sums: table,
         sums_found,
+        sums_forgotten,
         staged,
         superblock,
         copies: order,
@@ -212,6 +224,7 @@ pub fn recover_witness(
         scanned: Scanned::no_log(&superblock),
         sums: SumTable::new(Table::Stores, std::iter::empty()),
         sums_found: Found::default(),
+        sums_forgotten: false,
         staged: None,
         superblock,
         copies: order,

@@ -62,6 +62,7 @@ pub(crate) fn superblock() -> Superblock {
         .collect(),
         fork: None,
         resync: None,
+        sums_written: 0,
     }
 }
 

@@ -159,6 +159,7 @@ fn metadata_of(params: &FormatParams) -> Vec<u8> {
         volumes: params.volumes.iter().copied().collect(),
         fork: None,
         resync: None,
+        sums_written: 0,
     };
     let mut meta = vec![0; usize::try_from(META_BYTES).expect("256 KiB")];
     for copy in 0..COPIES {

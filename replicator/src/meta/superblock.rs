@@ -77,6 +77,8 @@ pub struct Resync {
     pub committed: Seq,
     /// The record after which the stream of records began that reaches to there without a gap.
     pub since: Seq,
+    /// How often pages of the table of what is staged were written, all together.
+    pub written: u64,
     /// What is staged is the image now, and is being laid over the stores.
     pub merging: bool,
 }
@@ -122,6 +124,9 @@ pub struct Superblock {
     pub fork: Option<Fork>,
     /// A resync that has brought something.
     pub resync: Option<Resync>,
+    /// How often pages of the stores' checksums were written until the applied floor, all together. If fewer are found, the
+    /// disk lost some.
+    pub sums_written: u64,
 }
 
 /// Why the metadata can not be used.
@@ -219,8 +224,10 @@ struct RawSuperblock {
     staged_checksum: U32,
     staged_committed: U64,
     staged_since: U64,
+    sums_written: U64,
+    staged_written: U64,
     resync: u8,
-    reserved: [u8; 751],
+    reserved: [u8; 735],
 }
 const _: () = assert!(size_of::<RawSuperblock>() == BLOCK_BYTES);
 const _: () = {
@@ -258,8 +265,10 @@ const _: () = {
     assert!(offset_of!(RawSuperblock, staged_checksum) == 3324);
     assert!(offset_of!(RawSuperblock, staged_committed) == 3328);
     assert!(offset_of!(RawSuperblock, staged_since) == 3336);
-    assert!(offset_of!(RawSuperblock, resync) == 3344);
-    assert!(offset_of!(RawSuperblock, reserved) == 3345);
+    assert!(offset_of!(RawSuperblock, sums_written) == 3344);
+    assert!(offset_of!(RawSuperblock, staged_written) == 3352);
+    assert!(offset_of!(RawSuperblock, resync) == 3360);
+    assert!(offset_of!(RawSuperblock, reserved) == 3361);
 };
 const CHECKSUM_AT: usize = 12;
 const HAS_CONFIG: u8 = 1;
@@ -379,12 +388,14 @@ impl Superblock {
             raw.parent = U128::new(fork.parent.0);
             raw.forked_at = raw_id(fork.at);
         }
+        raw.sums_written = U64::new(self.sums_written);
         if let Some(resync) = self.resync {
             raw.staged = raw_id(resync.staged);
             raw.staged_blocks = U32::new(resync.blocks);
             raw.staged_checksum = U32::new(resync.checksum);
             raw.staged_committed = U64::new(resync.committed.0);
             raw.staged_since = U64::new(resync.since.0);
+            raw.staged_written = U64::new(resync.written);
             raw.resync = if resync.merging { MERGING } else { STAGING };
         }
         raw.checksum = U32::new(checksum(raw.as_bytes()));
@@ -460,6 +471,7 @@ impl Superblock {
                     at: id(&raw.forked_at)?,
                 }),
             },
+            sums_written: raw.sums_written.get(),
             resync: match raw.resync {
                 0 => None,
                 state @ (STAGING | MERGING) => Some(Resync {
@@ -468,6 +480,7 @@ impl Superblock {
                     checksum: raw.staged_checksum.get(),
                     committed: Seq::checked(raw.staged_committed.get())?,
                     since: Seq::checked(raw.staged_since.get())?,
+                    written: raw.staged_written.get(),
                     merging: state == MERGING,
                 }),
                 _ => return None,

@@ -460,6 +460,7 @@ impl<M: Memory> Replica<M> {
             }
         }
         self.log.set_applied(end);
+        self.metadata.wanted.sums_written = self.sums.written();
         if planted!(RecycledTooEarly) {
             let floor = self.log.applied_floor().position;
             self.log.set_floor_position(floor);

@@ -209,6 +209,7 @@ impl<M: Memory> Replica<M> {
             scanned,
             sums,
             sums_found,
+            sums_forgotten,
             staged,
         } = recovered;
         let rng = seed
@@ -318,6 +319,13 @@ impl<M: Memory> Replica<M> {
             );
         } else {
             replica.log_info(text);
+        }
+        if sums_forgotten {
+            replica.log_error(
+                "the file of checksums is older than the superblock: that disk lost writes, or a file was put back. What differs \
+                 from it is compared with the peers' copies"
+                    .into(),
+            );
         }
         if sums_found.lost > 0 {
             replica.log_error(format!(

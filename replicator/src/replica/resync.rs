@@ -162,6 +162,7 @@ impl Resync {
             checksum: self.at.checksum,
             committed: self.committed,
             since: self.since,
+            written: self.stage.written(),
             merging,
         }
     }
@@ -305,6 +306,7 @@ impl<M: Memory> Replica<M> {
                 checksum: 0,
                 committed: Seq(0),
                 since: Seq(0),
+                written: 0,
                 merging: false,
             };
             let stage = SumTable::new(Table::Staged, volumes);
@@ -869,6 +871,7 @@ impl<M: Memory> Replica<M> {
             Phase::Flush(left) => {
                 *left -= 1;
                 if *left == 0 {
+                    self.metadata.wanted.sums_written = self.sums.written();
                     self.metadata.wanted.resync = None;
                     let version = self.metadata.changed();
                     if let Some(resync) = self.resync.as_mut() {

@@ -590,6 +590,19 @@ impl SumTable {
         block.copy_from_slice(raw.as_bytes());
     }
 
+    /// How often pages were written, all together.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.versions.iter().sum()
+    }
+
+    /// Any page may be older than it should be: every group that was ever written counts as changed by `applied`.
+    pub fn doubt(&mut self, applied: Seq) {
+        for page in 0..self.versions.len() {
+            self.doubt_page(page, applied);
+        }
+    }
+
     /// The newest record that any group is known to have been changed by.
     #[must_use]
     pub fn newest(&self) -> Seq {

@@ -323,6 +323,16 @@ prop_compose! {
                 .map(|(n, bytes)| VolumeRecord { name: name(n), bytes })
                 .collect(),
             fork: (small[2] % 2 == 0).then(|| Fork { parent: HistoryId(wide[0] | 1), at: ids[1] }),
+            sums_written: version,
+            resync: (small[1] % 2 == 0).then(|| Resync {
+                staged: ids[3],
+                blocks: small[0],
+                checksum: small[1],
+                committed: Seq(numbers[3]),
+                since: Seq(numbers[0]),
+                written: version,
+                merging: small[0] % 2 == 0,
+            }),
         }
     }
 }
