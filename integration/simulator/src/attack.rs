@@ -49,6 +49,9 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("kill", 60, 12, |c, rng| crash(c, rng, false)),
     attack("power cut", 60, 12, |c, rng| crash(c, rng, true)),
     attack("long absence", 35, 18, stay_away),
+    attack("absence while much is written", 100, 10, |c, rng| {
+        c.big_percent >= 30 && stay_away(c, rng)
+    }),
     attack("blackout", 30, 40, blackout),
     attack("freeze", 50, 10, freeze),
     attack("restart with another config", 25, 25, reconfigure),

@@ -203,6 +203,11 @@ impl Cluster {
 
     /// A node sends a frame.
     pub(crate) fn says(&mut self, node: usize, conn: usize, side: usize, frame: &Frame) {
+        match frame {
+            Frame::ResyncFrom(from) => self.feeds_from(conn, side, from.at.seq.0),
+            Frame::ResyncAsk { .. } => self.nodes[node].resyncs = true,
+            _ => {}
+        }
         if let Frame::Heartbeat { epoch, number, .. } = frame {
             let now = self.local(node, self.now);
             let life = self.nodes[node].life;
@@ -225,11 +230,6 @@ impl Cluster {
                 granted.or_default().insert(node);
             }
             return;
-        }
-        match frame {
-            Frame::ResyncFrom(from) => self.feeds_from(conn, side, from.at.seq.0),
-            Frame::ResyncAsk { .. } => self.nodes[node].resyncs = true,
-            _ => {}
         }
         let to = self.net.conns[conn].nodes[1 - side];
         let newest = self.watch.nodes[node].promised;
