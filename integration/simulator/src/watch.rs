@@ -13,6 +13,7 @@ use replicator::types::*;
 use replicator::wire::frame::{Frame, Report};
 
 use crate::disk::Disk;
+use crate::drive::SUMS;
 use crate::harness::*;
 use crate::oracle::stamps_of_block;
 
@@ -205,7 +206,10 @@ impl Cluster {
     pub(crate) fn says(&mut self, node: usize, conn: usize, side: usize, frame: &Frame) {
         match frame {
             Frame::ResyncFrom(from) => self.feeds_from(conn, side, from.at.seq.0),
-            Frame::ResyncAsk { .. } => self.nodes[node].resyncs = true,
+            Frame::ResyncAsk { .. } => {
+                self.nodes[node].resyncs = true;
+                self.nodes[node].next_fate[SUMS] = None;
+            }
             _ => {}
         }
         if let Frame::Heartbeat { epoch, number, .. } = frame {

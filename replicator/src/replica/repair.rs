@@ -10,7 +10,7 @@ use super::{Pending, Replica};
 use crate::io::*;
 use crate::memory::{Buffer, Memory};
 use crate::replica::peers::Feed;
-use crate::store::sums::{BlockSum, GROUP_BLOCKS};
+use crate::store::sums::BlockSum;
 use crate::types::*;
 use crate::wire::frame::{Blocks, Frame};
 
@@ -169,7 +169,7 @@ impl<M: Memory> Replica<M> {
     fn ask_for(&mut self, index: usize) -> bool {
         let repair = &self.repairs.list[index];
         let (volume, block, tried) = (repair.volume, repair.block, repair.tried);
-        let changed = self.sums.changed(volume, block / GROUP_BLOCKS);
+        let changed = self.newest_change(volume, block);
         let leading = self.leader.is_some();
         let mut waits = false;
         let mut ask = None;
@@ -232,7 +232,7 @@ impl<M: Memory> Replica<M> {
         let repair = &self.repairs.list[index];
         let (volume, block) = (repair.volume, repair.block);
         let own = self.sums.sum(volume, block);
-        let changed = self.sums.changed(volume, block / GROUP_BLOCKS);
+        let changed = self.newest_change(volume, block);
         let good = match (blocks.sums.first(), data) {
             (Some(&BlockSum::ZERO), _) => Some((None, BlockSum::ZERO)),
             (Some(&sum), Some(data)) if data.blocks() == 1 => {
