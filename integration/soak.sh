@@ -116,6 +116,7 @@ make_cluster() {
         disk "$T/$n/data/journal"
         disk "$T/$n/data/db.img"
         disk "$T/$n/data/meta"
+        disk "$T/$n/data/sums"
         start "$n"
     done
     for n in "${names[@]}"; do wait_for 30 "$n answers" answers "$n"; done
@@ -298,7 +299,7 @@ link_half_cut() {
     heal_links
 }
 secondary_disk_hangs() {
-    pick journal db.img meta
+    pick journal db.img meta sums
     local file=$T/$victim/data/$picked
     hang "$file"
     goes_on "a disk hangs"
@@ -306,7 +307,7 @@ secondary_disk_hangs() {
     wake "$file"
 }
 secondary_disk_fails() {
-    pick journal db.img meta
+    pick journal db.img meta sums
     local file=$T/$victim/data/$picked
     touch "$file.fail"
     goes_on "a disk fails"
@@ -333,7 +334,7 @@ primary_frozen() {
 }
 primary_isolated() { isolate "$primary"; a_while 3; take_over "$heir"; goes_on "after the failover"; heal_links; }
 primary_disk_fails() {
-    pick journal db.img meta
+    pick journal db.img meta sums
     local old=$primary file=$T/$primary/data/$picked
     touch "$file.fail"
     wait_for 60 "$old blames $file" blames "$old" "$file"
@@ -370,7 +371,7 @@ moved_by_hand() {
 disk_stutters() { # of any node, on any file; shorter than anybody gives up for
     pick "${names[@]}"
     local n=$picked i
-    pick journal db.img meta
+    pick journal db.img meta sums
     for i in 1 2 3 4 5; do
         hang "$T/$n/data/$picked"
         sleep 0.8

@@ -292,11 +292,12 @@ fn blocks_that_rotted_at_rest_are_named_by_the_dump() {
     let mut scene = Scene::serving(small());
     let mut client = scene.open(0, "db");
     for block in [3, 700, 701, 702, 4095] {
-        let bytes = [block as u8 + 1; 4096];
+        let bytes = [(block % 251) as u8 + 1; 4096];
         client
             .write_at(block * 4096, &bytes, true)
             .expect("written");
     }
+    client.disconnect().expect("goodbye");
     scene.await_caught_up(VICTIM, 0);
     scene.cluster.terminate(VICTIM).expect("stopped");
     let number = |volume: &Value, key: &str| volume[key].as_u64().expect("a number");

@@ -1,4 +1,4 @@
-//! Journals and stores that fail, hang or are slow, at the Primary and at a Secondary.
+//! Journals, stores and checksums that fail, hang or are slow, at the Primary and at a Secondary.
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use tools::demo::workload::{End, Job, Pace, Running, Stream};
 enum File {
     Journal,
     Store,
+    Sums,
 }
 
 /// A cluster whose first node is Primary, with bad disks in some places; each write to them takes `delay`.
@@ -24,6 +25,7 @@ fn serving(spec: Spec, places: &[(usize, File)], delay: Duration) -> (Scene, Vec
         let path = match file {
             File::Journal => scene.cluster.data_dir(*node).join("journal"),
             File::Store => scene.cluster.store(*node, "db"),
+            File::Sums => scene.cluster.data_dir(*node).join("sums"),
         };
         Disk::under(&path, delay)
     });
@@ -118,6 +120,10 @@ pub(crate) fn a_journal_that_fails_on_the_primary_ends_its_reign() {
 
 pub(crate) fn a_store_that_fails_on_the_primary_ends_its_reign() {
     fail_on_the_primary(File::Store);
+}
+
+pub(crate) fn checksums_that_can_not_be_written_on_the_primary_end_its_reign() {
+    fail_on_the_primary(File::Sums);
 }
 
 pub(crate) fn a_journal_that_fails_on_a_secondary_lets_no_client_down() {

@@ -262,7 +262,14 @@ impl Disks {
                 file,
                 offset,
                 length,
-            } => (Some(files.side(file)), offset, length, Work::Deallocate),
+            } => {
+                let work = match file {
+                    SideFile::Stage => Work::Deallocate,
+                    // Its room was reserved when the node was created, and stays so.
+                    SideFile::Sums => Work::ZeroRange,
+                };
+                (Some(files.side(file)), offset, length, work)
+            }
         };
         let Some(file) = file.filter(|file| file.has(offset, length)) else {
             self.ended.push_back((ticket, Err(DiskError::Short)));
@@ -382,7 +389,9 @@ impl Disks {
             }
             Next::Ended(result) => result,
         };
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !active.is_known_to_wait(error)
+        {
             self.watch.failed(now, &active.operation(), error);
         }
         // With this the handles go, before the core hears of the end.
@@ -435,6 +444,12 @@ fn store_of(volume: VolumeId) -> DiskFile {
 }
 
 impl Active {
+    /// Whether the core deals with it: where there is no room to stage, a resync waits for some, and says so.
+    fn is_known_to_wait(&self, error: DiskError) -> bool {
+        let no_room = [Errno::ENOSPC, Errno::EDQUOT].map(|errno| DiskError::Os(errno as i32));
+        matches!(self.counted.file, DiskFile::Side(SideFile::Stage)) && no_room.contains(&error)
+    }
+
     fn operation(&self) -> Operation<'_> {
         Operation {
             path: &self.file.path,

@@ -131,7 +131,7 @@ impl Place {
         }
     }
 
-    /// Makes a file that reads as zeroes and has its room, so that no write to it can fail for want of it.
+    /// Makes a file that reads as zeroes and has its room reserved, so that no write to it fails for want of it.
     pub(super) fn make_reserved(&self, bytes: u64, made: &mut Made) -> Result<(), CreateError> {
         let path = self.path();
         let file = make_file(path, 0, made)?;

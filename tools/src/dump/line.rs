@@ -63,11 +63,22 @@ pub(super) struct Superblock {
     pub(super) applied: String,
     pub(super) applied_offset: Option<u64>,
     pub(super) damaged_until: Option<String>,
+    pub(super) resync: Option<Resync>,
     pub(super) lease_ms: u32,
     pub(super) journal_bytes: u64,
     pub(super) volumes: Vec<Volume>,
     pub(super) config: Option<Config>,
     pub(super) epochs: Vec<String>,
+}
+
+/// A resync that is under way.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Resync {
+    /// The last record that is in what it has brought.
+    pub(super) staged: String,
+    pub(super) committed: u64,
+    /// It is whole, and being laid over the stores.
+    pub(super) merging: bool,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -195,6 +206,18 @@ impl fmt::Display for Superblock {
             writeln!(
                 f,
                 "  DAMAGED      counts for nothing until its log reaches {until}"
+            )?;
+        }
+        if let Some(resync) = &self.resync {
+            let state = if resync.merging {
+                "whole, is being laid over the stores"
+            } else {
+                "not whole yet"
+            };
+            writeln!(
+                f,
+                "  resync       staged through {}, committed through {}: {state}",
+                resync.staged, resync.committed
             )?;
         }
         writeln!(f, "  lease        {} ms", self.lease_ms)?;

@@ -155,6 +155,11 @@ fn shown(superblock: &Superblock) -> line::Superblock {
         damaged_until: Some(superblock.damaged_until)
             .filter(|&until| until != RecordId::NONE)
             .map(id),
+        resync: superblock.resync.map(|resync| line::Resync {
+            staged: id(resync.staged),
+            committed: resync.committed.0,
+            merging: resync.merging,
+        }),
         lease_ms: superblock.lease_ms,
         journal_bytes: superblock.journal_bytes,
         volumes: volumes.collect(),

@@ -79,8 +79,12 @@ pub(super) fn dump(
     };
     let (stores, pages) = load(Table::Stores);
     show("stores", &volumes, &stores, &pages, &path, out)?;
-    let (staged, pages) = load(Table::Staged);
-    if pages.iter().any(|page| page.found != Found::default()) {
+    let (mut staged, pages) = load(Table::Staged);
+    if superblock.is_some_and(|s| s.resync.is_none()) {
+        // What an earlier one left means nothing.
+        let sizes = volumes.iter().map(|v| v.bytes);
+        staged = SumTable::new(Table::Staged, sizes);
+    } else if pages.iter().any(|page| page.found != Found::default()) {
         show("staged", &volumes, &staged, &pages, &path, out)?;
     }
     Ok(Tables {

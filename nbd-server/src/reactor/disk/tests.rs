@@ -8,6 +8,7 @@ use crate::reactor::file::BlockingReader;
 use crate::reactor::pool::PoolSizes;
 use replicator::recover::BlockRead;
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 const FILE_BYTES: u64 = 8 << 20;
@@ -219,6 +220,11 @@ fn files_beside_the_stores_are_written_flushed_read_and_given_back() {
         assert_eq!(bench.do_one(discard), Ok(()));
         let bytes = bench.file(name);
         assert_eq!(bytes.len() as u64, FILE_BYTES);
+        let allocated = bench.dir.path().join(name).metadata().unwrap().blocks() * 512;
+        match file {
+            SideFile::Sums => assert!(allocated >= 4 * 4096, "it keeps its room"),
+            SideFile::Stage => assert!(allocated < 4 * 4096, "it gives it back"),
+        }
         let blocks: Vec<u8> = (1..7).map(|block| bytes[block * BLOCK_BYTES]).collect();
         assert_eq!(blocks, [0, byte, 0, 0, byte, 0]);
         let past = DiskOp::SideDiscard {
@@ -353,6 +359,32 @@ fn a_reader_fills_any_buffer_and_knows_the_end() {
         reader.read(FILE_BYTES - 4096, &mut bytes[..8192]),
         Err(DiskError::Short)
     );
+}
+
+#[test]
+fn want_of_room_to_stage_is_left_to_the_core_and_anything_else_is_told() {
+    let bench = Bench::new();
+    let active = |file| Active {
+        ticket: Ticket(1),
+        began: Time(0),
+        file: bench.disks.files.stage.clone(),
+        offset: 0,
+        length: 4096,
+        done: 0,
+        retries: 0,
+        work: Work::Flush,
+        counted: Counted {
+            file,
+            kind: DiskKind::Flush,
+        },
+    };
+    let no_room = DiskError::Os(Errno::ENOSPC as i32);
+    let stage = active(DiskFile::Side(SideFile::Stage));
+    assert!(stage.is_known_to_wait(no_room));
+    assert!(!stage.is_known_to_wait(DiskError::Os(Errno::EIO as i32)));
+    for file in [DiskFile::Side(SideFile::Sums), DiskFile::Store(0)] {
+        assert!(!active(file).is_known_to_wait(no_room));
+    }
 }
 
 #[test]

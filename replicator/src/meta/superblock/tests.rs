@@ -48,6 +48,16 @@ fn full() -> Superblock {
             config: config(9),
         }),
         epochs: [id(1, 1), id(2, 30)].into_iter().collect(),
+        resync: Some(Resync {
+            staged: id(5, 60),
+            blocks: 3,
+            checksum: 0x1122_3344,
+            committed: Seq(59),
+            since: Seq(50),
+            written: 0x0304,
+            merging: true,
+        }),
+        sums_written: 0x0102,
         ..superblock()
     }
 }
@@ -241,11 +251,21 @@ fn the_format_is_this() {
     assert_eq!(&block[1096..1099], b"\x02db");
     let epochs: Vec<_> = block[2248..2280].iter().step_by(8).collect();
     assert_eq!(epochs, [&1, &1, &2, &30]);
-    assert!(block[2280..].iter().all(|&b| b == 0));
+    assert!(block[2280..3304].iter().all(|&b| b == 0));
+    let resync: String = block[3304..3361]
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect();
+    assert_eq!(
+        resync,
+        "05000000000000003c0000000000000003000000443322113b000000000000003200000000000000\
+         0201000000000000040300000000000002"
+    );
+    assert!(block[3361..].iter().all(|&b| b == 0));
 }
 
 const GOLDEN: [&str; 28] = [
-    "52504c53555045520200020140c6edad",
+    "52504c53555045520200020129a6c8c0",
     "02010000000000000370627800000000",
     "00000000000000000000000000000000",
     "00000000000000000000000000000000",
@@ -322,17 +342,17 @@ prop_compose! {
                 .into_iter()
                 .map(|(n, bytes)| VolumeRecord { name: name(n), bytes })
                 .collect(),
+            resync: (small[0] % 3 > 0).then(|| Resync {
+                staged: ids[2],
+                blocks: small[1],
+                checksum: small[2],
+                committed: Seq(numbers[0]),
+                since: Seq(numbers[2]),
+                written: version,
+                merging: small[0] % 3 == 1,
+            }),
             fork: (small[2] % 2 == 0).then(|| Fork { parent: HistoryId(wide[0] | 1), at: ids[1] }),
             sums_written: version,
-            resync: (small[1] % 2 == 0).then(|| Resync {
-                staged: ids[3],
-                blocks: small[0],
-                checksum: small[1],
-                committed: Seq(numbers[3]),
-                since: Seq(numbers[0]),
-                written: version,
-                merging: small[0] % 2 == 0,
-            }),
         }
     }
 }

@@ -210,3 +210,37 @@ fn where_data_begins() {
     assert_eq!(table.first_data(V, 8..20), None);
     assert_eq!(table.first_data(V, 8..8), None);
 }
+
+/// A change of these bytes is a change of the format: raise the version and tell it in `docs/format.md`.
+#[test]
+fn the_format_is_this() {
+    let mut file = File::new();
+    let mut table = SumTable::new(Table::Staged, sizes());
+    // The last page of a volume, with less than a group.
+    table.write(V, PAGE_BLOCKS, 2, Seq(0x0102_0304_0506), |b| {
+        BlockSum::of_crc(0xa0b0_c0d0 + u32::try_from(b - PAGE_BLOCKS).expect("small"))
+    });
+    let places = file.save(&mut table);
+    // Both slots of the stores' pages, the first slot of this table's, and two pages before it in the second.
+    let pages = u64::from(table.pages());
+    assert_eq!(places, [(3 * pages + 2) * BLOCK_BYTES_U64]);
+    let block = &file.0[index(places[0])..][..BLOCK_BYTES];
+    let hex: Vec<String> = block[..144]
+        .chunks(16)
+        .map(|line| line.iter().map(|b| format!("{b:02x}")).collect())
+        .collect();
+    assert_eq!(hex, GOLDEN);
+    assert!(block[144..].iter().all(|&b| b == 0));
+}
+
+const GOLDEN: [&str; 9] = [
+    "5250504c53554d530100010007b46b2c",
+    "01000000000000000100000000000000",
+    "01000000000000000000000000000000",
+    "00000000000000000000000000000000",
+    "0605040302010000d0c0b0a0d1c0b0a0",
+    "01000000010000000100000000000000",
+    "00000000000000000000000000000000",
+    "00000000000000000000000000000000",
+    "00000000000000000000000000000000",
+];
