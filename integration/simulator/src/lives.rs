@@ -123,9 +123,12 @@ pub(crate) fn live(seed: u64, trace: bool) -> Tally {
         20..=34 => rng.below(16),
         _ => rng.below(2),
     };
-    let clients = 1 + rng.index(3);
-    let depth = 1 + rng.index(6);
-    let pause = rng.between(2, 12) * MS;
+    let mut clients = 1 + rng.index(3);
+    let mut depth = 1 + rng.index(6);
+    let mut pause = rng.between(2, 12) * MS;
+    if c.big_percent >= 30 {
+        (clients, depth, pause) = (3, depth + 3, rng.between(1, 4) * MS);
+    }
     c.choose_victims(&mut rng);
     c.start_clients(clients, depth, pause);
     c.run_for(200 * MS);

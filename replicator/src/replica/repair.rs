@@ -14,8 +14,9 @@ use crate::store::sums::BlockSum;
 use crate::types::*;
 use crate::wire::frame::{Blocks, Frame};
 
-/// Bad blocks being seen to at once. More are found again later.
-const REPAIRS_MAX: usize = 32;
+/// Bad blocks being seen to at once, each with one question; a resync asks besides. More are found again later.
+const REPAIRS_MAX: usize = 12;
+const _: () = assert!(REPAIRS_MAX + super::resync::ASKS_MAX <= super::serve::ASKS_MAX);
 
 /// A peer that may soon be able to answer is waited for this long.
 const PATIENCE_NS: u64 = 2_000_000_000;

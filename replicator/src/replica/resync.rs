@@ -29,7 +29,7 @@ use crate::wire::frame::{
 };
 
 /// Questions for blocks that are not answered yet, at most.
-const ASKS_MAX: usize = 4;
+pub(super) const ASKS_MAX: usize = 4;
 
 /// What is staged is made durable after so many bytes of it,
 const SAVE_BYTES: u64 = 64 << 20;
@@ -503,6 +503,7 @@ impl<M: Memory> Replica<M> {
             from.at, common
         );
         self.log_info(text);
+        self.say_staged();
     }
 
     /// Takes what comes next, in order. `false` if it must wait.
@@ -743,6 +744,7 @@ impl<M: Memory> Replica<M> {
             // They are in the stage now.
             resync.record = 0;
             resync.asks.remove(index);
+            self.say_staged();
             return true;
         }
         if blocks.sums.is_empty() {

@@ -16,6 +16,7 @@ mod page;
 mod promotion;
 mod quorum;
 mod quorum_lost;
+mod resync;
 mod rot;
 mod rules;
 mod witness_rules;
