@@ -48,6 +48,10 @@ pub(crate) const ATTACKS: &[Attack] = &[
     // Processes and machines.
     attack("kill", 60, 12, |c, rng| crash(c, rng, false)),
     attack("power cut", 60, 12, |c, rng| crash(c, rng, true)),
+    attack("long absence", 35, 18, stay_away),
+    attack("absence while much is written", 100, 10, |c, rng| {
+        c.big_percent >= 30 && stay_away(c, rng)
+    }),
     attack("blackout", 30, 40, blackout),
     attack("freeze", 50, 10, freeze),
     attack("restart with another config", 25, 25, reconfigure),
@@ -150,6 +154,20 @@ fn crash(c: &mut Cluster, rng: &mut Rng, power: bool) -> bool {
     true
 }
 
+/// A node is away for long, so that the others' journals go on without it.
+fn stay_away(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(node) = running(c, rng) else {
+        return false;
+    };
+    let power = rng.chance(50);
+    c.crash(node, power);
+    let time = rng.between(3, 30) * lease(c) / 4;
+    c.nodes[node].away_until = c.now + time;
+    let life = c.nodes[node].life;
+    c.after(time, Event::Restart { node, life });
+    true
+}
+
 fn blackout(c: &mut Cluster, rng: &mut Rng) -> bool {
     for node in 0..c.nodes.len() {
         if c.up(node) {
@@ -197,7 +215,8 @@ fn revive(c: &mut Cluster, rng: &mut Rng) -> bool {
             c.crash(node, false);
         }
     }
-    if !c.up(node) && !c.nodes[node].ruined {
+    let n = &c.nodes[node];
+    if !c.up(node) && !n.ruined && n.away_until <= c.now {
         c.restart(node);
     }
     false

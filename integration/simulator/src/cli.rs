@@ -103,7 +103,7 @@ pub fn main() -> ExitCode {
     let kinds: Vec<_> = kinds.map(|(a, n)| format!("{} {n}", a.name)).collect();
     println!("faults: {}", kinds.join(", "));
     println!(
-        "{} resyncs; lives that ended early: {} since more was lost than anything can keep, {} since every node went on alone",
+        "{} resyncs; lives that ended early: {} since more was lost than anything can keep, {} since a majority went on alone or was wiped",
         sum.resyncs, sum.beyond, sum.stuck
     );
     println!(

@@ -420,6 +420,13 @@ impl Disk {
         cell.becomes(before);
     }
 
+    /// A block is not what it should be.
+    pub(crate) fn taint(&mut self, block: u64) {
+        let cell = self.cell(block);
+        let old = cell.newest().clone().rotten();
+        cell.becomes(old);
+    }
+
     /// Whether the disk harmed a block: it holds what was not written there, or can not be read.
     pub(crate) fn is_harmed(&self, block: u64) -> bool {
         self.bad.contains(&block) || self.block(block).is_some_and(|b| b.rotten)

@@ -288,8 +288,8 @@ impl Cluster {
             if let Some(next) = n.next_fate[kind].take() {
                 *fate = next;
                 n.may_fail |= matches!(next, Fate::Fails(_));
-                // What a store loses, the checksums tell.
-                n.hurt |= next.harms() && kind != STORE;
+                // What a store loses, the checksums tell; what they lose, the superblock.
+                n.hurt |= next.harms() && kind != STORE && kind != SUMS;
             }
         }
         let mean = self.options.disk_ns * n.slow[kind];

@@ -136,6 +136,8 @@ pub(crate) struct Node {
     pub(crate) hung_until: [u64; KINDS],
     /// An operation of one of its disks failed: it may step aside.
     pub(crate) may_fail: bool,
+    /// It does not start before.
+    pub(crate) away_until: u64,
     /// Something that was durable on its disks has been harmed since they were made.
     pub(crate) hurt: bool,
     /// It has asked for a resync since it started, or found one on its disks.
@@ -188,7 +190,7 @@ pub(crate) struct Cluster {
     pub(crate) operations: u64,
     /// How many resyncs came to their end.
     pub(crate) resyncs: u64,
-    /// Every member went on alone.
+    /// A majority went on alone, or was wiped.
     pub(crate) stuck: bool,
     /// A frame was damaged or forged.
     pub(crate) harm: bool,
@@ -267,6 +269,7 @@ impl Cluster {
                 next_fate: [None; KINDS],
                 hung_until: [0; KINDS],
                 may_fail: false,
+                away_until: 0,
                 hurt: false,
                 resyncs: false,
                 merges: None,
@@ -381,6 +384,7 @@ impl Cluster {
                 if self.nodes[node].replica.is_none()
                     && self.nodes[node].life == life
                     && !self.nodes[node].ruined
+                    && self.nodes[node].away_until <= self.now
                 {
                     self.restart(node);
                 }

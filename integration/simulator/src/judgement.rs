@@ -93,8 +93,20 @@ impl Cluster {
             self.checks.ends_beyond();
             return None;
         }
+        if self.too_few_are_left() {
+            return None;
+        }
         said.truncate(8);
         panic!("nobody can be promoted: {said:?}");
+    }
+
+    /// Whether a majority has gone: nodes went on alone, or count for nothing since their disks were replaced.
+    fn too_few_are_left(&mut self) -> bool {
+        let gone = |n: usize| self.nodes[n].wiped || self.is_exile(n);
+        let there = (0..self.options.nodes).filter(|&n| self.up(n) && !gone(n));
+        let too_few = there.count() <= self.options.nodes / 2;
+        self.stuck |= too_few;
+        too_few
     }
 
     /// Liveness: a majority works and sees each other, of the others nothing is heard. Somebody can be promoted and writes are
@@ -188,7 +200,9 @@ impl Cluster {
         let Some(primary) = self.promote_any(&self.all()) else {
             return;
         };
-        self.everything_is_answered(primary);
+        if !self.everything_is_answered(primary) {
+            return;
+        }
         self.must_write(primary, 0, 3, 2);
         let fed = self.run_until(30 * SECOND, |c| c.fed(primary));
         assert!(
@@ -246,14 +260,18 @@ impl Cluster {
         }
     }
 
-    fn everything_is_answered(&mut self, primary: usize) {
+    /// Whether that comes true; else there is nobody to do it.
+    fn everything_is_answered(&mut self, primary: usize) -> bool {
         let nothing_waits = |c: &Self| c.requests.values().all(|r| r.client.is_none());
         let answered = self.run_until(30 * SECOND, |c| {
             c.nodes[primary].view.serving && nothing_waits(c)
         });
         self.stop_clients();
         if answered || self.run_until(20 * SECOND, nothing_waits) {
-            return;
+            return true;
+        }
+        if self.too_few_are_left() {
+            return false;
         }
         let nodes: Vec<_> = self
             .nodes

@@ -40,7 +40,8 @@ fn options(rng: &mut Rng) -> Options {
         } else {
             [2048, 2048, 2048, 1024]
         },
-        volumes: vec![600, 64],
+        // A page of checksums is about 896 blocks.
+        volumes: vec![if rng.chance(15) { 2000 } else { 600 }, 64],
         disk_ns: rng.between(50, 2000) * US,
         net_ns: rng.between(20, 3000) * US,
         drift_ppm: 4000,
@@ -67,7 +68,7 @@ pub(crate) struct Tally {
     pub(crate) time_ns: u64,
     /// Lives that ended because more was lost than anything could keep.
     pub(crate) beyond: u64,
-    /// Lives in which every member went on alone.
+    /// Lives in which a majority went on alone, or was wiped.
     pub(crate) stuck: u64,
     /// Resyncs that came to their end.
     pub(crate) resyncs: u64,
@@ -122,14 +123,17 @@ pub(crate) fn live(seed: u64, trace: bool) -> Tally {
     c.tracing = trace;
     c.trace(|| format!("{:?}", c.options));
     c.big_percent = match rng.below(100) {
-        // Somebody restores a backup, and the journal fills up.
-        0..=5 => rng.between(30, 70),
-        6..=24 => rng.below(16),
+        // Somebody restores a backup, and the journal fills up: who was away is past it.
+        0..=19 => rng.between(30, 70),
+        20..=34 => rng.below(16),
         _ => rng.below(2),
     };
-    let clients = 1 + rng.index(3);
-    let depth = 1 + rng.index(6);
-    let pause = rng.between(2, 12) * MS;
+    let mut clients = 1 + rng.index(3);
+    let mut depth = 1 + rng.index(6);
+    let mut pause = rng.between(2, 12) * MS;
+    if c.big_percent >= 30 {
+        (clients, depth, pause) = (3, depth + 3, rng.between(1, 4) * MS);
+    }
     c.choose_victims(&mut rng);
     c.start_clients(clients, depth, pause);
     c.run_for(200 * MS);

@@ -104,9 +104,28 @@ impl Cluster {
                 self.checks.merges(node, staged.epoch.0, staged.seq.0);
             }
             None => {
+                self.keep_harm(node);
                 self.trace(|| format!("-- what {node} staged is in its stores"));
                 self.resyncs += 1;
             }
+        }
+    }
+
+    /// What was laid over the stores is in them, but for what the disk had harmed before: a peer has that.
+    fn keep_harm(&mut self, node: usize) {
+        let sizes = self.options.volumes.iter().map(|b| b * BLOCK_BYTES_U64);
+        let disks = &mut self.nodes[node].disks;
+        let (table, _) = SumTable::load(Table::Staged, sizes, &mut Reading(&disks.sums), Seq(0));
+        let mut base = 0;
+        for (volume, store) in (0..).zip(&mut disks.stores) {
+            for block in 0..self.options.volumes[usize::from(volume)] {
+                let sum = table.sum(VolumeId(volume), block);
+                let whole = matches!(sum, BlockSum::UNKNOWN | BlockSum::ZERO);
+                if !whole && disks.stage.is_harmed(base + block) {
+                    store.taint(block);
+                }
+            }
+            base += self.options.volumes[usize::from(volume)];
         }
     }
 

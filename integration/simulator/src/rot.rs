@@ -14,7 +14,7 @@ use replicator::wire::frame::Blocks;
 
 use crate::client::Request;
 use crate::disk::Fate;
-use crate::drive::STORE;
+use crate::drive::{STORE, SUMS};
 use crate::harness::*;
 use crate::memory::SimBuffer;
 use crate::oracle::UNITS_PER_BLOCK;
@@ -59,7 +59,19 @@ fn rot_block(c: &mut Cluster, rng: &mut Rng, node: usize) {
     } else {
         rng.below(blocks)
     };
-    let store = &mut c.nodes[node].disks.stores[volume];
+    let n = &mut c.nodes[node];
+    // What is staged rots as well.
+    if n.resyncs && rng.chance(60) {
+        let base: u64 = c.options.volumes[..volume].iter().sum();
+        let (block, stage) = (base + block, &mut n.disks.stage);
+        match rng.below(3) {
+            0 => stage.rot(block, rng.index(BLOCK_BYTES * 8)),
+            1 => stage.take_back(block),
+            _ => stage.spoil(block),
+        }
+        return;
+    }
+    let store = &mut n.disks.stores[volume];
     match rng.below(5) {
         0 | 1 => store.rot(block, rng.index(BLOCK_BYTES * 8)),
         2 => store.misdirect(rng.below(blocks), block),
@@ -82,6 +94,13 @@ pub(crate) fn rot_sums(c: &mut Cluster, rng: &mut Rng) -> bool {
             .any(|s| s.harmed().next().is_some())
     {
         return false;
+    }
+    // Of a resync that is the image already nothing is told twice.
+    let n = &mut c.nodes[node];
+    if rng.chance(20) && !n.resyncs {
+        n.next_fate[SUMS] = Some(Fate::Lost);
+        n.sums_rotted = true;
+        return true;
     }
     let sizes = c.options.volumes.iter().map(|b| b * BLOCK_BYTES_U64);
     let (staged, _) = SumTable::new(Table::Staged, sizes).area();

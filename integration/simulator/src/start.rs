@@ -70,6 +70,7 @@ impl Cluster {
         n.frozen_until = 0;
         n.may_fail = n.hurt;
         n.drained = false;
+        n.resyncs = false;
         n.next_fate = [None; KINDS];
         n.wrapped = None;
         n.wanted.fill(true);

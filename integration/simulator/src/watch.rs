@@ -14,6 +14,7 @@ use replicator::types::*;
 use replicator::wire::frame::{Frame, Report};
 
 use crate::disk::Disk;
+use crate::drive::SUMS;
 use crate::harness::*;
 use crate::oracle::stamps_of_block;
 
@@ -213,6 +214,14 @@ impl Cluster {
 
     /// A node sends a frame.
     pub(crate) fn says(&mut self, node: usize, conn: usize, side: usize, frame: &Frame) {
+        match frame {
+            Frame::ResyncFrom(from) => self.feeds_from(conn, side, from.at.seq.0),
+            Frame::ResyncAsk { .. } => {
+                self.nodes[node].resyncs = true;
+                self.nodes[node].next_fate[SUMS] = None;
+            }
+            _ => {}
+        }
         if let Frame::Heartbeat { epoch, number, .. } = frame {
             let now = self.local(node, self.now);
             let life = self.nodes[node].life;
@@ -235,11 +244,6 @@ impl Cluster {
                 granted.or_default().insert(life);
             }
             return;
-        }
-        match frame {
-            Frame::ResyncFrom(from) => self.feeds_from(conn, side, from.at.seq.0),
-            Frame::ResyncAsk { .. } => self.nodes[node].resyncs = true,
-            _ => {}
         }
         let to = self.net.conns[conn].nodes[1 - side];
         let newest = self.watch.nodes[node].promised;

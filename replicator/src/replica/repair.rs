@@ -10,12 +10,13 @@ use super::{Pending, Replica};
 use crate::io::*;
 use crate::memory::{Buffer, Memory};
 use crate::replica::peers::Feed;
-use crate::store::sums::{BlockSum, GROUP_BLOCKS};
+use crate::store::sums::BlockSum;
 use crate::types::*;
 use crate::wire::frame::{Blocks, Frame};
 
-/// Bad blocks being seen to at once. More are found again later.
-const REPAIRS_MAX: usize = 32;
+/// Bad blocks being seen to at once, each with one question; a resync asks besides. More are found again later.
+const REPAIRS_MAX: usize = 12;
+const _: () = assert!(REPAIRS_MAX + super::resync::ASKS_MAX <= super::serve::ASKS_MAX);
 
 /// A peer that may soon be able to answer is waited for this long.
 const PATIENCE_NS: u64 = 2_000_000_000;
@@ -169,7 +170,7 @@ impl<M: Memory> Replica<M> {
     fn ask_for(&mut self, index: usize) -> bool {
         let repair = &self.repairs.list[index];
         let (volume, block, tried) = (repair.volume, repair.block, repair.tried);
-        let changed = self.sums.changed(volume, block / GROUP_BLOCKS);
+        let changed = self.newest_change(volume, block);
         let leading = self.leader.is_some();
         let mut waits = false;
         let mut ask = None;
@@ -232,7 +233,7 @@ impl<M: Memory> Replica<M> {
         let repair = &self.repairs.list[index];
         let (volume, block) = (repair.volume, repair.block);
         let own = self.sums.sum(volume, block);
-        let changed = self.sums.changed(volume, block / GROUP_BLOCKS);
+        let changed = self.newest_change(volume, block);
         let good = match (blocks.sums.first(), data) {
             (Some(&BlockSum::ZERO), _) => Some((None, BlockSum::ZERO)),
             (Some(&sum), Some(data)) if data.blocks() == 1 => {

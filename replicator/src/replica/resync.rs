@@ -29,13 +29,13 @@ use crate::wire::frame::{
 };
 
 /// Questions for blocks that are not answered yet, at most.
-const ASKS_MAX: usize = 4;
+pub(super) const ASKS_MAX: usize = 4;
 
 /// What is staged is made durable after so many bytes of it,
 const SAVE_BYTES: u64 = 64 << 20;
 
-/// or after so long, if there is any.
-const SAVE_NS: u64 = 5_000_000_000;
+/// or after so many leases, if there is any.
+const SAVE_LEASES: u64 = 2;
 
 /// A question that a peer could not answer is asked again after this long.
 const RETRY_NS: u64 = 200_000_000;
@@ -146,6 +146,8 @@ pub(super) struct Resync {
     saved_at: Time,
     /// Where the merge is.
     cursor: (VolumeId, u64),
+    /// The stage did not give all: before here it is read block by block.
+    singly_before: (VolumeId, u64),
     total_bytes: u64,
 }
 
@@ -237,6 +239,7 @@ impl<M: Memory> Replica<M> {
             unsaved_bytes: 0,
             saved_at: now,
             cursor: (VolumeId(0), 0),
+            singly_before: (VolumeId(0), 0),
             total_bytes: 0,
             stage,
         })
@@ -500,6 +503,7 @@ impl<M: Memory> Replica<M> {
             from.at, common
         );
         self.log_info(text);
+        self.say_staged();
     }
 
     /// Takes what comes next, in order. `false` if it must wait.
@@ -523,6 +527,8 @@ impl<M: Memory> Replica<M> {
         if resync.left > 0 || self.resync_holds() {
             return false;
         }
+        let resync = self.resync.as_mut().expect("it was just there");
+        resync.writing.clear();
         let base = self.log.applied_id().seq;
         match &item.item {
             Item::Append(buffer) => self.stage_batch(item.conn, buffer),
@@ -738,6 +744,7 @@ impl<M: Memory> Replica<M> {
             // They are in the stage now.
             resync.record = 0;
             resync.asks.remove(index);
+            self.say_staged();
             return true;
         }
         if blocks.sums.is_empty() {
@@ -927,8 +934,9 @@ impl<M: Memory> Replica<M> {
         if resync.left > 0 || resync.record > 0 {
             return;
         }
+        let save_ns = SAVE_LEASES * self.config.lease_ns();
         let due = resync.unsaved_bytes >= SAVE_BYTES
-            || (resync.unsaved_bytes > 0 && now.since(resync.saved_at) >= SAVE_NS);
+            || (resync.unsaved_bytes > 0 && now.since(resync.saved_at) >= save_ns);
         resync.committed = resync
             .committed
             .max(self.primary_committed.min(resync.at.id.seq));
@@ -1165,8 +1173,13 @@ impl<M: Memory> Replica<M> {
             }
             let zero = resync.stage.sum(volume, first) == BlockSum::ZERO;
             let mut last = first;
+            let most = if (volume, first) < resync.singly_before {
+                1
+            } else {
+                MERGE_BLOCKS_MAX
+            };
             while last < end
-                && last - first < MERGE_BLOCKS_MAX
+                && last - first < most
                 && resync.stage.sum(volume, last) != BlockSum::UNKNOWN
                 && (resync.stage.sum(volume, last) == BlockSum::ZERO) == zero
             {
@@ -1214,13 +1227,21 @@ impl<M: Memory> Replica<M> {
     }
 
     pub(super) fn merge_read(&mut self, result: Result<(), DiskError>) {
-        if let Err(error) = result {
-            self.fail("what a resync has staged can not be read back", Some(error));
-            return;
-        }
         let Some((volume, first, buffer)) = self.merge.take() else {
             return;
         };
+        if result.is_err() {
+            // What can not be read stays out, like what rotted.
+            let Some(resync) = self.resync.as_mut() else {
+                return;
+            };
+            resync.left = 0;
+            if buffer.blocks() > 1 {
+                resync.cursor = (volume, first);
+                resync.singly_before = (volume, first + u64::from(buffer.blocks()));
+            }
+            return;
+        }
         let mut from = 0;
         let blocks = buffer.blocks();
         let mut left = 0;

@@ -226,6 +226,12 @@ impl<M: Memory> Replica<M> {
         (held, changed)
     }
 
+    /// The newest record that is known here to be about a block's neighbourhood.
+    pub(super) fn newest_change(&self, volume: VolumeId, block: u64) -> Seq {
+        let (_, changed) = self.newest_of(volume, block, 1, self.log.next_number());
+        changed
+    }
+
     /// Begins to make the answer to the first question. `false` if that must wait.
     fn serve_plan(&mut self) -> bool {
         let Some(front) = self.serves.queue.front() else {

@@ -34,6 +34,13 @@ pub(super) const FETCHED: FrameKind = |f| matches!(f, Frame::Fetched { .. });
 pub(super) const APPEND: FrameKind = |f| matches!(f, Frame::Append { .. });
 pub(super) const ACK: FrameKind = |f| matches!(f, Frame::Ack { .. });
 pub(super) const BLOCKS_ASK: FrameKind = |f| matches!(f, Frame::BlocksAsk { .. });
+pub(super) const BLOCKS: FrameKind = |f| matches!(f, Frame::Blocks(_));
+pub(super) const CHANGED_ASK: FrameKind = |f| matches!(f, Frame::ChangedAsk { .. });
+pub(super) const CHANGED: FrameKind = |f| matches!(f, Frame::Changed(_));
+pub(super) const RESYNC_ASK: FrameKind = |f| matches!(f, Frame::ResyncAsk { .. });
+pub(super) const RESYNC_FROM: FrameKind = |f| matches!(f, Frame::ResyncFrom(_));
+pub(super) const STAGED: FrameKind = |f| matches!(f, Frame::Staged { .. });
+pub(super) const TOO_FAR: FrameKind = |f| matches!(f, Frame::TooFarBehind { .. });
 pub(super) const HEARTBEAT: FrameKind = |f| matches!(f, Frame::Heartbeat { .. });
 pub(super) const HEARTBEAT_ACK: FrameKind = |f| matches!(f, Frame::HeartbeatAck { .. });
 
