@@ -179,12 +179,14 @@ pub fn recover(
     if sums_forgotten {
         table.doubt(applied);
     }
+    table.outnumber(superblock.sums_written);
     let staged = match superblock.resync {
         None => None,
         Some(resync) => {
             // What is lost of this one has to come again; once it is the image it can not.
-            let (staged, found) = SumTable::load(Table::Staged, volumes(), sums, Seq(0));
+            let (mut staged, found) = SumTable::load(Table::Staged, volumes(), sums, Seq(0));
             let forgotten = staged.written() < resync.written;
+            staged.outnumber(resync.written);
             if resync.merging && (found.lost > 0 || forgotten) {
                 return Err(RecoverError::Staged);
             }

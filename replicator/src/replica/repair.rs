@@ -6,6 +6,8 @@
 //! sum that is known here, and also if the peer's newest change of that neighbourhood is no newer than the one known here,
 //! and it has everything up to that.
 
+use std::collections::VecDeque;
+
 use super::{Pending, Replica};
 use crate::io::*;
 use crate::memory::{Buffer, Memory};
@@ -21,6 +23,12 @@ const _: () = assert!(REPAIRS_MAX + super::resync::ASKS_MAX <= super::serve::ASK
 /// A peer that may soon be able to answer is waited for this long.
 const PATIENCE_NS: u64 = 2_000_000_000;
 
+/// A block that is bad again so soon after it was mended is not mended once more: its disk does not keep what it is given.
+const AGAIN_NS: u64 = 60_000_000_000;
+
+/// So many of the blocks that were mended last are remembered for that.
+const REMEMBERED_MAX: usize = 256;
+
 /// So many bad blocks are told of one by one.
 const TOLD_MAX: u64 = 20;
 
@@ -35,6 +43,8 @@ enum State<B> {
     Have(Option<B>, BlockSum),
     Writing(BlockSum),
     Flushing(BlockSum),
+    /// It was mended, and is bad again.
+    Hopeless,
 }
 
 #[derive(Debug)]
@@ -51,6 +61,8 @@ struct Repair<B> {
 #[derive(Debug)]
 pub(super) struct Repairs<B> {
     list: Vec<Repair<B>>,
+    /// What was mended last, and when.
+    recent: VecDeque<(VolumeId, u64, Time)>,
     /// Bad blocks found since the start.
     pub(super) found: u64,
     /// Those that were mended.
@@ -63,6 +75,7 @@ impl<B> Repairs<B> {
     pub(super) fn new() -> Self {
         Self {
             list: Vec::with_capacity(REPAIRS_MAX),
+            recent: VecDeque::with_capacity(REMEMBERED_MAX),
             found: 0,
             mended: 0,
             lost: 0,
@@ -112,10 +125,19 @@ impl<M: Memory> Replica<M> {
                  for it. See to that disk"
             ));
         }
+        let again = self
+            .repairs
+            .recent
+            .iter()
+            .any(|&(v, b, at)| (v, b) == (volume, block) && self.now.since(at) < AGAIN_NS);
         self.repairs.list.push(Repair {
             volume,
             block,
-            state: State::Wanted,
+            state: if again {
+                State::Hopeless
+            } else {
+                State::Wanted
+            },
             tried: 0,
             since: self.now,
         });
@@ -128,7 +150,11 @@ impl<M: Memory> Replica<M> {
             let (volume, block) = (repair.volume, repair.block);
             let moot = self.rewritten(volume, block);
             let goes = match repair.state {
-                State::Wanted if moot => true,
+                State::Wanted | State::Hopeless if moot => true,
+                State::Hopeless => {
+                    self.lose(volume, block, "it was mended, and is bad again");
+                    true
+                }
                 State::Wanted => !self.ask_for(index),
                 State::Have(..) if moot => true,
                 State::Have(..)
@@ -207,15 +233,20 @@ impl<M: Memory> Replica<M> {
         if waits && self.now.since(self.repairs.list[index].since) < PATIENCE_NS {
             return true;
         }
+        self.lose(volume, block, "no peer has a good copy now");
+        false
+    }
+
+    /// Nothing can be done about a block: whoever waits for it gets an error.
+    fn lose(&mut self, volume: VolumeId, block: u64, why: &str) {
         self.repairs.lost += 1;
         if self.repairs.lost <= TOLD_MAX {
             let name = self.config.volumes[usize::from(volume.0)].name;
             self.log_error(format!(
-                "block {block} of volume {name} is bad and no peer has a good copy now: whoever reads it gets an error"
+                "block {block} of volume {name} is bad and {why}: whoever reads it gets an error"
             ));
         }
         self.fail_reads_of(volume, block);
-        false
     }
 
     /// An answer that may be for a repair; `false` if it is not.
@@ -330,6 +361,10 @@ impl<M: Memory> Replica<M> {
             State::Flushing(sum) => {
                 self.repairs.list.swap_remove(index);
                 self.repairs.mended += 1;
+                if self.repairs.recent.len() == REMEMBERED_MAX {
+                    self.repairs.recent.pop_front();
+                }
+                self.repairs.recent.push_back((volume, block, self.now));
                 self.applier.generation += 1;
                 if self.sums.sum(volume, block) != sum {
                     self.sums.set(volume, block, sum);

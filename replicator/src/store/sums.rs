@@ -145,6 +145,8 @@ pub struct SumTable {
     dirty: Vec<bool>,
     /// None before this one is.
     dirty_from: usize,
+    /// Pages of which neither slot was found whole.
+    lost: Vec<usize>,
     dirty_pages: usize,
 }
 
@@ -265,6 +267,7 @@ impl SumTable {
             versions: vec![0; pages],
             dirty: vec![false; pages],
             dirty_from: 0,
+            lost: Vec::new(),
             dirty_pages: 0,
         }
     }
@@ -444,8 +447,16 @@ impl SumTable {
             let last = (first + GROUP_SUMS).min(part.sums.len());
             part.sums[first..last].fill(BlockSum::UNKNOWN);
         }
-        // Whatever is there is older than what is written next, in either slot.
         self.versions[page] = 2;
+        self.lost.push(page);
+    }
+
+    /// Pages that are lost may be there again one day, if the disk only did not give them: what is written next in their place
+    /// has to be newer. All pages together were written at least `written` times before, so none was oftener.
+    pub fn outnumber(&mut self, written: u64) {
+        for page in std::mem::take(&mut self.lost) {
+            self.versions[page] = (written + 4) & !1;
+        }
     }
 
     /// How many pages there are.

@@ -17,9 +17,6 @@ use crate::types::*;
 
 pub use resync::{ASKED_BLOCKS_MAX, ASKED_GROUPS_MAX, Blocks, Changed, ResyncFrom};
 
-/// The version of the frames; the hello agrees on it.
-pub const FRAME_VERSION: u16 = 2;
-
 /// Bytes of a frame's header.
 pub const FRAME_HEADER_BYTES: usize = 32;
 
