@@ -166,6 +166,13 @@ fn an_operator_drops_a_node_and_takes_it_back() {
     assert_ne!(refused.expect("answers").code, exit::DONE);
     // The next one would be one too many.
     scene.cluster.kill(2).expect("killed");
+    let away = scene
+        .cluster
+        .wait_status(0, "pbx-c is away", BOUND, |status| {
+            let peer = status.peer("pbx-c");
+            peer.is_some_and(|p| p.connection.as_deref() == Some("Connecting"))
+        });
+    away.unwrap_or_else(|error| panic!("{error}"));
     let refused = scene
         .cluster
         .ctl(0, &["drop", "pbx-c", "--timeout", "5"], BOUND);

@@ -129,8 +129,6 @@ bugs! {
         LeaseOfNewAlone,
         /// The rules of before fall away as soon as a change is committed, whether a restart would know that or not (M3).
         FloorNotKept,
-        /// A node is admitted before its log has reached the Primary's (M4).
-        AdmittedUnready,
         /// The word that a node is off holds also when that node is heard of (F0).
         ConfirmationKept,
         /// One of two nodes goes on alone on somebody's word, whatever the other may have changed since (F3).

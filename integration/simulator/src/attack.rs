@@ -93,7 +93,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("drop", 25, 25, drop_node),
     attack("return", 40, 15, return_node),
     attack("replace", 40, 12, replace_node),
-    attack("confirm a stop", 30, 6, confirm_stopped),
+    attack("confirm a stop", 20, 15, confirm_stopped),
     attack("connect", 100, 14, connect),
     attack("suspend-io", 30, 20, suspend),
     attack("resume-io", 100, 8, resume),
@@ -571,15 +571,25 @@ fn replace_node(c: &mut Cluster, rng: &mut Rng) -> bool {
     true
 }
 
-/// An operator makes sure that a node is off, and tells another one.
+/// An operator makes sure that a node is off, and tells another one; which may be to take over.
 fn confirm_stopped(c: &mut Cluster, rng: &mut Rng) -> bool {
     let Some((node, peer)) = pair(c, rng).filter(|(n, _)| c.up(*n)) else {
         return false;
     };
     if c.up(peer) {
-        return false;
+        c.crash(peer, false);
+        let within = 8 * lease(c);
+        restart_later(c, rng, peer, within);
+        c.run_for(5 * MS);
+    }
+    if !c.up(node) || c.up(peer) {
+        return true;
     }
     let peer = node_id(peer);
     c.admin(node, AdminCommand::ConfirmStopped { peer });
+    if rng.chance(50) {
+        let deadline = c.deadline(node, 3 * lease(c));
+        c.admin(node, AdminCommand::Promote { deadline });
+    }
     true
 }

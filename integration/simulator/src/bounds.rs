@@ -14,6 +14,7 @@ use crate::client::{Kind, Request};
 use crate::drive::{JOURNAL, META, STORE};
 use crate::harness::*;
 use crate::resync::Image;
+use crate::watch::superblock_on;
 
 /// Disk operations of a node at one time, at most: each journal write may be in two pieces, and a batch that is read.
 const JOURNAL_WRITES_MAX: usize = 4;
@@ -63,6 +64,8 @@ pub(crate) struct Bounds {
     pub(crate) drains: BTreeSet<u64>,
     /// Commands to hold writes that are not answered.
     pub(crate) suspends: BTreeSet<u64>,
+    /// Commands to change the membership that are not answered, and which life of which node they were given to.
+    pub(crate) changes: BTreeMap<u64, (usize, u64)>,
     /// Nodes that said in this turn that they are drained, or that they hold writes and are.
     drained: Vec<usize>,
     /// Lives of nodes whose stores rest: they said that they hold writes.
@@ -116,6 +119,7 @@ impl Cluster {
             view.lease_until,
             self.lease_of(node)
         );
+        self.floor_is_kept(node, view);
         let free = replica.memory().free_blocks(Purpose::Client);
         assert!(
             more == 0 || free >= SMALL_WRITE_BLOCKS,
@@ -135,6 +139,21 @@ impl Cluster {
         } else {
             self.bounds.had_plenty.remove(&node);
         }
+    }
+
+    /// M3: a Primary relies on a config of its reign only when a restart would know that it is committed.
+    fn floor_is_kept(&self, node: usize, view: &View) {
+        if !view.serving || view.changing || self.nodes[node].hurt {
+            return;
+        }
+        let Some(at) = self.checks.newest_config_of(node, view.epoch.0) else {
+            return;
+        };
+        let known = superblock_on(&self.nodes[node].disks.meta).map_or(0, |s| s.committed.0);
+        assert!(
+            known >= at,
+            "M3: node {node} relies on the config of record {at}, a restart would know {known} to be committed"
+        );
     }
 
     /// P7: a peer whose own window has room is sent what there is, however little the others acknowledge.
@@ -392,6 +411,7 @@ impl Cluster {
 
     /// A node answers a command: P10 if that was to drain or to hold writes.
     pub(crate) fn answers_drain(&mut self, node: usize, id: u64, done: bool) {
+        self.bounds.changes.remove(&id);
         let suspends = self.bounds.suspends.remove(&id);
         if (self.bounds.drains.remove(&id) || suspends) && done {
             self.bounds.drained.push(node);
@@ -400,6 +420,12 @@ impl Cluster {
             let life = self.nodes[node].life;
             self.bounds.resting.insert(node, life);
         }
+    }
+
+    /// Whether a node that runs may yet change the membership as it was told to.
+    pub(crate) fn changes_are_under_way(&self) -> bool {
+        let mut changes = self.bounds.changes.values();
+        changes.any(|(node, life)| self.up(*node) && self.nodes[*node].life == *life)
     }
 
     /// A node's turn is over, and whether it holds writes now.

@@ -130,7 +130,12 @@ impl Checks {
     pub(crate) fn fork(&self, node: usize, at: RecordId) -> Self {
         let mut fork = Self::new(self.logs.len(), self.witnesses.len());
         fork.lives.clone_from(&self.lives);
-        fork.configs.clone_from(&self.configs);
+        // The world that it left may give the same names to other records.
+        let had = self
+            .configs
+            .iter()
+            .filter(|((_, first), _)| *first <= at.seq.0);
+        fork.configs = had.map(|(id, config)| (*id, config.clone())).collect();
         let mut alone = ClusterConfig {
             version: 1,
             ..ClusterConfig::default()
@@ -307,21 +312,41 @@ impl Checks {
         let Some(log) = self.logs.get(node) else {
             return Vec::new();
         };
-        let of = |b: &Batch| Some((b.first, self.configs.get(&(b.epoch, b.first))?.clone()));
-        let in_log = log.batches.values().filter_map(|j| of(&j.batch));
-        let in_log: Vec<_> = in_log.collect();
-        let mut rules: Vec<_> = in_log.iter().filter(|(at, _)| *at > committed).collect();
+        let mut in_log: Vec<_> = self
+            .configs_in(log)
+            .map(|(at, c)| (at, c.clone()))
+            .collect();
+        in_log.sort_unstable_by_key(|(at, _)| *at);
+        let pending = in_log.iter().filter(|(at, _)| *at > committed);
         let known = in_log.iter().rev().find(|(at, _)| *at <= committed);
-        rules.splice(..0, known);
-        let mut rules: Vec<_> = rules.into_iter().map(|(_, c)| c.clone()).collect();
-        // What a node's journal no longer holds is committed.
-        if known.is_none()
-            && let Some((at, config)) = &self.config
-            && *at <= committed
-        {
-            rules.insert(0, config.clone());
-        }
-        rules
+        // What a node's journal no longer holds, or what was before it went on alone, is committed.
+        let chained = self.config.as_ref().filter(|(at, _)| *at <= committed);
+        let base = known.into_iter().chain(chained).max_by_key(|(at, _)| *at);
+        base.into_iter()
+            .chain(pending)
+            .map(|(_, c)| c.clone())
+            .collect()
+    }
+
+    /// The record of the newest config in a node's log, if it is of this epoch.
+    pub(crate) fn newest_config_of(&self, node: usize, epoch: u64) -> Option<u64> {
+        let log = self.logs.get(node)?;
+        let newest = self.configs_in(log).map(|(at, _)| at).max()?;
+        let first = log.batches.get(&newest)?;
+        (first.batch.epoch == epoch).then_some(newest)
+    }
+
+    /// The configs in a log, with the numbers of their records.
+    fn configs_in<'a>(
+        &'a self,
+        log: &'a NodeLog,
+    ) -> impl Iterator<Item = (u64, &'a Rc<ClusterConfig>)> {
+        self.configs.iter().filter_map(|((epoch, first), config)| {
+            let there = log.batches.get(first);
+            there
+                .is_some_and(|j| j.batch.epoch == *epoch)
+                .then_some((*first, config))
+        })
     }
 
     /// Somebody who has no part in the config of a record is told of it (M4).

@@ -19,6 +19,10 @@ impl Cluster {
         if matches!(command, AdminCommand::SuspendIo { .. }) {
             self.bounds.suspends.insert(id);
         }
+        if let AdminCommand::Drop { .. } | AdminCommand::Replace { .. } = command {
+            let life = self.nodes[node].life;
+            self.bounds.changes.insert(id, (node, life));
+        }
         self.post(node, Happening::Admin(AdminId(id), command));
         id
     }

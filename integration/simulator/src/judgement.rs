@@ -93,7 +93,7 @@ impl Cluster {
             self.checks.ends_beyond();
             return None;
         }
-        if self.too_few_are_left() {
+        if self.too_few_are_left() || self.too_many_are_lost(nodes) {
             return None;
         }
         said.truncate(8);
@@ -112,6 +112,10 @@ impl Cluster {
     /// Liveness: a majority works and sees each other, of the others nothing is heard. Somebody can be promoted and writes are
     /// answered, whatever happened before.
     fn a_majority_goes_on(&mut self) {
+        // Who drops a node just now may do so with the help of those that are about to be cut off.
+        if !self.run_until(10 * SECOND, |c| !c.changes_are_under_way()) {
+            return;
+        }
         let (members, voters) = (self.options.nodes, self.nodes.len());
         let whole = |n: &usize| !self.nodes[*n].hurt && !self.nodes[*n].forced;
         let mut core: Vec<usize> = (0..members).filter(whole).collect();
@@ -163,6 +167,15 @@ impl Cluster {
             self.checks.is_beyond() || outcome == Some(Outcome::Done),
             "with {core:?} healthy, a write at {primary} came to {outcome:?}"
         );
+    }
+
+    /// Whether operators dropped so many nodes that of the others too many are lost with their disks, or alone.
+    fn too_many_are_lost(&mut self, nodes: &[usize]) -> bool {
+        let whole = |n: &usize| !self.nodes[*n].hurt && !self.is_exile(*n);
+        let whole: Vec<usize> = nodes.iter().copied().filter(whole).collect();
+        let lost = !self.is_majority(&whole);
+        self.stuck |= lost;
+        lost
     }
 
     /// Whether these nodes are a majority of the voters and of the members by every config that may still count.

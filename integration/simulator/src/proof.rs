@@ -66,7 +66,16 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::CapacityForgetsMemory
         | Bug::AckUnchecked
         | Bug::WindowFromJournal => 400,
-        Bug::RecordsUnchecked | Bug::ForgottenPromise | Bug::BlankGrantCounts => 1200,
+        Bug::RecordsUnchecked
+        | Bug::ForgottenPromise
+        | Bug::BlankGrantCounts
+        | Bug::OldVotersForgotten
+        | Bug::NewRuleTooEarly
+        | Bug::DroppedToldEarly
+        | Bug::LeaseOfNewAlone
+        | Bug::FloorNotKept
+        | Bug::ConfirmationKept
+        | Bug::UntoldGoesAlone => 1200,
     }
 }
 

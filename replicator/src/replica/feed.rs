@@ -57,6 +57,7 @@ impl<M: Memory> Replica<M> {
         };
         match feed {
             Feed::TooFar => {
+                self.invite(node);
                 let name = self.config.nodes[usize::from(node.0)];
                 let journal_floor = self.log.start().id.seq.next();
                 self.log_warn(format!(

@@ -187,7 +187,11 @@ impl<M: Memory> Replica<M> {
         let (Some(conn), Some(report)) = (peer.conn, peer.report.as_ref()) else {
             return;
         };
-        if !report.fresh {
+        let joins = config
+            .config
+            .standing(report.incarnation)
+            .is_some_and(|s| s.joining);
+        if !report.fresh || !joins {
             return;
         }
         let told = Told {
@@ -370,7 +374,7 @@ impl<M: Memory> Replica<M> {
             }
             let reached = matches!(peer.feed, Feed::On { .. }) && peer.caught_up;
             let outside = !standing.member && standing.is_fed();
-            here && outside && (reached || planted!(AdmittedUnready))
+            here && outside && reached
         };
         let Some(standing) = settled.config.nodes.iter().find(ready).copied() else {
             return false;

@@ -292,7 +292,9 @@ impl<M: Memory> Replica<M> {
 
     /// The Primary says that this node is past its journal.
     pub(super) fn resync_wanted(&mut self, conn: ConnId) {
-        if self.is_witness() || self.failed.is_some() {
+        // Who belongs to no resource yet has nothing to fetch: it is invited first.
+        let nobody = self.metadata.wanted.uuid == ResourceUuid(0);
+        if self.is_witness() || nobody || self.failed.is_some() {
             return;
         }
         if self.resync_is_ending() {

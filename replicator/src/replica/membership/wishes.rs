@@ -252,7 +252,7 @@ impl<M: Memory> Replica<M> {
         let name = self.name_of(wish.node);
         match wish.goal {
             _ if !self.lease_runs() => AdminError::NoQuorum(
-                "a majority of the nodes can not be reached: the change is not committed".into(),
+                "a majority of the nodes can not be reached: the change is not committed, and may be once they are back".into(),
             ),
             Goal::Out => AdminError::Failed(format!(
                 "{name} is not dropped yet: the change waits for a majority; status shows when it is"
