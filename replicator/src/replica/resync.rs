@@ -191,7 +191,8 @@ impl Resync {
             let from = if volume == first { from } else { 0 };
             groups += self.stage.groups(volume).saturating_sub(from);
         }
-        groups * GROUP_BLOCKS * BLOCK_BYTES_U64
+        let coming: u64 = self.asks.iter().map(|a| u64::from(a.blocks)).sum();
+        (groups * GROUP_BLOCKS + coming) * BLOCK_BYTES_U64
     }
 }
 
@@ -754,6 +755,8 @@ impl<M: Memory> Replica<M> {
             resync.asks.remove(index);
             resync.scan = resync.scan.min((ask.volume, ask.block / GROUP_BLOCKS));
             resync.known = None;
+            // An answer that is still to come would put the scan behind these groups.
+            resync.asked_about = None;
             resync.retry_at = Some(now.after(RETRY_NS));
             return true;
         }
