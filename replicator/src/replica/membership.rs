@@ -42,20 +42,23 @@ impl<M: Memory> Replica<M> {
     /// The committed floor past a membership record is durable before the rules from before it fall away (protocol M3).
     pub(super) fn rules(&self) -> &[ConfigAt] {
         let configs = self.log.configs();
-        let mut known = self.committed.min(self.metadata.durable_committed);
-        if planted!(FloorNotKept) {
-            known = self.committed;
-        }
+        let known = self.known_committed();
         let first = configs.iter().rposition(|c| c.at.seq <= known);
         &configs[first.unwrap_or(0)..]
     }
 
+    /// What is committed, as far as a restart would know it.
+    fn known_committed(&self) -> Seq {
+        if planted!(FloorNotKept) {
+            return self.committed;
+        }
+        self.committed.min(self.metadata.durable_committed)
+    }
+
     /// The newest config, if it is committed and a restart would know that: only then may it be changed (protocol M1).
     pub(super) fn settled_config(&self) -> Option<&ConfigAt> {
-        match self.rules() {
-            [only] if only.at.seq <= self.committed => Some(only),
-            _ => None,
-        }
+        let newest = self.log.config()?;
+        (newest.at.seq <= self.known_committed()).then_some(newest)
     }
 
     /// Whether a record that is committed once `votes` say so is: it is that of the newest config (protocol M3).

@@ -28,6 +28,47 @@ fn standing_is_counted_by_incarnation() {
 }
 
 #[test]
+fn a_node_that_counts_for_nothing_may_join_or_be_stopped_and_not_both() {
+    let flags = 16 + 2 * 88 + 1;
+    for (bits, is_fed) in [(0, false), (JOINING, true), (STOPPED, true)] {
+        let mut bytes = bytes(&config(1));
+        bytes[flags] = bits;
+        let config = read(&bytes).unwrap();
+        let standing = config.standing(Incarnation(3)).unwrap();
+        assert!(!standing.counts());
+        assert_eq!(standing.is_fed(), is_fed);
+        assert_eq!(self::bytes(&config), bytes);
+    }
+    for bits in [JOINING | STOPPED, VOTER | JOINING, MEMBER | STOPPED] {
+        let mut bytes = bytes(&config(1));
+        bytes[flags] = bits;
+        assert_eq!(read(&bytes), None, "flags {bits}");
+    }
+}
+
+#[test]
+fn a_changed_standing_takes_the_place_of_whatever_had_the_name() {
+    let config = config(4);
+    let name = Name::from("b").unwrap();
+    let changed = config
+        .with(Standing::full(name, Incarnation(9), true))
+        .unwrap();
+    assert_eq!(changed.version, 5);
+    assert_eq!(changed.nodes.len(), 3);
+    assert!(changed.is_member(Incarnation(9)) && changed.standing(Incarnation(2)).is_none());
+    let mut full = config;
+    for number in 4..=8u128 {
+        let name = Name::from(&format!("n{number}")).unwrap();
+        full = full
+            .with(Standing::full(name, Incarnation(number), false))
+            .unwrap();
+    }
+    assert!(full.nodes.is_sorted_by_key(|n| n.name));
+    let name = Name::from("ninth").unwrap();
+    assert_eq!(full.with(Standing::full(name, Incarnation(10), true)), None);
+}
+
+#[test]
 fn a_config_that_no_record_can_carry_is_refused() {
     let node = |index: usize| 16 + index * 88;
     for (what, at, new) in [
