@@ -165,6 +165,16 @@ impl Cluster {
         !(block..block + blocks).all(good)
     }
 
+    /// Whether one of these nodes is past the others' journals and waits for a block that is bad, while the nodes that have a good
+    /// copy are not among them.
+    pub(crate) fn bad_block_holds_up(&self, nodes: &[usize]) -> bool {
+        let all = nodes.len() == self.nodes.len();
+        let rots = nodes
+            .iter()
+            .any(|&n| n < self.options.nodes && self.rots(n));
+        rots && !all && nodes.iter().any(|&n| self.nodes[n].resyncs)
+    }
+
     /// A node gives blocks to a peer: they must be what its log says (P6).
     pub(crate) fn gives_blocks(
         &mut self,

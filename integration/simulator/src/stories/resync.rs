@@ -250,10 +250,9 @@ fn the_connection_breaks_at_each_kind_of_frame() {
             c.nodes[C].slow[STAGE] = 20;
             c.start_clients(1, 2, 5 * MS);
             c.restart(C);
-            println!("frame {seed}, after: {after}");
             c.until_snagged();
-            c.until_follows(A, C);
             c.stop_clients();
+            c.until_follows(A, C);
             c.conclude();
         }
     }
