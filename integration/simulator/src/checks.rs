@@ -336,6 +336,15 @@ impl Checks {
         (first.batch.epoch == epoch).then_some(newest)
     }
 
+    /// Whether a node is a member by the newest config in another one's log.
+    pub(crate) fn newest_lists(&self, node: usize, life: Incarnation) -> bool {
+        let Some(log) = self.logs.get(node) else {
+            return false;
+        };
+        let newest = self.configs_in(log).max_by_key(|(at, _)| *at);
+        newest.is_some_and(|(_, config)| config.is_member(life))
+    }
+
     /// The configs in a log, with the numbers of their records.
     fn configs_in<'a>(
         &'a self,

@@ -57,7 +57,8 @@ impl Cluster {
             let to = self.net.conns[conn].nodes[1 - side];
             let life = self.checks.life_of(to);
             let append = matches!(frame, Frame::Append { .. });
-            if append && !config.is_member(life) && !self.nodes[to].forced {
+            let has_part = config.is_member(life) || self.checks.newest_lists(node, life);
+            if append && !has_part && !self.nodes[to].forced {
                 self.checks
                     .tells_outsider(node, header.epoch.0, header.first.0);
             }

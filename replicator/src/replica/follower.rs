@@ -126,12 +126,10 @@ impl<M: Memory> Replica<M> {
         committed: Seq,
         tail: Seq,
         lease_ms: u32,
-        settled: RecordId,
     ) {
         if !self.hear_primary(conn, epoch) {
             return;
         }
-        self.note_settled(settled);
         self.heartbeat_heard_at = self.now;
         self.primary_committed = self.primary_committed.max(committed);
         self.primary_tail = self.primary_tail.max(tail);

@@ -434,7 +434,8 @@ impl<M: Memory> Replica<M> {
                 },
                 None,
             ) => {
-                self.got_heartbeat(conn, epoch, number, committed, tail, lease_ms, settled);
+                self.got_heartbeat(conn, epoch, number, committed, tail, lease_ms);
+                self.note_settled(conn, epoch, settled);
             }
             (
                 Frame::HeartbeatAck {

@@ -75,8 +75,18 @@ impl<M: Memory> Replica<M> {
     }
 
     /// The Primary says which config is its latest, or that a change of it is pending.
-    pub(in crate::replica) fn note_settled(&mut self, settled: RecordId) {
-        self.settled_told = self.following.map(|f| (f.node, settled));
+    pub(in crate::replica) fn note_settled(
+        &mut self,
+        conn: ConnId,
+        epoch: Epoch,
+        settled: RecordId,
+    ) {
+        let speaks = self
+            .following
+            .filter(|f| f.conn == conn && f.epoch == epoch);
+        if let Some(primary) = speaks {
+            self.settled_told = Some((primary.node, settled));
+        }
     }
 
     /// Drops the other one of two nodes that is confirmed to be off (protocol F2).
