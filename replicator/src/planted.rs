@@ -87,12 +87,10 @@ bugs! {
         ZeroesFirst,
         /// What is staged becomes the image before it is on the disk (C2).
         StageNotFlushed,
-        /// What is staged becomes the image before all of it is committed (C2).
-        MergeMarkEarly,
+        /// A resync brings the newest that there is, whether it is committed or not (C2).
+        ResyncUncommitted,
         /// A target in resync is not told of changes that the Primary's stores lack yet (C2).
         GroupMissed,
-        /// What was staged of a tail that was cut since is kept when the source changes (C2).
-        StagedStale,
         /// A node whose stores are half merged grants promotions (C2).
         GrantWhileMerging,
     }

@@ -43,6 +43,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::DrainBeforeApplied
         | Bug::HoldBeforeApplied
         | Bug::FeedsInStep
+        | Bug::SumsUnchecked
         | Bug::DrainWithoutFlush => SAMPLE_SEEDS_MAX,
         Bug::TwoGrants
         | Bug::HoldForgetsParked
@@ -65,7 +66,13 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::LoadTrusted
         | Bug::CapacityForgetsMemory
         | Bug::AckUnchecked
-        | Bug::WindowFromJournal => 400,
+        | Bug::WindowFromJournal
+        | Bug::SumsAfterFloor
+        | Bug::RepairTrusted
+        | Bug::GroupMissed
+        | Bug::StageNotFlushed
+        | Bug::ResyncUncommitted
+        | Bug::GrantWhileMerging => 400,
         Bug::RecordsUnchecked
         | Bug::ForgottenPromise
         | Bug::BlankGrantCounts

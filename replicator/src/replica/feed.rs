@@ -195,7 +195,7 @@ impl<M: Memory> Replica<M> {
     /// The number of the entry at which what a peer may be sent ends. A resync is about what is committed: nothing that is
     /// staged is ever taken back, and a peer that is needed for a majority can end it first.
     pub(in crate::replica) fn feed_limit(&self, peer: &Peer) -> u64 {
-        if peer.staging {
+        if peer.staging && !planted!(ResyncUncommitted) {
             self.committed_number(self.committed)
         } else {
             self.log.next_number()

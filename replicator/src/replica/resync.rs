@@ -174,7 +174,7 @@ impl Resync {
         for v in 0..self.stage.volumes() {
             let volume = VolumeId(v);
             for group in 0..self.stage.groups(volume) {
-                if self.stage.changed(volume, group) > common && !planted!(StagedStale) {
+                if self.stage.changed(volume, group) > common {
                     self.stage.forget(volume, group);
                 }
             }
@@ -399,7 +399,8 @@ impl<M: Memory> Replica<M> {
     pub(super) fn resync_timeout(&self) -> Option<Time> {
         let resync = self.resync.as_ref()?;
         match resync.phase {
-            Phase::Run => resync.retry_at,
+            // Once that has passed, what is waited for is an event.
+            Phase::Run => resync.retry_at.filter(|at| *at > self.now),
             Phase::Full(until) => Some(until),
             Phase::Merge => Some(self.now.after(1_000_000)).filter(|_| resync.left == 0),
             _ => None,
@@ -952,7 +953,7 @@ impl<M: Memory> Replica<M> {
         if self.resync_holds() {
             let resync = self.resync.as_ref().expect("it is pumped");
             let committed = self.primary_committed >= resync.at.id.seq;
-            if (committed || planted!(MergeMarkEarly)) && self.applier.is_idle() {
+            if committed && self.applier.is_idle() {
                 self.resync_save_begin();
             }
             return;
@@ -1076,8 +1077,7 @@ impl<M: Memory> Replica<M> {
                 }
             }
             Phase::Save(Save::Mark(version)) if self.metadata.is_durable(version) => {
-                let whole = self.resync_holds()
-                    && (self.primary_committed >= resync.at.id.seq || planted!(MergeMarkEarly));
+                let whole = self.resync_holds() && self.primary_committed >= resync.at.id.seq;
                 let goes_on = resync.source.is_some() && resync.source == resync.stream;
                 if whole && goes_on {
                     self.resync_mark();

@@ -82,7 +82,8 @@ fn while_it_lasts_both_say_so_and_the_target_stays_what_it_was() {
     c.restart(C);
     let pulls = |c: &Cluster| replicates(c, A, C) == ReplicationState::SyncSource;
     assert!(c.run_until(5 * SECOND, pulls));
-    c.run_for(100 * MS);
+    let told = |c: &Cluster| c.peer_view(A, C).sync.is_some_and(|s| s.total_bytes > 0);
+    assert!(c.run_until(SECOND, told));
     assert_eq!(replicates(&c, C, A), ReplicationState::SyncTarget);
     assert_eq!(c.nodes[C].view.disk_state, DiskState::Outdated);
     assert_eq!(c.peer_disk(A, C), DiskState::Outdated);

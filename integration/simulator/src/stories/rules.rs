@@ -173,7 +173,7 @@ fn a_node_past_the_journal_is_outdated_and_is_refused() {
     for i in 0..40 {
         c.must_write(0, 0, i * 5, 255);
     }
-    c.nodes[2].slow[crate::drive::STAGE] = 2000;
+    c.nodes[2].hung_until[crate::drive::STAGE] = c.now + 100 * SECOND;
     c.restart(2);
     c.run_for(2 * SECOND);
     assert_eq!(c.nodes[2].view.disk_state, DiskState::Outdated);

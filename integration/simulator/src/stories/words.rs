@@ -54,7 +54,6 @@ pub(super) fn of_nodes(nodes: usize) -> Options {
 /// A cluster whose first node is Primary, and everybody has what it has.
 pub(super) fn serving(seed: u64, options: Options) -> Cluster {
     let mut c = Cluster::new(seed, options);
-    c.tracing = std::env::var("SIMTRACE").is_ok();
     c.run_for(SECOND);
     assert_eq!(c.promote(A, 5 * SECOND), Ok(()));
     c.until_fed(A);
