@@ -142,6 +142,10 @@ pub(crate) struct Node {
     pub(crate) hurt: bool,
     /// It has asked for a resync since it started, or found one on its disks.
     pub(crate) resyncs: bool,
+    /// A merge has just ended.
+    pub(crate) merged: bool,
+    /// The version of the superblock at which its image was looked at last.
+    pub(crate) image_seen: u64,
     /// What its superblock says is being laid over its stores.
     pub(crate) merges: Option<RecordId>,
     /// Pages of its checksums rotted.
@@ -272,6 +276,8 @@ impl Cluster {
                 away_until: 0,
                 hurt: false,
                 resyncs: false,
+                image_seen: 0,
+                merged: false,
                 merges: None,
                 sums_rotted: false,
                 ruined: false,

@@ -124,15 +124,15 @@ pub(crate) fn live(seed: u64, trace: bool) -> Tally {
     c.trace(|| format!("{:?}", c.options));
     c.big_percent = match rng.below(100) {
         // Somebody restores a backup, and the journal fills up: who was away is past it.
-        0..=19 => rng.between(30, 70),
-        20..=34 => rng.below(16),
+        0..=9 => rng.between(30, 70),
+        10..=28 => rng.below(16),
         _ => rng.below(2),
     };
     let mut clients = 1 + rng.index(3);
     let mut depth = 1 + rng.index(6);
     let mut pause = rng.between(2, 12) * MS;
     if c.big_percent >= 30 {
-        (clients, depth, pause) = (3, depth + 3, rng.between(1, 4) * MS);
+        (clients, depth, pause) = (3, depth + 2, rng.between(2, 8) * MS);
     }
     c.choose_victims(&mut rng);
     c.start_clients(clients, depth, pause);

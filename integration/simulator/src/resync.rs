@@ -107,6 +107,7 @@ impl Cluster {
                 self.keep_harm(node);
                 self.trace(|| format!("-- what {node} staged is in its stores"));
                 self.resyncs += 1;
+                self.nodes[node].merged = true;
             }
         }
     }
@@ -130,7 +131,8 @@ impl Cluster {
     }
 
     /// P3: what a node would find on its disks if it started now is a prefix.
-    pub(crate) fn image_is_prefix(&self, node: usize) {
+    pub(crate) fn image_is_prefix(&mut self, node: usize) {
+        let seen = self.nodes[node].image_seen;
         let n = &self.nodes[node];
         if node >= self.options.nodes || n.hurt || self.checks.is_beyond() {
             return;
@@ -138,6 +140,9 @@ impl Cluster {
         let Some(superblock) = superblock_on(&n.disks.meta) else {
             return;
         };
+        if superblock.version == seen {
+            return;
+        }
         let applied = superblock.applied.id.seq;
         let staged = superblock.resync.filter(|r| r.merging).map(|_| {
             let sizes = superblock.volumes.iter().map(|v| v.bytes);
@@ -148,6 +153,11 @@ impl Cluster {
             let image = Image::of(&n.disks, volume, staged.as_ref());
             self.checks
                 .store_is_prefix(node, volume, &image, applied.0, replayed.0);
+        }
+        let n = &mut self.nodes[node];
+        n.image_seen = superblock.version;
+        if std::mem::take(&mut n.merged) && superblock.resync.is_none() {
+            n.resyncs = false;
         }
     }
 }
