@@ -69,10 +69,10 @@ rewrite 30
 load_on 2
 start pbx-c
 wait_for 60 "a resync is in the middle" is_in_the_middle pbx-c
-before=$(applied pbx-c)
+before=$(applied pbx-c) percent=$(field pbx-c pbx-a sync_percent)
 kill9 pbx-a
 kill9 pbx-b
-say "in the middle of it, at $(field pbx-c pbx-a sync_percent)%, the other two machines are lost"
+say "in the middle of it, at $percent%, the other two machines are lost"
 crash "${clients[@]}"
 after=$(applied pbx-c)
 [ "$before" = "$after" ] || die "the target did not stay at its point: $before, $after"
