@@ -127,10 +127,6 @@ bugs! {
         LeaseOfNewAlone,
         /// The rules of before fall away as soon as a change is committed, whether a restart would know that or not (M3).
         FloorNotKept,
-        /// The word that a node is off holds also when that node is heard of (F0).
-        ConfirmationKept,
-        /// One of two nodes goes on alone on somebody's word, whatever the other may have changed since (F3).
-        UntoldGoesAlone,
     }
     5 {
         /// The lease is tested when a request comes, not when its answer is released (L1).

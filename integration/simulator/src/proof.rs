@@ -30,6 +30,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::ReadsWaitForAll
         | Bug::MapForgetsUnapplied
         | Bug::UnboundedApply
+        | Bug::FloorNotKept
         | Bug::TrimIsAHint => 20,
         Bug::OverlayBackwards
         | Bug::StaleEpochHeard
@@ -54,6 +55,8 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::WindowIgnored
         | Bug::LaterEpochTaken
         | Bug::NumbersUnchecked
+        | Bug::DroppedToldEarly
+        | Bug::LeaseOfNewAlone
         | Bug::ForkServesEarly => 200,
         // These need a rare fault, or two at a time.
         Bug::ForkKeepsHistory
@@ -77,12 +80,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::ForgottenPromise
         | Bug::BlankGrantCounts
         | Bug::OldVotersForgotten
-        | Bug::NewRuleTooEarly
-        | Bug::DroppedToldEarly
-        | Bug::LeaseOfNewAlone
-        | Bug::FloorNotKept
-        | Bug::ConfirmationKept
-        | Bug::UntoldGoesAlone => 1200,
+        | Bug::NewRuleTooEarly => 1200,
     }
 }
 

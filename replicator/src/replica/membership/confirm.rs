@@ -54,7 +54,7 @@ impl<M: Memory> Replica<M> {
 
     /// A node that is heard of, or spoken to, is not off.
     pub(in crate::replica) fn void_confirmation(&mut self, node: NodeId) {
-        if self.is_confirmed(node) && !planted!(ConfirmationKept) {
+        if self.is_confirmed(node) {
             self.confirmed = None;
             let name = self.config.nodes[usize::from(node.0)];
             self.log_warn(format!(
@@ -120,7 +120,7 @@ impl<M: Memory> Replica<M> {
         let Some(ConfigAt { at, config: latest }) = self.log.config() else {
             return false;
         };
-        let told = self.settled_told == Some((confirmed.node, *at)) || planted!(UntoldGoesAlone);
+        let told = self.settled_told == Some((confirmed.node, *at));
         other.is_some_and(|o| o.incarnation == confirmed.incarnation)
             && latest == config
             && at.seq <= self.committed
