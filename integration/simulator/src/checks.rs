@@ -359,9 +359,10 @@ impl Checks {
     }
 
     /// Somebody who has no part in the config of a record is told of it (M4).
-    pub(crate) fn tells_outsider(&self, node: usize, epoch: u64, seq: u64) {
+    pub(crate) fn tells_outsider(&self, node: usize, (epoch, seq): (u64, u64), knows: u64) {
         // A committed one was in enough journals, and may have left them since.
-        let committed = self.chain.get(&seq).is_some_and(|b| b.epoch == epoch);
+        // What it takes for committed is judged at the end of its turn.
+        let committed = self.chain.get(&seq).is_some_and(|b| b.epoch == epoch) || seq <= knows;
         // What was pending when a later config came is told with that one.
         let later = self.logs[node].batches.range(seq..);
         let later = later.filter(|(first, j)| self.configs.contains_key(&(j.batch.epoch, **first)));

@@ -154,6 +154,8 @@ pub(crate) struct Node {
     pub(crate) ruined: bool,
     /// Its disks were replaced by empty ones.
     pub(crate) wiped: bool,
+    /// What it knew to be committed when the outputs of its newest turn were carried out.
+    pub(crate) knows: u64,
     /// It was told to drain, and does nothing more.
     pub(crate) drained: bool,
     /// It was told to go on alone.
@@ -282,6 +284,7 @@ impl Cluster {
                 sums_rotted: false,
                 ruined: false,
                 wiped: false,
+                knows: 0,
                 drained: false,
                 forced: false,
                 snapshot: None,
@@ -535,6 +538,7 @@ impl Cluster {
         if view.disk_state == DiskState::Failed && !excused {
             panic!("node {node} failed by itself: {}", view.health_reason);
         }
+        self.nodes[node].knows = view.committed.0;
         for output in outputs {
             self.carry_out(node, output);
         }

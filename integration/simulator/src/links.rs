@@ -48,7 +48,9 @@ impl Cluster {
         }
         if let Frame::Config(told) = frame {
             let at = told.config.at;
-            self.checks.tells_outsider(node, at.epoch.0, at.seq.0);
+            let knows = self.nodes[node].knows;
+            self.checks
+                .tells_outsider(node, (at.epoch.0, at.seq.0), knows);
         }
         if let Some(batch) = &batch
             && let Ok(header) = batch::read_header(batch.bytes())
@@ -59,8 +61,9 @@ impl Cluster {
             let append = matches!(frame, Frame::Append { .. });
             let has_part = config.is_member(life) || self.checks.newest_lists(node, life);
             if append && !has_part && !self.nodes[to].forced {
+                let knows = self.nodes[node].knows;
                 self.checks
-                    .tells_outsider(node, header.epoch.0, header.first.0);
+                    .tells_outsider(node, (header.epoch.0, header.first.0), knows);
             }
         }
         let blocks = batch.as_ref().map_or(0, Buffer::blocks);

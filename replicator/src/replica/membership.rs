@@ -230,6 +230,8 @@ impl<M: Memory> Replica<M> {
     /// What a turn does about the membership.
     pub(super) fn pump_membership(&mut self) {
         self.keep_floor();
+        // Also of a reign that is ending, or has not begun, an operator hears in time.
+        self.answer_wishes();
         if !self.serving() || self.demoting() || self.drain.is_some() {
             return;
         }
@@ -237,7 +239,6 @@ impl<M: Memory> Replica<M> {
         for index in 0..self.peers.len() {
             self.suit_feed(index);
         }
-        self.answer_wishes();
         if self.settled_config().is_some() {
             let _ = self.drop_as_confirmed()
                 || (self.lease_runs()
