@@ -1,4 +1,4 @@
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154
 # PostgreSQL on ext4 on a volume, for the scripts that need one. To be sourced after lib.sh.
 
 need_root

@@ -85,14 +85,10 @@ bugs! {
         UnverifiedFloor,
         /// Within an apply zeroes come first, and then the writes.
         ZeroesFirst,
-        /// What is staged becomes the image before it is on the disk (C2).
-        StageNotFlushed,
         /// A resync brings the newest that there is, whether it is committed or not (C2).
         ResyncUncommitted,
         /// A target in resync is not told of changes that the Primary's stores lack yet (C2).
         GroupMissed,
-        /// A node whose stores are half merged grants promotions (C2).
-        GrantWhileMerging,
     }
     4 {
         /// A follower takes records and heartbeats of an epoch below the one that it promised (N2).

@@ -45,6 +45,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::HoldBeforeApplied
         | Bug::FeedsInStep
         | Bug::SumsUnchecked
+        | Bug::SumsAfterFloor
         | Bug::DrainWithoutFlush => SAMPLE_SEEDS_MAX,
         Bug::TwoGrants
         | Bug::HoldForgetsParked
@@ -70,12 +71,9 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::CapacityForgetsMemory
         | Bug::AckUnchecked
         | Bug::WindowFromJournal
-        | Bug::SumsAfterFloor
         | Bug::RepairTrusted
-        | Bug::GroupMissed
-        | Bug::StageNotFlushed
-        | Bug::ResyncUncommitted
-        | Bug::GrantWhileMerging => 400,
+        | Bug::GroupMissed => 400,
+        Bug::ResyncUncommitted => 700,
         Bug::RecordsUnchecked
         | Bug::ForgottenPromise
         | Bug::BlankGrantCounts

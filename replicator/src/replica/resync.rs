@@ -255,7 +255,6 @@ impl<M: Memory> Replica<M> {
         self.resync
             .as_ref()
             .is_some_and(|r| matches!(r.phase, Phase::Merge | Phase::Flush(_) | Phase::End(_)))
-            && !planted!(GrantWhileMerging)
     }
 
     /// Whether the image is changing hands: from the write of the superblock that says so until the stores have it.

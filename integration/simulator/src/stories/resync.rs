@@ -78,7 +78,7 @@ fn it_gets_what_changed_and_no_more() {
 #[test]
 fn while_it_lasts_both_say_so_and_the_target_stays_what_it_was() {
     let mut c = past_the_journal(1, Options::default());
-    c.nodes[C].slow[STAGE] = 100;
+    c.nodes[C].slow[STAGE] = 1000;
     c.restart(C);
     let pulls = |c: &Cluster| replicates(c, A, C) == ReplicationState::SyncSource;
     assert!(c.run_until(5 * SECOND, pulls));

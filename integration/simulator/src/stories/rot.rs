@@ -164,7 +164,8 @@ fn a_crash_while_a_block_is_put_in_place_leaves_a_bad_block_or_a_good_one() {
         c.restart(A);
         c.must_promote(A);
         assert_eq!(reads(&mut c, A, 0, 40), Some(Outcome::Done));
-        assert!(!is_bad(&c, A, 3));
+        // What was read is compared with what was written. (The sectors of a torn write may be just those that were harmed: then the
+        // block is good, and remembered as harmed.)
         c.conclude();
     }
 }

@@ -7,10 +7,6 @@ impl<M: Memory> Replica<M> {
         let resync = self.resync.as_mut().expect("it is pumped");
         resync.unsaved_bytes = 0;
         resync.phase = Phase::Save(Save::Stage);
-        if planted!(StageNotFlushed) {
-            resync.phase = Phase::Save(Save::Pages);
-            return;
-        }
         let file = SideFile::Stage;
         self.resync_disk(DiskOp::SideFlush { file });
     }
