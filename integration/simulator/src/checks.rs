@@ -696,6 +696,13 @@ impl Checks {
         self.chain_end
     }
 
+    /// The last record that a node has given to its journal. What is only in its memory yet is not known here.
+    pub(crate) fn journaled(&self, node: usize) -> u64 {
+        let log = &self.logs[node];
+        let last = log.batches.values().next_back();
+        last.map_or(log.checked, |j| j.batch.last.max(log.checked))
+    }
+
     /// The CRC of what a block holds by the log of a node, through a record.
     pub(crate) fn crc_by(&self, node: usize, volume: usize, block: u64, through: u64) -> u32 {
         let log = &self.logs[node];

@@ -187,6 +187,9 @@ impl Cluster {
         if self.nodes[node].hurt || self.checks.is_beyond() || answer.sums.is_empty() {
             return;
         }
+        if answer.through.0 > self.checks.journaled(node) {
+            return;
+        }
         let (volume, first, blocks) = asked.expect("it was asked for");
         assert_eq!(answer.sums.len(), blocks as usize, "all or nothing");
         let id = VolumeId(u16::try_from(volume).expect("16 volumes"));

@@ -225,7 +225,7 @@ impl<M: Memory> Replica<M> {
         }
         self.serves.forget(conn);
         self.resync_loses(conn);
-        self.repairs_lose(conn);
+        self.repairs_lose(conn, node);
         self.candidate_lost(node);
     }
 

@@ -26,8 +26,17 @@ const PATIENCE_NS: u64 = 2_000_000_000;
 /// A block that is bad again so soon after it was mended is not mended once more: its disk does not keep what it is given.
 const AGAIN_NS: u64 = 60_000_000_000;
 
+/// How often it is mended in that time.
+const MENDED_MAX: usize = 3;
+
+/// A peer that has not answered for so long is slow: another one is asked, if there is one.
+const SLOW_NS: u64 = 200_000_000;
+
 /// So many of the blocks that were mended last are remembered for that.
 const REMEMBERED_MAX: usize = 256;
+
+/// One that was asked and is slow is waited for this long.
+const LATE_NS: u64 = 3 * PATIENCE_NS;
 
 /// So many bad blocks are told of one by one.
 const TOLD_MAX: u64 = 20;
@@ -37,7 +46,7 @@ enum State<B> {
     Wanted,
     Asked {
         conn: ConnId,
-        token: u64,
+        at: Time,
     },
     /// A good copy; `None` for zeroes.
     Have(Option<B>, BlockSum),
@@ -54,6 +63,10 @@ struct Repair<B> {
     state: State<B>,
     /// Peers that could not help, by their number.
     tried: u8,
+    /// Those that were asked and have not answered for long, on the connection that still stands.
+    slow: u8,
+    /// The name of the question, whoever is asked.
+    token: u64,
     since: Time,
 }
 
@@ -102,11 +115,13 @@ impl<B> Repairs<B> {
     }
 
     pub(super) fn timeout(&self) -> Option<Time> {
-        let wanted = self
-            .list
-            .iter()
-            .filter(|r| matches!(r.state, State::Wanted));
-        wanted.map(|r| r.since.after(PATIENCE_NS)).min()
+        let due = self.list.iter().filter_map(|r| match r.state {
+            State::Wanted if r.slow & !r.tried != 0 => Some(r.since.after(LATE_NS)),
+            State::Wanted => Some(r.since.after(PATIENCE_NS)),
+            State::Asked { at, .. } => Some(at.after(SLOW_NS)),
+            _ => None,
+        });
+        due.min()
     }
 }
 
@@ -125,11 +140,13 @@ impl<M: Memory> Replica<M> {
                  for it. See to that disk"
             ));
         }
-        let again = self
+        let mended = self
             .repairs
             .recent
             .iter()
-            .any(|&(v, b, at)| (v, b) == (volume, block) && self.now.since(at) < AGAIN_NS);
+            .filter(|&&(v, b, at)| (v, b) == (volume, block) && self.now.since(at) < AGAIN_NS);
+        let again = mended.count() >= MENDED_MAX;
+        let token = self.next_token();
         self.repairs.list.push(Repair {
             volume,
             block,
@@ -139,6 +156,8 @@ impl<M: Memory> Replica<M> {
                 State::Wanted
             },
             tried: 0,
+            slow: 0,
+            token,
             since: self.now,
         });
     }
@@ -150,7 +169,12 @@ impl<M: Memory> Replica<M> {
             let (volume, block) = (repair.volume, repair.block);
             let moot = self.rewritten(volume, block);
             let goes = match repair.state {
-                State::Wanted | State::Hopeless if moot => true,
+                State::Wanted | State::Hopeless | State::Asked { .. } if moot => true,
+                State::Asked { conn, at, .. } if self.now.since(at) >= SLOW_NS => {
+                    let node = self.peer_of(conn).map_or(0, |p| p.node.0);
+                    self.repairs.list[index].slow |= 1 << node;
+                    !self.ask_for(index)
+                }
                 State::Hopeless => {
                     self.lose(volume, block, "it was mended, and is bad again");
                     true
@@ -195,14 +219,15 @@ impl<M: Memory> Replica<M> {
     /// Asks the next peer. `false` if there is none, and none to wait for.
     fn ask_for(&mut self, index: usize) -> bool {
         let repair = &self.repairs.list[index];
-        let (volume, block, tried) = (repair.volume, repair.block, repair.tried);
+        let (volume, block, token) = (repair.volume, repair.block, repair.token);
+        let (tried, slow) = (repair.tried, repair.slow);
         let changed = self.newest_change(volume, block);
         let leading = self.leader.is_some();
         let mut waits = false;
         let mut ask = None;
         for peer in &self.peers {
             let Some(conn) = peer.conn else { continue };
-            if tried & 1 << peer.node.0 != 0 || self.config.is_witness(peer.node) {
+            if (tried | slow) & 1 << peer.node.0 != 0 || self.config.is_witness(peer.node) {
                 continue;
             }
             let able = if leading {
@@ -217,8 +242,8 @@ impl<M: Memory> Replica<M> {
             waits |= peer.report.as_ref().is_none_or(|r| !r.damaged && !r.fresh);
         }
         if let Some(conn) = ask {
-            let token = self.next_token();
-            self.repairs.list[index].state = State::Asked { conn, token };
+            let at = self.now;
+            self.repairs.list[index].state = State::Asked { conn, at };
             self.send(
                 conn,
                 Frame::BlocksAsk {
@@ -230,7 +255,14 @@ impl<M: Memory> Replica<M> {
             );
             return true;
         }
-        if waits && self.now.since(self.repairs.list[index].since) < PATIENCE_NS {
+        if let State::Asked { at, .. } = &mut self.repairs.list[index].state {
+            // Nobody else can help: whoever was asked may answer yet, or its connection ends.
+            *at = self.now;
+            return true;
+        }
+        let age = self.now.since(self.repairs.list[index].since);
+        let owed = slow & !tried != 0;
+        if (waits && age < PATIENCE_NS) || (owed && age < LATE_NS) {
             return true;
         }
         self.lose(volume, block, "no peer has a good copy now");
@@ -257,7 +289,7 @@ impl<M: Memory> Replica<M> {
         data: Option<&M::Buffer>,
     ) -> bool {
         let found = self.repairs.list.iter().position(|r| {
-            matches!(r.state, State::Asked { conn: c, token } if c == conn && token == blocks.token)
+            matches!(r.state, State::Asked { .. } | State::Wanted) && r.token == blocks.token
         });
         let Some(index) = found else { return false };
         let node = self.peer_of(conn).map_or(0, |p| p.node.0);
@@ -291,15 +323,19 @@ impl<M: Memory> Replica<M> {
             Some((data, sum)) => repair.state = State::Have(data, sum),
             None => {
                 repair.tried |= 1 << node;
-                repair.state = State::Wanted;
+                // Whoever was asked after it may still help.
+                if !matches!(repair.state, State::Asked { conn: c, .. } if c != conn) {
+                    repair.state = State::Wanted;
+                }
             }
         }
         true
     }
 
     /// Whom was asked is gone.
-    pub(super) fn repairs_lose(&mut self, conn: ConnId) {
+    pub(super) fn repairs_lose(&mut self, conn: ConnId, node: NodeId) {
         for repair in &mut self.repairs.list {
+            repair.slow &= !(1 << node.0);
             if matches!(repair.state, State::Asked { conn: c, .. } if c == conn) {
                 repair.state = State::Wanted;
             }
