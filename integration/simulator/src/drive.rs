@@ -3,6 +3,7 @@
 use replicator::io::*;
 use replicator::journal::batch;
 use replicator::memory::Buffer;
+use replicator::meta::superblock::{COPIES, Superblock, copy_offset};
 use replicator::types::*;
 
 use crate::disk::{Block, Disk, Disks, Fate, block_at};
@@ -81,6 +82,19 @@ impl Flight {
     /// The same of reads.
     pub(crate) fn reads_from(&self, kind: usize) -> bool {
         self.which.kind() == kind && matches!(self.what, What::Read { .. })
+    }
+
+    /// Whether it writes a superblock that makes what a resync staged the image.
+    pub(crate) fn marks_a_merge(&self) -> bool {
+        let What::Write { block, data, .. } = &self.what else {
+            return false;
+        };
+        let copy = (0..COPIES).find(|&c| copy_offset(c) == block * BLOCK_BYTES_U64);
+        let superblock = copy.filter(|_| self.is_of_meta()).and_then(|c| {
+            let read = Superblock::decode(c, data.first()?);
+            read.ok().flatten()
+        });
+        superblock.is_some_and(|s| s.resync.is_some_and(|r| r.merging))
     }
 
     pub(crate) fn is_of_meta(&self) -> bool {

@@ -20,6 +20,10 @@ pub(crate) enum Forgery {
     Unsent,
     /// Its batch is of an epoch after the one that the sender speaks in.
     Later,
+    /// It tells of groups that the volume does not have.
+    Groups,
+    /// It answers a question for data with data of other blocks, under their own sums.
+    Others,
 }
 
 /// The next frame from one node to another that can be forged is.
@@ -30,7 +34,13 @@ pub(crate) fn forge_frame(c: &mut Cluster, rng: &mut Rng) -> bool {
     }
     let a = rng.index(count);
     let b = (a + 1 + rng.index(count - 1)) % count;
-    let forgery = rng.pick(&[Forgery::Blocks, Forgery::Unsent, Forgery::Later]);
+    let forgery = rng.pick(&[
+        Forgery::Blocks,
+        Forgery::Unsent,
+        Forgery::Later,
+        Forgery::Groups,
+        Forgery::Others,
+    ]);
     c.net.forge.insert((a, b), forgery);
     true
 }
@@ -50,6 +60,19 @@ impl Forgery {
                 epoch,
                 seq: Seq(seq.0 + 1_000_000),
             },
+            (Self::Groups, Frame::Changed(changed)) => {
+                let mut changed = changed.clone();
+                while changed.groups.try_push(Seq(1)).is_ok() {}
+                Frame::Changed(changed)
+            }
+            (Self::Others, Frame::Blocks(blocks)) if batch.is_some() => {
+                let mut blocks = blocks.clone();
+                blocks.sums.rotate_left(1);
+                if blocks.sums.iter().all(|s| *s == blocks.sums[0]) {
+                    return None; // It would be the same.
+                }
+                return Some((Frame::Blocks(blocks), batch.cloned()));
+            }
             _ => return None,
         };
         Some((forged, None))

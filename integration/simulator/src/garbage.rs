@@ -155,7 +155,8 @@ fn garble(frame: &mut Frame, rng: &mut Rng) {
                 volume.0 = u16::try_from(rng.below(1 << 16)).unwrap_or(0);
             }
         }
-        Frame::Changed(changed) => match rng.below(3) {
+        Frame::Changed(changed) => match rng.below(4) {
+            3 => while changed.groups.try_push(Seq(rng.below(900))).is_ok() {},
             0 => changed.token = skew(changed.token, rng),
             1 => changed.groups.truncate(rng.index(3)),
             _ => changed.groups.iter_mut().for_each(|s| seq(s, rng)),

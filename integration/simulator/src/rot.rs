@@ -8,7 +8,7 @@
 
 use replicator::journal::batch;
 use replicator::memory::Buffer;
-use replicator::store::sums::{SumTable, Table};
+use replicator::store::sums::{self, Table};
 use replicator::types::*;
 use replicator::wire::frame::Blocks;
 
@@ -103,7 +103,7 @@ pub(crate) fn rot_sums(c: &mut Cluster, rng: &mut Rng) -> bool {
         return true;
     }
     let sizes = c.options.volumes.iter().map(|b| b * BLOCK_BYTES_U64);
-    let (staged, _) = SumTable::new(Table::Staged, sizes).area();
+    let (staged, _) = sums::area(Table::Staged, sizes);
     let sums = &mut c.nodes[node].disks.sums;
     let of_stores = |(b, _): &(u64, _)| *b < staged / BLOCK_BYTES_U64;
     let count = sums.written().filter(of_stores).count();

@@ -277,8 +277,10 @@ impl<M: Memory> Replica<M> {
             if self.drain.is_some() || self.failed.is_some() {
                 return;
             }
+            // While the log is about to begin anew, nothing is added to the old one.
             if self.metadata.durable_promised < front.epoch
                 || !self.metadata.is_durable(self.append_after)
+                || self.restart.is_some()
             {
                 return;
             }

@@ -142,6 +142,8 @@ pub struct Replica<M: Memory> {
     resync: Option<Resync>,
     /// Operations of this and earlier ones that have not ended.
     resync_flying: u32,
+    /// A resync was given up: once this version of the superblock is durable, what it staged is waste.
+    stage_is_waste: Option<MetaVersion>,
     /// The log that the superblock being written begins anew with.
     restart: Option<Restart>,
     /// Blocks of the stage being read for the stores: from which block of a volume on.
@@ -271,6 +273,7 @@ impl<M: Memory> Replica<M> {
             serves: Serves::new(),
             resync,
             resync_flying: 0,
+            stage_is_waste: None,
             restart: None,
             merge: None,
             loads: Loads::new(),

@@ -25,7 +25,7 @@ use crate::journal::log::Tail;
 use crate::memory::{Buffer, Memory, Purpose};
 use crate::meta::config::ConfigAt;
 use crate::meta::superblock::{self, AppliedFloor};
-use crate::store::sums::{BlockSum, GROUP_BLOCKS, SumTable, Table};
+use crate::store::sums::{self, BlockSum, GROUP_BLOCKS, SumTable, Table};
 use crate::types::*;
 use crate::view::SyncView;
 use crate::wire::frame::{
@@ -250,21 +250,21 @@ impl<M: Memory> Replica<M> {
         })
     }
 
-    /// Whether what a resync brought is being laid over the stores.
+    /// Whether the image is changing: from the write of the superblock that says so until the stores have it. Until then this
+    /// node grants nothing and is no candidate: its log is about to begin anew, or its stores are not what the log says.
     pub(super) fn merging(&self) -> bool {
-        self.resync
-            .as_ref()
-            .is_some_and(|r| matches!(r.phase, Phase::Merge | Phase::Flush(_) | Phase::End(_)))
-    }
-
-    /// Whether the image is changing hands: from the write of the superblock that says so until the stores have it.
-    pub(super) fn resync_is_ending(&self) -> bool {
         self.resync.as_ref().is_some_and(|r| {
             matches!(
                 r.phase,
-                Phase::Mark(_) | Phase::Merge | Phase::Flush(_) | Phase::End(_) | Phase::Last(_)
+                Phase::Mark(_) | Phase::Merge | Phase::Flush(_) | Phase::End(_)
             )
         })
+    }
+
+    /// Whether it is past giving up: what is left of it comes to an end by itself.
+    pub(super) fn resync_is_ending(&self) -> bool {
+        let last = |r: &Resync| matches!(r.phase, Phase::Last(_));
+        self.merging() || self.resync.as_ref().is_some_and(last)
     }
 
     /// Whether the applier has to keep away from stores and sums.
@@ -290,7 +290,19 @@ impl<M: Memory> Replica<M> {
         }
         self.resync = None;
         if self.metadata.wanted.resync.take().is_some() {
-            self.metadata.changed();
+            // Only a superblock that does not speak of it any more lets its room go.
+            self.stage_is_waste = Some(self.metadata.changed());
+        }
+    }
+
+    /// Gives back the room of a resync that was given up.
+    fn pump_waste(&mut self) {
+        if let Some(version) = self.stage_is_waste
+            && self.metadata.is_durable(version)
+            && self.resync_flying == 0
+        {
+            self.stage_is_waste = None;
+            self.discard_stage();
         }
     }
 
@@ -308,6 +320,8 @@ impl<M: Memory> Replica<M> {
             return;
         }
         if self.resync.is_none() {
+            // It is emptied at the beginning of the new one.
+            self.stage_is_waste = None;
             let volumes = self.config.volumes.iter().map(|v| v.bytes);
             let mark = superblock::Resync {
                 staged: RecordId::NONE,
@@ -368,6 +382,7 @@ impl<M: Memory> Replica<M> {
     }
 
     pub(super) fn pump_resync(&mut self) {
+        self.pump_waste();
         let Some(resync) = self.resync.as_mut() else {
             return;
         };
@@ -437,9 +452,8 @@ impl<M: Memory> Replica<M> {
 
     /// Empties the stage.
     fn discard_stage(&mut self) {
-        let bytes = self.config.volumes.iter().map(|v| v.bytes).sum();
-        let sizes = self.config.volumes.iter().map(|v| v.bytes);
-        let (offset, length) = SumTable::new(Table::Staged, sizes).area();
+        let sizes = || self.config.volumes.iter().map(|v| v.bytes);
+        let (bytes, (offset, length)) = (sizes().sum(), sums::area(Table::Staged, sizes()));
         for (file, offset, length) in [
             (SideFile::Stage, 0, bytes),
             (SideFile::Sums, offset, length),

@@ -438,7 +438,8 @@ impl<M: Memory> Replica<M> {
         volume: VolumeId,
         group: u64,
     ) {
-        if usize::from(volume.0) >= self.config.volumes.len() || group >= self.sums.groups(volume) {
+        // A witness has no volumes to tell of, whatever the config lists.
+        if volume.0 >= self.sums.volumes() || group >= self.sums.groups(volume) {
             let reason = DropReason::Protocol("it asks about groups that there are not");
             self.give_up(conn, reason, false);
             return;

@@ -232,6 +232,13 @@ pub fn file_bytes(volumes: impl Iterator<Item = u64>) -> u64 {
     4 * pages * BLOCK_BYTES_U64
 }
 
+/// The part of that file that is one table's: from where, and how many bytes.
+#[must_use]
+pub fn area(table: Table, volumes: impl Iterator<Item = u64>) -> (u64, u64) {
+    let bytes = file_bytes(volumes) / 2;
+    (u64::from(table.number()) * bytes, bytes)
+}
+
 fn pages_of(bytes: u64) -> u32 {
     u32::try_from((bytes / BLOCK_BYTES_U64).div_ceil(PAGE_BLOCKS))
         .expect("a volume has less than 2^32 pages")
@@ -335,13 +342,6 @@ impl SumTable {
                 block.fill(0xff);
             }
         }
-    }
-
-    /// The part of the file that is this table's: from where, and how many bytes.
-    #[must_use]
-    pub fn area(&self) -> (u64, u64) {
-        let bytes = 2 * self.versions.len() as u64 * BLOCK_BYTES_U64;
-        (u64::from(self.table.number()) * bytes, bytes)
     }
 
     fn slot_offset(&self, page: usize, slot: usize) -> u64 {

@@ -7,7 +7,8 @@ use replicator::view::{Health, ReplicationState};
 
 use super::*;
 use crate::disk::{ENOSPC, Fate};
-use crate::drive::{STAGE, STORE, SUMS};
+use crate::drive::{META, STAGE, STORE, SUMS};
+use crate::forge::Forgery;
 use crate::net::FrameKind;
 
 /// C was away while more was written than A's and B's journals hold. Blocks 0 to 7 of volume 0 it has as they are.
@@ -185,6 +186,45 @@ fn the_target_crashes_in_the_merge_and_needs_nobody_to_end_it() {
 }
 
 #[test]
+fn the_source_is_lost_while_the_target_switches_its_image() {
+    for seed in 0..12 {
+        let mut c = past_the_journal(seed, Options::default());
+        c.nodes[C].slow[META] = 300;
+        c.nodes[C].slow[STORE] = 1000;
+        c.restart(C);
+        let switches = |c: &Cluster| c.nodes[C].flights.values().any(|f| f.marks_a_merge());
+        assert!(c.run_until(20 * SECOND, switches));
+        c.run_for(seed * 2 * MS);
+        c.crash(A, POWER);
+        // Whoever asks it to be Primary now waits until its stores are the image.
+        c.must_promote(C);
+        assert!(!merges(&c));
+        c.read_all(C);
+        c.must_write(C, 0, 3, 2);
+        c.conclude();
+    }
+}
+
+#[test]
+fn an_operator_promotes_the_target_while_it_switches_its_image() {
+    // The source is not lost, only no Primary any more.
+    for seed in 0..12 {
+        let mut c = past_the_journal(seed, Options::default());
+        c.nodes[C].slow[META] = 300;
+        c.nodes[C].slow[STORE] = 1000;
+        c.restart(C);
+        let switches = |c: &Cluster| c.nodes[C].flights.values().any(|f| f.marks_a_merge());
+        assert!(c.run_until(20 * SECOND, switches));
+        c.must_demote(A);
+        c.run_for(seed * 2 * MS);
+        c.must_promote(C);
+        assert!(!merges(&c));
+        c.read_all(C);
+        c.conclude();
+    }
+}
+
+#[test]
 fn the_source_crashes_and_another_one_goes_on() {
     for tenths in 0..40 {
         let mut c = some_time_into_it(tenths, tenths * 10);
@@ -260,6 +300,21 @@ fn the_connection_breaks_at_each_kind_of_frame() {
 }
 
 #[test]
+fn a_source_that_answers_what_can_not_be_is_refused_and_the_next_answer_counts() {
+    for forgery in [Forgery::Groups, Forgery::Others] {
+        let mut c = past_the_journal(3, Options::default());
+        c.net.forge.insert((A, C), forgery);
+        c.restart(C);
+        assert!(c.run_until(5 * SECOND, |c| c.net.forge.is_empty()));
+        c.until_follows(A, C);
+        c.crash(A, POWER);
+        c.must_promote(C);
+        c.read_all(C);
+        c.conclude();
+    }
+}
+
+#[test]
 fn it_is_cut_off_for_long_and_past_the_journal_again() {
     for tenths in [5, 20, 40, 80] {
         let mut c = some_time_into_it(tenths, tenths);
@@ -288,6 +343,12 @@ fn forced_in_mid_resync_the_target_goes_on_from_its_old_point() {
         // From what it had: the old point, or the new one if the superblock said so already. Its world's checkers compare it.
         assert!(was || merges(&c) || c.log_of(C).0 >= before.0);
         c.must_write(C, 0, 3, 2);
+        // What was staged for the other history is given back.
+        let empty = |c: &Cluster| {
+            let mut blocks = c.nodes[C].disks.stage.written();
+            blocks.all(|(_, b)| b.iter().all(|&byte| byte == 0))
+        };
+        assert!(c.run_until(5 * SECOND, empty), "after {tenths}");
         c.read_all(C);
         c.conclude();
     }

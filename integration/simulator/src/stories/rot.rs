@@ -54,6 +54,19 @@ fn a_bad_block_of_the_primary_is_mended_when_it_is_read() {
 }
 
 #[test]
+fn a_peer_that_hangs_does_not_keep_a_bad_block_from_being_mended() {
+    for hung in [B, C] {
+        let mut c = at_rest(1, Options::default());
+        // The one that hangs is asked first, in one of the two.
+        c.freeze(hung, 600 * MS);
+        c.nodes[A].disks.stores[0].rot(3, 20_000);
+        let id = c.read(A, 0, 3, 1);
+        assert_eq!(c.outcome(id, 400 * MS), Some(Outcome::Done), "{hung} hangs");
+        c.conclude();
+    }
+}
+
+#[test]
 fn a_write_of_a_part_of_a_bad_block_keeps_the_rest_of_it() {
     for (seed, harm) in (0..).zip(HARMS) {
         let mut c = at_rest(seed, Options::default());

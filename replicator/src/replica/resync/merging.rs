@@ -27,7 +27,8 @@ impl<M: Memory> Replica<M> {
             Phase::Save(Save::Mark(version)) if self.metadata.is_durable(version) => {
                 let whole = self.resync_holds() && self.primary_committed >= resync.at.id.seq;
                 let goes_on = resync.source.is_some() && resync.source == resync.stream;
-                if whole && goes_on {
+                let follows = self.following.map(|f| f.conn) == resync.source;
+                if whole && goes_on && follows && self.candidacy.is_none() {
                     self.resync_mark();
                     return;
                 }

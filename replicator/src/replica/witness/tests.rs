@@ -5,7 +5,7 @@ use crate::journal::testing::{HISTORY, UUID, config};
 use crate::memory::{Buffer, Purpose};
 use crate::meta::config::Name;
 use crate::meta::label::format_witness;
-use crate::meta::superblock::{Superblock, copy_offset};
+use crate::meta::superblock::{Superblock, VolumeRecord, copy_offset};
 use crate::recover::{BlockRead, recover_witness};
 use crate::replica::{AckPolicy, OnNoQuorum, ReplicaConfig};
 use crate::view::{DiskState, Role};
@@ -88,7 +88,11 @@ fn open(meta: &mut Meta) -> Replica<Heap> {
         nodes: ["a", "b", "c"].map(name).to_vec(),
         witnesses: vec![WITNESS],
         me: WITNESS,
-        volumes: Vec::new(),
+        // The config lists them for all nodes.
+        volumes: vec![VolumeRecord {
+            name: name("db"),
+            bytes: 1 << 20,
+        }],
         lease_ms: 1000,
         on_no_quorum: OnNoQuorum::SuspendIo,
         ack: AckPolicy::Majority,
@@ -313,4 +317,23 @@ fn it_shows_itself_as_a_witness() {
     assert_eq!(view.role, Role::Witness);
     assert_eq!(view.disk_state, DiskState::Diskless);
     assert!(view.quorum, "two of three are there");
+}
+
+#[test]
+fn a_witness_that_is_asked_for_data_has_none_and_lives_on() {
+    let mut bench = Bench::new();
+    bench.hear(Frame::BlocksAsk {
+        token: 5,
+        volume: VolumeId(0),
+        block: 0,
+        blocks: 1,
+    });
+    let given = |f: &Frame| matches!(f, Frame::Blocks(b) if b.token == 5 && b.sums.is_empty());
+    assert!(bench.sent.iter().any(given), "{:?}", bench.sent);
+    bench.hear(Frame::ChangedAsk {
+        token: 6,
+        volume: VolumeId(0),
+        group: 0,
+    });
+    assert!(matches!(bench.dropped[..], [DropReason::Protocol(_)]));
 }
