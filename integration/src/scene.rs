@@ -1,5 +1,7 @@
 //! A cluster, its volumes' model, and the steps that most tests are made of.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -101,6 +103,27 @@ impl Scene {
         self.cluster
             .promote(node, BOUND)
             .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// A verb of `replctl` that reads a line from stdin, to be sure that it is meant; its exit code and what it complains of.
+    pub fn confirmed(&self, node: usize, verb: &[&str], line: &str) -> (i32, String) {
+        let mut child = Command::new(&self.cluster.programs().replctl)
+            .arg("--config")
+            .arg(self.cluster.config())
+            .args(["--node", self.cluster.name(node)])
+            .args(verb)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("replctl starts");
+        let mut stdin = child.stdin.take().expect("it was asked for");
+        stdin.write_all(line.as_bytes()).expect("replctl listens");
+        drop(stdin);
+        let output = child.wait_with_output().expect("replctl ends");
+        assert!(output.stdout.is_empty());
+        let text = String::from_utf8(output.stderr).expect("text");
+        (output.status.code().expect("an exit code"), text)
     }
 
     /// Opens a volume on a node; nothing may stand still for longer than the bound.

@@ -1,9 +1,6 @@
 //! Two data nodes and a witness go on after losing any one of them, and a node that lost its disks is replaced. P1
 //! (acknowledged is durable) at every step.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
-
 use integration::{BOUND, Scene, roomy};
 use tools::cluster::{Spec, exit};
 
@@ -31,24 +28,8 @@ fn await_membership(scene: &mut Scene, primary: usize, peer: usize, how: &str) {
     result.unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// `replctl replace` with a line on stdin; its exit code and what it complains of.
 fn replace(scene: &Scene, primary: usize, peer: &str, line: &str) -> (i32, String) {
-    let mut child = Command::new(&scene.cluster.programs().replctl)
-        .arg("--config")
-        .arg(scene.cluster.config())
-        .args(["--node", scene.cluster.name(primary), "replace", peer])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("replctl starts");
-    let mut stdin = child.stdin.take().expect("it was asked for");
-    stdin.write_all(line.as_bytes()).expect("replctl listens");
-    drop(stdin);
-    let output = child.wait_with_output().expect("replctl ends");
-    assert!(output.stdout.is_empty());
-    let text = String::from_utf8(output.stderr).expect("text");
-    (output.status.code().expect("an exit code"), text)
+    scene.confirmed(primary, &["replace", peer], line)
 }
 
 #[test]
