@@ -34,6 +34,7 @@
 #[macro_use]
 mod planted;
 
+mod checksum;
 pub mod io;
 pub mod journal;
 pub mod memory;

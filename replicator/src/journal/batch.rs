@@ -235,11 +235,7 @@ pub fn block_crc(volume: VolumeId, block: u64, bytes: &[u8]) -> u32 {
 }
 
 fn header_checksum(block: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&block[..CHECKSUM_AT]);
-    hasher.update(&[0; 4]);
-    hasher.update(&block[FIXED_BYTES..BLOCK_BYTES]);
-    hasher.finalize()
+    crate::checksum::with_field_at(&block[..BLOCK_BYTES], CHECKSUM_AT)
 }
 
 /// The records of a batch that is being made, and the checksums of its payload.

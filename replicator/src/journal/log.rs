@@ -372,19 +372,7 @@ impl<B: Clone> Log<B> {
             self.entries.pop_front();
             self.base += 1;
         }
-        if self
-            .epochs
-            .last()
-            .is_none_or(|last| last.epoch < header.epoch)
-        {
-            if self.epochs.is_full() {
-                self.epochs.remove(0);
-            }
-            self.epochs.push(RecordId {
-                epoch: header.epoch,
-                seq: header.first,
-            });
-        }
+        note_epoch(&mut self.epochs, header);
         if let Some(config) = config {
             self.configs.push(ConfigAt {
                 at: header.last_id(),
@@ -559,6 +547,19 @@ impl<B: Clone> Log<B> {
         ]
         .into_iter()
         .filter(|&(_, _, blocks)| blocks > 0)
+    }
+}
+
+/// Adds a batch to the history of epochs: if it begins one, the oldest makes room where there is none.
+pub(crate) fn note_epoch(epochs: &mut EpochHistory, header: &Header) {
+    if epochs.last().is_none_or(|last| last.epoch < header.epoch) {
+        if epochs.is_full() {
+            epochs.remove(0);
+        }
+        epochs.push(RecordId {
+            epoch: header.epoch,
+            seq: header.first,
+        });
     }
 }
 

@@ -301,11 +301,7 @@ fn id(raw: &RawId) -> Option<RecordId> {
 }
 
 fn checksum(block: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&block[..CHECKSUM_AT]);
-    hasher.update(&[0; 4]);
-    hasher.update(&block[CHECKSUM_AT + 4..]);
-    hasher.finalize()
+    crate::checksum::with_field_at(block, CHECKSUM_AT)
 }
 
 impl Superblock {

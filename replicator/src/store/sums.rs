@@ -218,11 +218,7 @@ const _: () = {
 const CHECKSUM_AT: usize = 12;
 
 fn checksum(block: &[u8]) -> u32 {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&block[..CHECKSUM_AT]);
-    hasher.update(&[0; 4]);
-    hasher.update(&block[CHECKSUM_AT + 4..]);
-    hasher.finalize()
+    crate::checksum::with_field_at(block, CHECKSUM_AT)
 }
 
 /// Bytes of the file of checksums for volumes of these sizes.

@@ -677,6 +677,7 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
     FRAME_HEADER_BYTES + body_bytes
 }
 
+mod epochs;
 mod report;
 mod resync;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What arrives for a resync, put into the stage in its order: batches of records, and blocks that were asked for.
 
 use super::*;
+use crate::journal::log::note_epoch;
 use crate::replica::INCOMING_MAX;
 
 impl<M: Memory> Replica<M> {
@@ -175,19 +176,7 @@ impl<M: Memory> Replica<M> {
             checksum: header.checksum,
         };
         resync.through = resync.through.max(header.last());
-        if resync
-            .epochs
-            .last()
-            .is_none_or(|last| last.epoch < header.epoch)
-        {
-            if resync.epochs.is_full() {
-                resync.epochs.remove(0);
-            }
-            resync.epochs.push(RecordId {
-                epoch: header.epoch,
-                seq: header.first,
-            });
-        }
+        note_epoch(&mut resync.epochs, header);
         if let Some(config) = batch::config_of(buffer.bytes(), header) {
             resync.config = Some(ConfigAt {
                 at: header.last_id(),

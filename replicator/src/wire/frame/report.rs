@@ -5,9 +5,9 @@ use std::mem::offset_of;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::epochs::{self, EPOCH_BYTES};
 use super::{
-    BODY_BYTES_MAX, EPOCH_HISTORY_MAX, EpochHistory, FrameError, Report, epoch, node_from_wire,
-    node_to_wire, seq,
+    BODY_BYTES_MAX, EPOCH_HISTORY_MAX, FrameError, Report, epoch, node_from_wire, node_to_wire, seq,
 };
 use crate::meta::config::{ClusterConfig, ConfigAt, RawConfig};
 use crate::types::*;
@@ -37,13 +37,6 @@ struct RawReport {
     config: RawConfig,
 }
 
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
-#[repr(C)]
-struct RawEpoch {
-    epoch: U64,
-    first: U64,
-}
-
 const _: () = assert!(size_of::<RawReport>() == 872);
 const _: () = {
     assert!(offset_of!(RawReport, granted) == 8);
@@ -66,8 +59,7 @@ const _: () = {
     assert!(offset_of!(RawReport, epoch_count) == 150);
     assert!(offset_of!(RawReport, config) == 152);
 };
-const _: () =
-    assert!(size_of::<RawReport>() + EPOCH_HISTORY_MAX * size_of::<RawEpoch>() <= BODY_BYTES_MAX);
+const _: () = assert!(size_of::<RawReport>() + EPOCH_HISTORY_MAX * EPOCH_BYTES <= BODY_BYTES_MAX);
 
 const FRESH: u8 = 1;
 const SERVING: u8 = 2;
@@ -82,22 +74,7 @@ fn id(epoch: u64, seq: u64) -> Result<RecordId, FrameError> {
 
 pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
     let (raw, rest) = RawReport::ref_from_prefix(body).map_err(|_| FrameError::Length)?;
-    let count = usize::from(raw.epoch_count.get());
-    if count > EPOCH_HISTORY_MAX || rest.len() != count * size_of::<RawEpoch>() {
-        return Err(FrameError::Length);
-    }
-    let entries = <[RawEpoch]>::ref_from_bytes(rest).map_err(|_| FrameError::Length)?;
-    let mut epochs = EpochHistory::new();
-    for entry in entries {
-        let id = id(entry.epoch.get(), entry.first.get())?;
-        if epochs
-            .last()
-            .is_some_and(|last| last.epoch >= id.epoch || last.seq >= id.seq)
-        {
-            return Err(FrameError::Field);
-        }
-        epochs.push(id);
-    }
+    let epochs = epochs::decode(raw.epoch_count.get(), rest)?;
     let flag = |bit: u8| raw.flags & bit != 0;
     let config = if flag(HAS_CONFIG) {
         Some(ConfigAt {
@@ -166,14 +143,5 @@ pub(super) fn encode(report: &Report, out: &mut [u8]) -> usize {
     };
     let bytes = raw.as_bytes();
     out[..bytes.len()].copy_from_slice(bytes);
-    let mut at = bytes.len();
-    for id in &report.epochs {
-        let raw = RawEpoch {
-            epoch: U64::new(id.epoch.0),
-            first: U64::new(id.seq.0),
-        };
-        out[at..at + size_of::<RawEpoch>()].copy_from_slice(raw.as_bytes());
-        at += size_of::<RawEpoch>();
-    }
-    at
+    epochs::encode(&report.epochs, out, bytes.len())
 }

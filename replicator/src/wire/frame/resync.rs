@@ -6,6 +6,7 @@ use arrayvec::ArrayVec;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::epochs::{self, EPOCH_BYTES};
 use super::{BODY_BYTES_MAX, EPOCH_HISTORY_MAX, EpochHistory, FrameError, seq};
 use crate::meta::config::{ClusterConfig, ConfigAt, RawConfig};
 use crate::store::sums::BlockSum;
@@ -101,12 +102,6 @@ struct RawFrom {
     reserved: [u8; 6],
     config: RawConfig,
 }
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
-#[repr(C)]
-struct RawEpoch {
-    epoch: U64,
-    first: U64,
-}
 const _: () = assert!(size_of::<RawFrom>() == 784);
 const _: () = {
     assert!(offset_of!(RawFrom, epoch) == 8);
@@ -119,8 +114,7 @@ const _: () = {
     assert!(offset_of!(RawFrom, epoch_count) == 56);
     assert!(offset_of!(RawFrom, config) == 64);
 };
-const _: () =
-    assert!(size_of::<RawFrom>() + EPOCH_HISTORY_MAX * size_of::<RawEpoch>() <= BODY_BYTES_MAX);
+const _: () = assert!(size_of::<RawFrom>() + EPOCH_HISTORY_MAX * EPOCH_BYTES <= BODY_BYTES_MAX);
 
 fn id(epoch: u64, seq: u64) -> Result<RecordId, FrameError> {
     RecordId::checked(epoch, seq).ok_or(FrameError::Field)
@@ -191,20 +185,10 @@ pub(super) fn encode_changed(changed: &Changed, out: &mut [u8]) -> usize {
 
 pub(super) fn decode_from(body: &[u8]) -> Result<ResyncFrom, FrameError> {
     let (raw, rest) = RawFrom::ref_from_prefix(body).map_err(|_| FrameError::Length)?;
-    let count = usize::from(raw.epoch_count.get());
-    if count > EPOCH_HISTORY_MAX || rest.len() != count * size_of::<RawEpoch>() {
-        return Err(FrameError::Length);
-    }
-    let entries = <[RawEpoch]>::ref_from_bytes(rest).map_err(|_| FrameError::Length)?;
     let at = id(raw.epoch.get(), raw.seq.get())?;
-    let mut epochs = EpochHistory::new();
-    for entry in entries {
-        let id = id(entry.epoch.get(), entry.first.get())?;
-        let rises = |last: &RecordId| last.epoch < id.epoch && last.seq < id.seq;
-        if !epochs.last().is_none_or(rises) || id.seq > at.seq {
-            return Err(FrameError::Field);
-        }
-        epochs.push(id);
+    let epochs = epochs::decode(raw.epoch_count.get(), rest)?;
+    if epochs.iter().any(|e| e.seq > at.seq) {
+        return Err(FrameError::Field);
     }
     let config = ConfigAt {
         at: id(raw.config_epoch.get(), raw.config_seq.get())?,
@@ -238,15 +222,7 @@ pub(super) fn encode_from(from: &ResyncFrom, out: &mut [u8]) -> usize {
         reserved: [0; 6],
         config: from.config.config.to_raw(),
     };
-    let mut at = size_of::<RawFrom>();
+    let at = size_of::<RawFrom>();
     out[..at].copy_from_slice(raw.as_bytes());
-    for epoch in &from.epochs {
-        let raw = RawEpoch {
-            epoch: U64::new(epoch.epoch.0),
-            first: U64::new(epoch.seq.0),
-        };
-        out[at..at + size_of::<RawEpoch>()].copy_from_slice(raw.as_bytes());
-        at += size_of::<RawEpoch>();
-    }
-    at
+    epochs::encode(&from.epochs, out, at)
 }
