@@ -23,13 +23,9 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-need_root
-need nbdkit nbdfuse fusermount3 losetup mkfs.ext4 e2fsck runuser pgrep ip nft nsenter
-pgbin=$(ls -d /usr/lib/postgresql/*/bin 2> /dev/null | sort -V | tail -n 1)
-[ -n "$pgbin" ] || skip "no PostgreSQL server"
-[ -e /dev/fuse ] || skip "no /dev/fuse"
-losetup -f > /dev/null 2>&1 || skip "no loop devices"
-scratch
+need nbdkit ip nft nsenter
+# shellcheck source-path=SCRIPTDIR/real source=database.sh
+. "$here/database.sh"
 ulimit -c 0
 RANDOM=$((seed % 32768))
 started=$SECONDS faults=0 promotions=0 rows=0 failures=0 fault=start
@@ -124,10 +120,8 @@ make_cluster() {
 
 # --- The service.
 
-pg() { runuser -u postgres -- "$@"; }
-sql() { pg "$pgbin/psql" -h "$T/out" -d postgres -qAtX -v ON_ERROR_STOP=1 "$@"; }
-gone() { ! grep -qs '^State:.[^ZX]' "/proc/$1/status"; }
-fs='' loop='' fuse_pid='' fuse_mnt='' postmaster=''
+note_max=20
+loop='' fuse_pid='' fuse_mnt='' postmaster=''
 
 # The export as a loop device, as attach of the library does it; but what is taken down is forgotten at once, since in
 # an hour somebody else may have the same loop device.
@@ -154,13 +148,7 @@ detach_db() {
 up() { # NODE
     attach_db "$1"
     mount "$loop" "$fs" || die "mount on $1"
-    [ -d "$fs/pg" ] || { install -d -o postgres -m 700 "$fs/pg"; pg "$pgbin/initdb" -D "$fs/pg" -A trust -k \
-        --wal-segsize=4 --no-instructions > "$T/initdb.log" || die "initdb: $(tail "$T/initdb.log")"; }
-    runuser -u postgres -- "$pgbin/postgres" -D "$fs/pg" -c listen_addresses= -c "unix_socket_directories=$T/out" \
-        -c shared_buffers=32MB -c max_wal_size=48MB -c checkpoint_timeout=30s >> "$T/out/postgres.log" 2>&1 < /dev/null &
-    postgres_job=$!
-    wait_for 120 "PostgreSQL answers on $1" pg "$pgbin/pg_isready" -q -h "$T/out"
-    postmaster=$(head -n 1 "$fs/pg/postmaster.pid")
+    start_postgres 120
 }
 
 clients=() base=0
@@ -171,7 +159,7 @@ begin_load() {
         # Each line that psql prints is a row whose commit was answered. Not faster than a node that is away for a
         # while can make up for.
         for n in $(seq $((base + 1)) $((base + 900000))); do
-            echo "insert into calls values ($client, $n, repeat(md5('$n'), 1 + $n % 20)) returning client || ' ' || n;"
+            echo "insert into calls values ($client, $n, repeat(md5('$n'), 1 + $n % $note_max)) returning client || ' ' || n;"
             [ $((n % 10)) != 0 ] || sleep 0.1
         done | sql >> "$T/out/acked.$client" 2> /dev/null &
         clients+=($!)
@@ -188,27 +176,15 @@ goes_on() { wait_for 60 "$1: clients get answers" more_than $(($(acked) + 20)); 
 # The service's host is dead, or shall be: whatever was on top of the device goes, without a word to it.
 crash_service() {
     kill -KILL "$fuse_pid" 2> /dev/null
-    local backends
-    mapfile -t backends < <(pgrep -P "$postmaster")
-    kill -KILL "$postmaster" "${backends[@]}" 2> /dev/null
-    for pid in "$postmaster" "${backends[@]}"; do wait_for 60 "process $pid is gone" gone "$pid"; done
-    wait "${clients[@]}" "$postgres_job" 2> /dev/null
-    umount -l "$fs" || die "umount -l"
+    kill_postgres "${clients[@]}"
     detach_db
 }
 
 # check: every acknowledged row is there, with its content, and pgbench's books agree
 check() {
     sort "$T"/out/acked.* > "$T/out/acked"
-    sql -c "select client || ' ' || n from calls" | sort > "$T/out/present" || die "select"
-    comm -23 "$T/out/acked" "$T/out/present" > "$T/out/lost"
-    [ ! -s "$T/out/lost" ] || die "$(wc -l < "$T/out/lost") acknowledged rows are lost, such as $(head -n 3 "$T/out/lost" | tr '\n' ';')"
-    [ "$(sql -c "select count(*) from calls where note <> repeat(md5(n::text), (1 + n % 20)::int)")" = 0 ] || die "rows with another content"
-    local sums
-    sums=$(sql -c 'select (select sum(abalance) from pgbench_accounts) = (select coalesce(sum(delta), 0) from pgbench_history)
-        and (select sum(bbalance) from pgbench_branches) = (select coalesce(sum(delta), 0) from pgbench_history)
-        and (select sum(tbalance) from pgbench_tellers) = (select coalesce(sum(delta), 0) from pgbench_history)')
-    [ "$sums" = t ] || die "pgbench's sums differ"
+    present "$T/out/acked"
+    books_agree
     rows=$((rows + $(wc -l < "$T/out/acked")))
 }
 
@@ -221,8 +197,7 @@ tidy() {
     done
     sql -c "delete from calls where n <= $base" || die "delete"
     if [ $((faults % 25)) = 0 ]; then
-        pg "$pgbin/pg_amcheck" -h "$T/out" --install-missing --heapallindexed -d postgres > "$T/out/amcheck" 2>&1 ||
-            die "pg_amcheck: $(head -n 20 "$T/out/amcheck")"
+        amcheck
         books
     fi
     for log in "$T"/*.log "$T"/out/*.log; do
@@ -416,9 +391,6 @@ all_faults=(
 if [ -n "$only" ]; then read -r -a all_faults <<< "$only"; fi
 
 say "seed $seed, $seconds s"
-fs=$T/fs
-mkdir -p "$fs" "$T/out"
-chown postgres "$T/out"
 at_end '[ -z "$fuse_mnt" ] || fusermount3 -u -z "$fuse_mnt"'
 at_end '[ -z "$loop" ] || losetup -d "$loop"'
 at_end '[ -z "$fuse_pid" ] || kill -KILL "$fuse_pid"'

@@ -22,43 +22,56 @@ format_volume() {
     detach
 }
 
-# up NODE: mounts the volume there and starts PostgreSQL on it
-up() {
-    attach "$1" db
-    mount "$loop" "$fs" || die "mount on $1"
-    at_end "umount -l '$fs'"
+# start_postgres SECONDS: on the mounted file system, made if it is not there
+start_postgres() {
     [ -d "$fs/pg" ] || { install -d -o postgres -m 700 "$fs/pg"; pg "$pgbin/initdb" -D "$fs/pg" -A trust -k \
         --wal-segsize=4 --no-instructions > "$T/initdb.log" || die "initdb: $(tail "$T/initdb.log")"; }
     # In the foreground of a job of ours, so that nothing stays a zombie when it is killed: its id has to
     # be free, as it is on another machine.
     runuser -u postgres -- "$pgbin/postgres" -D "$fs/pg" -c listen_addresses= -c "unix_socket_directories=$T/out" \
-        -c shared_buffers=32MB -c max_wal_size=64MB -c checkpoint_timeout=30s >> "$T/out/postgres.log" 2>&1 < /dev/null &
+        -c shared_buffers=32MB -c max_wal_size=48MB -c checkpoint_timeout=30s >> "$T/out/postgres.log" 2>&1 < /dev/null &
     postgres_job=$!
-    wait_for 60 "PostgreSQL answers on $1" pg "$pgbin/pg_isready" -q -h "$T/out"
+    wait_for "$1" "PostgreSQL answers" pg "$pgbin/pg_isready" -q -h "$T/out"
     postmaster=$(head -n 1 "$fs/pg/postmaster.pid")
-    at_end "kill -KILL $postmaster \$(pgrep -P $postmaster)"
 }
 
 # Nobody may have waited for it yet: a zombie holds no files any more.
 gone() { ! grep -qs '^State:.[^ZX]' "/proc/$1/status"; }
 
-# crash [JOB...]: the mount is lost; everything on top of it goes, and the jobs are waited for. A backend that waits for another one's
-# lock does not notice the postmaster's death, so each is killed.
-crash() {
+# kill_postgres [JOB...]: its device is lost; it is killed, and the jobs are waited for. A backend that waits for another one's lock does
+# not notice the postmaster's death, so each is killed.
+kill_postgres() {
     local backends pid
     mapfile -t backends < <(pgrep -P "$postmaster")
     kill -KILL "$postmaster" "${backends[@]}" 2> /dev/null
-    for pid in "$postmaster" "${backends[@]}"; do wait_for 30 "process $pid is gone" gone "$pid"; done
+    for pid in "$postmaster" "${backends[@]}"; do wait_for 60 "process $pid is gone" gone "$pid"; done
     wait "$@" "$postgres_job" 2> /dev/null
     umount -l "$fs" || die "umount -l"
+}
+
+# up NODE: mounts the volume there and starts PostgreSQL on it
+up() {
+    attach "$1" db
+    mount "$loop" "$fs" || die "mount on $1"
+    at_end "umount -l '$fs'"
+    start_postgres 60
+    at_end "kill -KILL $postmaster \$(pgrep -P $postmaster)"
+}
+
+# crash [JOB...]: everything on top of the device goes, without a word to it
+crash() {
+    kill_postgres "$@"
     detach
 }
+
+# How long the note of row n is: 1 to this many times 32 bytes.
+note_max=40
 
 # insert ROUND CLIENT: each line that psql prints is a row whose commit was answered
 insert() {
     local n
     for n in $(seq $(($1 * 1000000 + 1)) $(($1 * 1000000 + 200000))); do
-        echo "insert into calls values ($2, $n, repeat(md5('$n'), 1 + $n % 40)) returning client || ' ' || n;"
+        echo "insert into calls values ($2, $n, repeat(md5('$n'), 1 + $n % $note_max)) returning client || ' ' || n;"
     done | sql
 }
 
@@ -67,18 +80,27 @@ present() {
     sql -c "select client || ' ' || n from calls" | sort > "$T/out/present" || die "select"
     comm -23 "$1" "$T/out/present" > "$T/out/lost"
     [ ! -s "$T/out/lost" ] || die "$(wc -l < "$T/out/lost") acknowledged rows are lost, such as $(head -n 3 "$T/out/lost" | tr '\n' ';')"
-    [ "$(sql -c "select count(*) from calls where note <> repeat(md5(n::text), (1 + n % 40)::int)")" = 0 ] || die "rows with another content"
+    [ "$(sql -c "select count(*) from calls where note <> repeat(md5(n::text), (1 + n % $note_max)::int)")" = 0 ] || die "rows with another content"
 }
 
-# consistent: pgbench's books add up, and pg_amcheck finds nothing
-consistent() {
+# books_agree: what pgbench has added up
+books_agree() {
     local sums
     sums=$(sql -c 'select (select sum(abalance) from pgbench_accounts) = (select coalesce(sum(delta), 0) from pgbench_history)
         and (select sum(bbalance) from pgbench_branches) = (select coalesce(sum(delta), 0) from pgbench_history)
         and (select sum(tbalance) from pgbench_tellers) = (select coalesce(sum(delta), 0) from pgbench_history)')
     [ "$sums" = t ] || die "pgbench's sums differ"
+}
+
+# amcheck: tables and indexes, block by block
+amcheck() {
     pg "$pgbin/pg_amcheck" -h "$T/out" --install-missing --heapallindexed -d postgres > "$T/out/amcheck" 2>&1 ||
         die "pg_amcheck: $(head -n 20 "$T/out/amcheck")"
+}
+
+consistent() {
+    books_agree
+    amcheck
 }
 
 # down: PostgreSQL stops, the file system is checked, the volume is free
