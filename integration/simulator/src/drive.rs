@@ -85,6 +85,7 @@ impl Flight {
     }
 
     /// Whether it writes a superblock that makes what a resync staged the image.
+    #[cfg(test)]
     pub(crate) fn marks_a_merge(&self) -> bool {
         let What::Write { block, data, .. } = &self.what else {
             return false;
