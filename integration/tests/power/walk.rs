@@ -94,7 +94,11 @@ impl Walk {
             let at = copy * COPY_STRIDE_BYTES as usize;
             let block = &after.media.bytes(Part::Meta)[at..at + BLOCK_BYTES];
             let found = Superblock::decode(copy, block).ok().flatten();
+            // A newer one is no copy of the one that may yet get its number.
             *version = found.map_or(0, |superblock| superblock.version);
+            if *version > chosen {
+                *version = 0;
+            }
         }
         after
     }
