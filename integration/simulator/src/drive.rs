@@ -3,7 +3,6 @@
 use replicator::io::*;
 use replicator::journal::batch;
 use replicator::memory::Buffer;
-use replicator::meta::superblock::{COPIES, Superblock, copy_offset};
 use replicator::types::*;
 
 use crate::disk::{Block, Disk, Disks, Fate, block_at};
@@ -84,18 +83,16 @@ impl Flight {
         self.which.kind() == kind && matches!(self.what, What::Read { .. })
     }
 
-    /// Whether it writes a superblock that makes what a resync staged the image.
+    /// The superblock that it writes, if it is of the metadata.
     #[cfg(test)]
-    pub(crate) fn marks_a_merge(&self) -> bool {
+    pub(crate) fn superblock(&self) -> Option<replicator::meta::superblock::Superblock> {
+        
         let What::Write { block, data, .. } = &self.what else {
-            return false;
+            return None;
         };
         let copy = (0..COPIES).find(|&c| copy_offset(c) == block * BLOCK_BYTES_U64);
-        let superblock = copy.filter(|_| self.is_of_meta()).and_then(|c| {
-            let read = Superblock::decode(c, data.first()?);
-            read.ok().flatten()
-        });
-        superblock.is_some_and(|s| s.resync.is_some_and(|r| r.merging))
+        let copy = copy.filter(|_| self.is_of_meta())?;
+        Superblock::decode(copy, data.first()?).ok().flatten()
     }
 
     pub(crate) fn is_of_meta(&self) -> bool {

@@ -7,7 +7,7 @@ use replicator::view::{Health, ReplicationState};
 
 use super::*;
 use crate::disk::{ENOSPC, Fate};
-use crate::drive::{META, STAGE, STORE, SUMS};
+use crate::drive::{Flight, META, STAGE, STORE, SUMS};
 use crate::forge::Forgery;
 use crate::net::FrameKind;
 
@@ -46,6 +46,12 @@ fn in_resync(seed: u64) -> Cluster {
     let pulls = |c: &Cluster| replicates(c, A, C) == ReplicationState::SyncSource;
     assert!(c.run_until(5 * SECOND, pulls));
     c
+}
+
+/// C writes a superblock that makes what it staged the image.
+fn switches_image(c: &Cluster) -> bool {
+    let mut written = c.nodes[C].flights.values().filter_map(Flight::superblock);
+    written.any(|s| s.resync.is_some_and(|resync| resync.merging))
 }
 
 fn merges(c: &Cluster) -> bool {
@@ -192,8 +198,7 @@ fn the_source_is_lost_while_the_target_switches_its_image() {
         c.nodes[C].slow[META] = 300;
         c.nodes[C].slow[STORE] = 1000;
         c.restart(C);
-        let switches = |c: &Cluster| c.nodes[C].flights.values().any(|f| f.marks_a_merge());
-        assert!(c.run_until(20 * SECOND, switches));
+        assert!(c.run_until(20 * SECOND, switches_image));
         c.run_for(seed * 2 * MS);
         c.crash(A, POWER);
         // Whoever asks it to be Primary now waits until its stores are the image.
@@ -213,8 +218,7 @@ fn an_operator_promotes_the_target_while_it_switches_its_image() {
         c.nodes[C].slow[META] = 300;
         c.nodes[C].slow[STORE] = 1000;
         c.restart(C);
-        let switches = |c: &Cluster| c.nodes[C].flights.values().any(|f| f.marks_a_merge());
-        assert!(c.run_until(20 * SECOND, switches));
+        assert!(c.run_until(20 * SECOND, switches_image));
         c.must_demote(A);
         c.run_for(seed * 2 * MS);
         c.must_promote(C);
