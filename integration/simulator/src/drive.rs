@@ -86,7 +86,6 @@ impl Flight {
     /// The superblock that it writes, if it is of the metadata.
     #[cfg(test)]
     pub(crate) fn superblock(&self) -> Option<replicator::meta::superblock::Superblock> {
-        
         let What::Write { block, data, .. } = &self.what else {
             return None;
         };
