@@ -14,7 +14,6 @@ use crate::client::{Kind, Request};
 use crate::drive::{JOURNAL, META, STORE};
 use crate::harness::*;
 use crate::resync::Image;
-use crate::watch::superblock_on;
 
 /// Disk operations of a node at one time, at most: each journal write may be in two pieces, and a batch that is read.
 const JOURNAL_WRITES_MAX: usize = 4;
@@ -149,7 +148,7 @@ impl Cluster {
         let Some(at) = self.checks.newest_config_of(node, view.epoch.0) else {
             return;
         };
-        let known = superblock_on(&self.nodes[node].disks.meta).map_or(0, |s| s.committed.0);
+        let known = self.nodes[node].disks.meta.superblock().map_or(0, |s| s.committed.0);
         assert!(
             known >= at,
             "M3: node {node} relies on the config of record {at}, a restart would know {known} to be committed"

@@ -9,7 +9,6 @@ use replicator::view::{DiskState, Membership, ReplicationState};
 use crate::disk::{Disks, Reading};
 use crate::harness::*;
 use crate::rng::Rng;
-use crate::watch::superblock_on;
 
 impl Cluster {
     pub(crate) fn admin(&mut self, node: usize, command: AdminCommand) -> u64 {
@@ -198,7 +197,7 @@ impl Cluster {
         self.nodes[node].hurt = true;
         self.nodes[node].disks = snapshot;
         // It may be older than the present life of the node's disks.
-        let life = superblock_on(&self.nodes[node].disks.meta).map(|s| s.incarnation);
+        let life = self.nodes[node].disks.meta.superblock().map(|s| s.incarnation);
         if let Some(life) = life.filter(|&l| l != self.checks.life_of(node)) {
             self.checks.wiped(node);
             self.checks.born(node, life);

@@ -2,11 +2,13 @@
 //! everything else that disks do to people. Contents are shared, not copied: a block of a batch is the same memory in
 //! every journal, stream and store.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 use std::rc::Rc;
 
 use replicator::io::DiskError;
+use replicator::meta::superblock::{COPIES, Superblock, choose, copy_offset};
 use replicator::recover::BlockRead;
 use replicator::types::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
@@ -49,6 +51,11 @@ impl Block {
             at: 0,
             rotten: false,
         }
+    }
+
+    /// Whether it is the same memory. Nobody changes it while there are two handles.
+    fn is(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.bytes, &other.bytes) && self.at == other.at
     }
 
     /// The same bytes where they should not be.
@@ -145,7 +152,12 @@ pub(crate) struct Disk {
     pub(crate) lies: bool,
     /// Blocks that can not be read until they are written.
     bad: BTreeSet<u64>,
+    /// What was read from it as a superblock last, and from which blocks.
+    superblock: RefCell<Option<SuperblockRead>>,
 }
+
+/// A superblock, or none, and the blocks that it was made of.
+type SuperblockRead = ([Option<Block>; COPIES], Option<Superblock>);
 
 /// The whole block number of a byte offset.
 pub(crate) fn block_at(offset: u64) -> u64 {
@@ -231,6 +243,36 @@ impl Disk {
             Some(_) => Err(DiskError::Os(EIO)),
             None => Ok(()),
         }
+    }
+
+    /// The superblock that a restart would find here. It is asked for with nearly every frame and seldom changes.
+    pub(crate) fn superblock(&self) -> Option<Superblock> {
+        let places: [u64; COPIES] = std::array::from_fn(|copy| block_at(copy_offset(copy)));
+        if places.iter().any(|&place| self.readable(place, 1).is_err()) {
+            return None;
+        }
+        let blocks = places.map(|place| self.block(place));
+        let mut known = self.superblock.borrow_mut();
+        if let Some((of, superblock)) = known.as_ref() {
+            let same = |(a, b): (&Option<Block>, &Option<&Block>)| match (a, b) {
+                (Some(a), Some(b)) => a.is(b),
+                (None, None) => true,
+                _ => false,
+            };
+            if of.iter().zip(&blocks).all(same) {
+                return superblock.clone();
+            }
+        }
+        let copies = blocks.map(|block| {
+            let mut copy = [0; BLOCK_BYTES];
+            if let Some(bytes) = block {
+                copy.copy_from_slice(bytes);
+            }
+            copy
+        });
+        let superblock = choose(&copies).ok().map(|chosen| chosen.superblock);
+        *known = Some((blocks.map(|block| block.cloned()), superblock.clone()));
+        superblock
     }
 
     /// The blocks that were ever written.

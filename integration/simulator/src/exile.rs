@@ -9,7 +9,7 @@ use replicator::types::HistoryId;
 use crate::checks::Checks;
 use crate::harness::*;
 use crate::oracle::Oracle;
-use crate::watch::{Watch, superblock_on};
+use crate::watch::Watch;
 
 /// What must hold in one world.
 pub(crate) struct World {
@@ -62,7 +62,7 @@ impl Cluster {
         if !self.nodes[node].forced || self.checks.is_beyond() {
             return;
         }
-        let Some(superblock) = superblock_on(&self.nodes[node].disks.meta) else {
+        let Some(superblock) = self.nodes[node].disks.meta.superblock() else {
             return;
         };
         let Superblock { fork, history, .. } = superblock;

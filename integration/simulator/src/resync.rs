@@ -7,7 +7,6 @@ use replicator::types::*;
 
 use crate::disk::{Block, Disk, Disks, Reading};
 use crate::harness::*;
-use crate::watch::superblock_on;
 
 /// What is staged of a volume.
 struct Staged<'a> {
@@ -27,7 +26,7 @@ pub(crate) struct Image<'a> {
 impl<'a> Image<'a> {
     /// With what is staged laid over it, if that is the image.
     pub(crate) fn of(disks: &'a Disks, volume: usize, staged: Option<&'a SumTable>) -> Self {
-        let merging = superblock_on(&disks.meta).and_then(|s| s.resync);
+        let merging = disks.meta.superblock().and_then(|s| s.resync);
         let staged = staged.filter(|_| merging.is_some_and(|r| r.merging));
         let id = |v: usize| VolumeId(u16::try_from(v).expect("16 volumes"));
         Self {
@@ -88,7 +87,7 @@ impl Cluster {
         if node >= self.options.nodes || self.checks.is_beyond() {
             return;
         }
-        let Some(superblock) = superblock_on(&self.nodes[node].disks.meta) else {
+        let Some(superblock) = self.nodes[node].disks.meta.superblock() else {
             return;
         };
         let n = &mut self.nodes[node];
@@ -137,7 +136,7 @@ impl Cluster {
         if node >= self.options.nodes || n.hurt || self.checks.is_beyond() {
             return;
         }
-        let Some(superblock) = superblock_on(&n.disks.meta) else {
+        let Some(superblock) = n.disks.meta.superblock() else {
             return;
         };
         if superblock.version == seen {

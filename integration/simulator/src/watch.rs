@@ -9,11 +9,9 @@ use replicator::journal::batch::{self, Header, Kind};
 use replicator::journal::log::LogParts;
 use replicator::meta::config::majority;
 use replicator::meta::label::LABEL_BLOCKS;
-use replicator::meta::superblock::{COPIES, Superblock, choose, copy_offset};
 use replicator::types::*;
 use replicator::wire::frame::{Frame, Report};
 
-use crate::disk::Disk;
 use crate::drive::SUMS;
 use crate::harness::*;
 use crate::oracle::stamps_of_block;
@@ -171,14 +169,6 @@ fn stamps_of(bytes: &[u8], block: u64) -> impl Iterator<Item = u64> {
     stamps.into_iter().filter(|&stamp| stamp != 0)
 }
 
-pub(crate) fn superblock_on(disk: &Disk) -> Option<Superblock> {
-    let mut copies = [[0; BLOCK_BYTES]; COPIES];
-    for (index, copy) in copies.iter_mut().enumerate() {
-        disk.read(copy_offset(index) / BLOCK_BYTES_U64, copy).ok()?;
-    }
-    choose(&copies).ok().map(|c| c.superblock)
-}
-
 impl Cluster {
     /// A node writes a batch to its journal, at this block: nothing may be there that its stores may lack (P3).
     pub(crate) fn journals(&mut self, node: usize, at: u64, header: &Header) {
@@ -205,7 +195,7 @@ impl Cluster {
         if self.nodes[node].hurt || self.checks.is_beyond() {
             return;
         }
-        let applied = superblock_on(&self.nodes[node].disks.meta).map_or(0, |s| s.applied.id.seq.0);
+        let applied = self.nodes[node].disks.meta.superblock().map_or(0, |s| s.applied.id.seq.0);
         assert!(
             newest <= applied,
             "P3: node {node} writes record {first} over record {newest}, and its superblock says that its stores have {applied}"
@@ -297,13 +287,13 @@ impl Cluster {
     }
 
     fn promised_on_disk(&self, node: usize) -> u64 {
-        superblock_on(&self.nodes[node].disks.meta).map_or(0, |s| s.promised.0)
+        self.nodes[node].disks.meta.superblock().map_or(0, |s| s.promised.0)
     }
 
     fn reports(&mut self, node: usize, to: usize, report: &Report) {
         self.checks.acknowledges(node, report.tail.seq.0);
         let epoch = report.granted.0;
-        let on_disk = superblock_on(&self.nodes[node].disks.meta);
+        let on_disk = self.nodes[node].disks.meta.superblock();
         let known = on_disk.as_ref().map_or(HistoryId(0), |s| s.history);
         assert!(
             known == report.history || known == HistoryId(0) || !self.nodes[node].forced,

@@ -252,7 +252,7 @@ fn what_it_has_saved_does_not_come_again() {
         c.nodes[C].slow[SUMS] = 1;
         c.restart(C);
         let saved = |c: &Cluster| {
-            let superblock = crate::watch::superblock_on(&c.nodes[C].disks.meta);
+            let superblock = c.nodes[C].disks.meta.superblock();
             superblock.is_some_and(|s| s.resync.is_some())
         };
         assert!(c.run_until(20 * SECOND, saved));
