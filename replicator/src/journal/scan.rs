@@ -207,12 +207,15 @@ struct Window<'a, R> {
     ring_blocks: u64,
     from: u64,
     bytes: Vec<u8>,
-    /// Blocks that one read takes. A fault further on must not hide what is before it, so they become fewer where the
-    /// disk fails; and since a failing disk takes its time for each failure, they stay few.
+    /// Blocks that one read takes: few at first, since the log may end soon, then more and more.
     ahead: u64,
+    /// The most that they become. A fault further on must not hide what is before it, so they become fewer where the
+    /// disk fails; and since a failing disk takes its time for each failure, they stay few.
+    ahead_max: u64,
 }
 
-const WINDOW_BLOCKS: u64 = 1024;
+const WINDOW_BLOCKS_FIRST: u64 = 32;
+const WINDOW_BLOCKS_MAX: u64 = 1024;
 
 impl<'a, R: BlockRead> Window<'a, R> {
     fn new(disk: &'a mut R, ring_blocks: u64) -> Self {
@@ -221,7 +224,8 @@ impl<'a, R: BlockRead> Window<'a, R> {
             ring_blocks,
             from: 0,
             bytes: Vec::new(),
-            ahead: WINDOW_BLOCKS,
+            ahead: WINDOW_BLOCKS_FIRST,
+            ahead_max: WINDOW_BLOCKS_MAX,
         }
     }
 
@@ -234,7 +238,9 @@ impl<'a, R: BlockRead> Window<'a, R> {
                     return Err(error);
                 }
                 self.ahead /= 2;
+                self.ahead_max = self.ahead;
             }
+            self.ahead = (self.ahead * 2).min(self.ahead_max);
         }
         let at = usize::try_from((position - self.from) * BLOCK_BYTES_U64).expect("4 MiB");
         let length = usize::try_from(blocks * BLOCK_BYTES_U64).expect("4 MiB");
