@@ -85,6 +85,11 @@ pub enum DataCommand {
         /// When to give up, in milliseconds from now.
         timeout_ms: u64,
     },
+    /// Take it that a node is off.
+    ConfirmStopped {
+        /// Which.
+        peer: NodeId,
+    },
     /// Hold writes and bring the stores up to date, trying for `timeout_ms`.
     SuspendIo {
         /// When to give up, in milliseconds from now.

@@ -129,6 +129,16 @@ enum Verb {
               value_parser = clap::value_parser!(u64).range(0..=86_400))]
         timeout: u64,
     },
+    /// Takes your word for it that a node is off, so that it is not waited for
+    ///
+    /// For two data nodes alone, which stop when one is lost: on the Primary, it goes on without the other; on the other one, it can
+    /// be promoted after the Primary died, if it has all data. The node must be off for certain, and stay off until this one went on:
+    /// pull its plug. The word is void as soon as the node is heard of, and when repld restarts. Reads the node's name as one line
+    /// from stdin, to confirm it.
+    ConfirmStopped {
+        /// The name of the node that is off
+        peer: String,
+    },
     /// Shows the present state, then every change, a line each
     Events {
         /// As JSON
@@ -282,6 +292,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
             let timeout_ms = timeout * 1000;
             return send(node, &Request::Replace { peer, timeout_ms });
         }
+        Verb::ConfirmStopped { peer } => {
+            let peer = known_peer(&config, node, peer)?;
+            confirm_stopped(&peer)?;
+            return send(node, &Request::ConfirmStopped { peer });
+        }
         Verb::Dump {
             journal,
             meta,
@@ -329,6 +344,20 @@ fn confirm_replace(peer: &str) -> Result<(), Failure> {
     }
     Err(Failure::Usage(format!(
         "not replaced: to confirm that the former disks of {peer} are given up, give its name, {peer}, as one line on stdin"
+    )))
+}
+
+/// Reads a node's name from stdin; anything else is no confirmation.
+fn confirm_stopped(peer: &str) -> Result<(), Failure> {
+    let what = format!(
+        "{peer} must be off, for certain. If it still runs, what clients write to it is lost.\n\
+         Type the name of the node to go on: "
+    );
+    if confirmed(&what, peer)? {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "nothing was done: to confirm that {peer} is off, give its name, {peer}, as one line on stdin"
     )))
 }
 

@@ -148,7 +148,11 @@ impl Cluster {
         let Some(at) = self.checks.newest_config_of(node, view.epoch.0) else {
             return;
         };
-        let known = self.nodes[node].disks.meta.superblock().map_or(0, |s| s.committed.0);
+        let known = self.nodes[node]
+            .disks
+            .meta
+            .superblock()
+            .map_or(0, |s| s.committed.0);
         assert!(
             known >= at,
             "M3: node {node} relies on the config of record {at}, a restart would know {known} to be committed"

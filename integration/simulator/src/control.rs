@@ -197,7 +197,11 @@ impl Cluster {
         self.nodes[node].hurt = true;
         self.nodes[node].disks = snapshot;
         // It may be older than the present life of the node's disks.
-        let life = self.nodes[node].disks.meta.superblock().map(|s| s.incarnation);
+        let life = self.nodes[node]
+            .disks
+            .meta
+            .superblock()
+            .map(|s| s.incarnation);
         if let Some(life) = life.filter(|&l| l != self.checks.life_of(node)) {
             self.checks.wiped(node);
             self.checks.born(node, life);

@@ -152,6 +152,8 @@ pub(crate) struct Disk {
     pub(crate) lies: bool,
     /// Blocks that can not be read until they are written.
     bad: BTreeSet<u64>,
+    /// Blocks that can not be read, whatever is written to them.
+    worn: BTreeSet<u64>,
     /// What was read from it as a superblock last, and from which blocks.
     superblock: RefCell<Option<SuperblockRead>>,
 }
@@ -239,10 +241,11 @@ impl Disk {
     }
 
     fn readable(&self, block: u64, blocks: u64) -> Result<(), DiskError> {
-        match self.bad.range(block..block + blocks).next() {
-            Some(_) => Err(DiskError::Os(EIO)),
-            None => Ok(()),
+        let harmed = |set: &BTreeSet<u64>| set.range(block..block + blocks).next().is_some();
+        if harmed(&self.bad) || harmed(&self.worn) {
+            return Err(DiskError::Os(EIO));
         }
+        Ok(())
     }
 
     /// The superblock that a restart would find here. It is asked for with nearly every frame and seldom changes.
@@ -471,14 +474,33 @@ impl Disk {
 
     /// Whether the disk harmed a block: it holds what was not written there, or can not be read.
     pub(crate) fn is_harmed(&self, block: u64) -> bool {
-        self.bad.contains(&block) || self.block(block).is_some_and(|b| b.rotten)
+        self.bad.contains(&block)
+            || self.worn.contains(&block)
+            || self.block(block).is_some_and(|b| b.rotten)
     }
 
     /// The blocks that the disk harmed.
     pub(crate) fn harmed(&self) -> impl Iterator<Item = u64> {
         let rotten = |c: &Cell| c.newest().rotten || c.durable.rotten;
         let cells = self.cells.iter().filter(move |(_, c)| rotten(c));
-        cells.map(|(&b, _)| b).chain(self.bad.iter().copied())
+        let cells = cells.map(|(&b, _)| b);
+        cells.chain(self.bad.iter().chain(&self.worn).copied())
+    }
+
+    /// Whether a block can not be read, whatever is written to it.
+    pub(crate) fn is_worn(&self, block: u64) -> bool {
+        self.worn.contains(&block)
+    }
+
+    /// A block can not be read any more, whatever is written to it.
+    pub(crate) fn wear_out(&mut self, block: u64) {
+        self.worn.insert(block);
+    }
+
+    /// All blocks can be read again once they are written; what some held is lost.
+    pub(crate) fn renew(&mut self) {
+        let worn = std::mem::take(&mut self.worn);
+        self.bad.extend(worn);
     }
 
     /// A block can not be read from now on.

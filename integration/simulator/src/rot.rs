@@ -72,11 +72,12 @@ fn rot_block(c: &mut Cluster, rng: &mut Rng, node: usize) {
         return;
     }
     let store = &mut n.disks.stores[volume];
-    match rng.below(5) {
+    match rng.below(6) {
         0 | 1 => store.rot(block, rng.index(BLOCK_BYTES * 8)),
         2 => store.misdirect(rng.below(blocks), block),
         3 => store.take_back(block),
-        _ => store.spoil(block),
+        4 => store.spoil(block),
+        _ => store.wear_out(block),
     }
 }
 
@@ -221,7 +222,7 @@ impl Cluster {
         }
         for (volume, store) in n.disks.stores.iter().enumerate() {
             let size = self.options.volumes[volume];
-            let left = store.harmed().find(|&b| b < size);
+            let left = store.harmed().find(|&b| b < size && !store.is_worn(b));
             assert!(
                 left.is_none(),
                 "P6: all of node {primary} was read, and block {left:?} of volume {volume} is still bad"

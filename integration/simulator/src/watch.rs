@@ -195,7 +195,11 @@ impl Cluster {
         if self.nodes[node].hurt || self.checks.is_beyond() {
             return;
         }
-        let applied = self.nodes[node].disks.meta.superblock().map_or(0, |s| s.applied.id.seq.0);
+        let applied = self.nodes[node]
+            .disks
+            .meta
+            .superblock()
+            .map_or(0, |s| s.applied.id.seq.0);
         assert!(
             newest <= applied,
             "P3: node {node} writes record {first} over record {newest}, and its superblock says that its stores have {applied}"
@@ -287,7 +291,11 @@ impl Cluster {
     }
 
     fn promised_on_disk(&self, node: usize) -> u64 {
-        self.nodes[node].disks.meta.superblock().map_or(0, |s| s.promised.0)
+        self.nodes[node]
+            .disks
+            .meta
+            .superblock()
+            .map_or(0, |s| s.promised.0)
     }
 
     fn reports(&mut self, node: usize, to: usize, report: &Report) {

@@ -74,6 +74,11 @@ pub enum Request {
         /// How long to wait, in milliseconds.
         timeout_ms: u64,
     },
+    /// Somebody answers for it that a node is off: an operator, or a fence that cut its power. Whoever asks has made sure of it.
+    ConfirmStopped {
+        /// Its name.
+        peer: String,
+    },
     /// Holds writes; answers when the stores are the image, and stay so.
     SuspendIo {
         /// How long to try, in milliseconds.

@@ -252,6 +252,12 @@ impl Shared {
                 .await?;
                 done(None)
             }
+            Request::ConfirmStopped { peer } => {
+                let peer = self.peer(&peer)?;
+                let command = DataCommand::ConfirmStopped { peer };
+                self.command(command, COMMAND_TIMEOUT).await?;
+                done(None)
+            }
             Request::Watch | Request::Events => Err(AdminError::new(
                 ExitCode::Failed,
                 "a stream has no single answer",

@@ -663,6 +663,7 @@ impl<C: Core> Server<C> {
                 peer,
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },
+            DataCommand::ConfirmStopped { peer } => AdminCommand::ConfirmStopped { peer },
             DataCommand::SuspendIo { timeout_ms } => AdminCommand::SuspendIo {
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },

@@ -3,6 +3,7 @@
 
 mod admission;
 mod edges;
+mod lending;
 mod reads;
 
 use std::collections::VecDeque;
@@ -39,6 +40,9 @@ enum Work<B> {
         failed: BlockSet,
         /// It did not give all at once: block by block it shows which.
         singly: bool,
+        /// Which of its blocks are there already, in a buffer that waits for the others.
+        given: BlockSet,
+        kept: Option<B>,
     },
     Write {
         volume: VolumeId,
@@ -182,6 +186,8 @@ impl<M: Memory> Replica<M> {
                     stores: 0,
                     failed: BlockSet::default(),
                     singly: false,
+                    given: BlockSet::default(),
+                    kept: None,
                 };
                 let index = self.clients.take(req, work);
                 if !self.try_read(index) {
@@ -241,11 +247,11 @@ impl<M: Memory> Replica<M> {
                     offset,
                     length,
                     buffer: None,
+                    given,
                     ..
                 } => {
-                    let start = offset / BLOCK_BYTES_U64;
-                    let end = start + edges::span(*offset, u64::from(*length));
-                    *v == volume && (start..end).contains(&block)
+                    *v == volume
+                        && lending::place_of(*offset, *length, block).is_some_and(|n| !given.has(n))
                 }
                 Work::Write {
                     volume: v, edges, ..

@@ -427,8 +427,9 @@ impl<M: Memory> Replica<M> {
                 missing
             };
             return Err(AdminError::NoQuorum(format!(
-                "{voters} of {} voters can be counted on and {voters_needed} are needed; not reached: {missing}",
+                "{voters} of {} voters can be counted on and {voters_needed} are needed; not reached: {missing}{}",
                 config.voters(),
+                self.confirmation_hint(config),
             )));
         }
         if !config.is_member(self.metadata.wanted.incarnation) {

@@ -406,6 +406,7 @@ impl<M: Memory> Replica<M> {
         self.pump_membership();
         self.pump_leader();
         self.pump_hold();
+        self.pump_lending();
         self.pump_widening();
         self.pump_parked();
         self.end_batch();

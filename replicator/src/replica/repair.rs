@@ -1,5 +1,6 @@
 //! Bad blocks: what a store gives back is not what was written there, or it gives nothing. The block is fetched from a
-//! peer, put in its place, and only then is it read by anybody. Where no peer has a good copy, whoever asked gets an error for
+//! peer, put in its place, and given to whoever waits for it; a disk that does not keep it is not given it again and again, and its
+//! readers have the peer's copy each time. Where no peer has a good copy, whoever asked gets an error for
 //! that block, and nothing else is harmed.
 //!
 //! Which of the two is wrong, the store or the table of checksums, is for the peer's copy to say: it is right if it fits the
@@ -12,6 +13,7 @@ use super::{Pending, Replica};
 use crate::io::*;
 use crate::memory::{Buffer, Memory};
 use crate::replica::peers::Feed;
+use crate::store::block_set::BlockSet;
 use crate::store::sums::BlockSum;
 use crate::types::*;
 use crate::wire::frame::{Blocks, Frame};
@@ -23,7 +25,7 @@ const _: () = assert!(REPAIRS_MAX + super::resync::ASKS_MAX <= super::serve::ASK
 /// A peer that may soon be able to answer is waited for this long.
 const PATIENCE_NS: u64 = 2_000_000_000;
 
-/// A block that is bad again so soon after it was mended is not mended once more: its disk does not keep what it is given.
+/// A block that is bad again so soon after it was mended is not put in place once more: its disk does not keep what it is given.
 const AGAIN_NS: u64 = 60_000_000_000;
 
 /// How often it is mended in that time.
@@ -50,10 +52,9 @@ enum State<B> {
     },
     /// A good copy; `None` for zeroes.
     Have(Option<B>, BlockSum),
-    Writing(BlockSum),
-    Flushing(BlockSum),
-    /// It was mended, and is bad again.
-    Hopeless,
+    Writing(Option<B>, BlockSum),
+    Flushing(Option<B>, BlockSum),
+    Mended(Option<B>),
 }
 
 #[derive(Debug)]
@@ -68,6 +69,8 @@ struct Repair<B> {
     /// The name of the question, whoever is asked.
     token: u64,
     since: Time,
+    /// It was mended again and again, and its disk does not keep it.
+    worn: bool,
 }
 
 /// What is being done about bad blocks, and what was.
@@ -82,6 +85,9 @@ pub(super) struct Repairs<B> {
     pub(super) mended: u64,
     /// Those of which no good copy was there.
     pub(super) lost: u64,
+    /// How often a disk was found not to keep what it is given, and when that was last.
+    worn: u64,
+    worn_at: Option<Time>,
 }
 
 impl<B> Repairs<B> {
@@ -92,6 +98,8 @@ impl<B> Repairs<B> {
             found: 0,
             mended: 0,
             lost: 0,
+            worn: 0,
+            worn_at: None,
         }
     }
 
@@ -102,11 +110,32 @@ impl<B> Repairs<B> {
             .any(|r| r.volume == volume && (start..end).contains(&r.block))
     }
 
+    /// The same, but for those that are there already.
+    pub(super) fn concern_other_than(
+        &self,
+        volume: VolumeId,
+        start: u64,
+        end: u64,
+        given: BlockSet,
+    ) -> bool {
+        let there = |r: &Repair<B>| {
+            let n = u32::try_from(r.block - start).expect("in the range of a request");
+            given.has(n)
+        };
+        let mut inside = self.list.iter().filter(|r| r.volume == volume);
+        inside.any(|r| (start..end).contains(&r.block) && !there(r))
+    }
+
+    /// Whether a disk was found, not long ago, not to keep what it is given.
+    pub(super) fn found_worn(&self, now: Time) -> bool {
+        self.worn_at.is_some_and(|at| now.since(at) < AGAIN_NS)
+    }
+
     /// Whether a store is being written to.
     pub(super) fn write(&self) -> bool {
         self.list
             .iter()
-            .any(|r| matches!(r.state, State::Writing(_) | State::Flushing(_)))
+            .any(|r| matches!(r.state, State::Writing(..) | State::Flushing(..)))
     }
 
     /// The stores become others.
@@ -132,34 +161,65 @@ impl<M: Memory> Replica<M> {
         {
             return;
         }
-        self.repairs.found += 1;
-        if self.repairs.found <= TOLD_MAX {
-            let name = self.config.volumes[usize::from(volume.0)].name;
-            self.log_error(format!(
-                "block {block} of volume {name} is bad: the store does not give back what was written there; a peer is asked \
-                 for it. See to that disk"
-            ));
-        }
         let mended = self
             .repairs
             .recent
             .iter()
             .filter(|&&(v, b, at)| (v, b) == (volume, block) && self.now.since(at) < AGAIN_NS);
-        let again = mended.count() >= MENDED_MAX;
+        let worn = mended.count() >= MENDED_MAX;
+        let name = self.config.volumes[usize::from(volume.0)].name;
+        if worn {
+            self.repairs.worn += 1;
+            self.repairs.worn_at = Some(self.now);
+            if self.repairs.worn <= TOLD_MAX {
+                self.log_error(format!(
+                    "block {block} of volume {name} was mended, and is bad again: its disk does not keep what it is given. Whoever reads \
+                     it gets a peer's copy; replace that disk"
+                ));
+            }
+        } else {
+            self.repairs.found += 1;
+            if self.repairs.found <= TOLD_MAX {
+                self.log_error(format!(
+                    "block {block} of volume {name} is bad: the store does not give back what was written there; a peer is asked \
+                     for it. See to that disk"
+                ));
+            }
+        }
         let token = self.next_token();
         self.repairs.list.push(Repair {
             volume,
             block,
-            state: if again {
-                State::Hopeless
-            } else {
-                State::Wanted
-            },
+            state: State::Wanted,
             tried: 0,
             slow: 0,
             token,
             since: self.now,
+            worn,
         });
+    }
+
+    /// Copies go to whoever waits for them, once they are in place, or will not be.
+    pub(super) fn pump_lending(&mut self) {
+        let mut index = 0;
+        while let Some(repair) = self.repairs.list.get(index) {
+            let (volume, block, worn) = (repair.volume, repair.block, repair.worn);
+            let data = match &repair.state {
+                State::Have(data, _) if worn => data.clone(),
+                State::Mended(data) => data.clone(),
+                _ => {
+                    index += 1;
+                    continue;
+                }
+            };
+            // Without memory for somebody a block that is in place is read from there.
+            let lent = self.rewritten(volume, block) || self.lend(volume, block, data.as_ref());
+            if lent || !worn {
+                self.repairs.list.swap_remove(index);
+            } else {
+                index += 1;
+            }
+        }
     }
 
     pub(super) fn pump_repairs(&mut self) {
@@ -169,20 +229,17 @@ impl<M: Memory> Replica<M> {
             let (volume, block) = (repair.volume, repair.block);
             let moot = self.rewritten(volume, block);
             let goes = match repair.state {
-                State::Wanted | State::Hopeless | State::Asked { .. } if moot => true,
+                State::Wanted | State::Asked { .. } if moot => true,
                 State::Asked { conn, at, .. } if self.now.since(at) >= SLOW_NS => {
                     let node = self.peer_of(conn).map_or(0, |p| p.node.0);
                     self.repairs.list[index].slow |= 1 << node;
                     !self.ask_for(index)
                 }
-                State::Hopeless => {
-                    self.lose(volume, block, "it was mended, and is bad again");
-                    true
-                }
                 State::Wanted => !self.ask_for(index),
                 State::Have(..) if moot => true,
                 State::Have(..)
-                    if self.applier.is_idle()
+                    if !repair.worn
+                        && self.applier.is_idle()
                         && !self.repairs.write()
                         && !self.resync_has_stores() =>
                 {
@@ -239,7 +296,10 @@ impl<M: Memory> Replica<M> {
                 ask = Some(conn);
                 break;
             }
-            waits |= peer.report.as_ref().is_none_or(|r| !r.damaged && !r.fresh);
+            // What it said of itself when it came may be long past: whoever is fed has what there is in a moment.
+            let fed = leading && matches!(peer.feed, Feed::On { .. });
+            let report = peer.report.as_ref();
+            waits |= fed || report.is_none_or(|r| !r.damaged && !r.fresh);
         }
         if let Some(conn) = ask {
             let at = self.now;
@@ -348,7 +408,7 @@ impl<M: Memory> Replica<M> {
         let State::Have(data, sum) = std::mem::replace(&mut repair.state, State::Wanted) else {
             return;
         };
-        repair.state = State::Writing(sum);
+        repair.state = State::Writing(data.clone(), sum);
         let (volume, block) = (volume, repair.block);
         let op = match data {
             Some(data) => {
@@ -386,16 +446,17 @@ impl<M: Memory> Replica<M> {
             .iter()
             .position(|r| r.volume == volume && r.block == block);
         let Some(index) = found else { return };
-        match self.repairs.list[index].state {
-            State::Writing(sum) => {
-                self.repairs.list[index].state = State::Flushing(sum);
+        let state = &mut self.repairs.list[index].state;
+        match std::mem::replace(state, State::Wanted) {
+            State::Writing(data, sum) => {
+                *state = State::Flushing(data, sum);
                 self.disk(
                     Pending::Repair { volume, block },
                     DiskOp::StoreFlush { volume },
                 );
             }
-            State::Flushing(sum) => {
-                self.repairs.list.swap_remove(index);
+            State::Flushing(data, sum) => {
+                *state = State::Mended(data);
                 self.repairs.mended += 1;
                 if self.repairs.recent.len() == REMEMBERED_MAX {
                     self.repairs.recent.pop_front();
@@ -412,7 +473,7 @@ impl<M: Memory> Replica<M> {
                     ));
                 }
             }
-            _ => {}
+            other => *state = other,
         }
     }
 }

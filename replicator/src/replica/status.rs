@@ -66,6 +66,10 @@ impl<M: Memory> Replica<M> {
             peers: self.peers.iter().map(|p| self.peer_view(p)).collect(),
         };
         (view.health, view.health_reason) = self.health(&view);
+        if view.health == Health::Ok && self.repairs.found_worn(self.now) {
+            view.health = Health::Degraded;
+            view.health_reason = "a store does not keep blocks that are put back: peers' copies are read instead; replace its disk";
+        }
         if view.health != Health::Down && self.peers.iter().any(|p| p.foreign) {
             view.health = Health::Degraded;
             view.health_reason = "a peer has another history, by a forced promotion: one side's data has to be given up";
@@ -285,6 +289,12 @@ impl<M: Memory> Replica<M> {
             };
         }
         if view.serving {
+            if !view.quorum && self.is_one_of_two() {
+                return (
+                    Health::Down,
+                    "the other node can not be reached: I/O waits until it is back, or `replctl confirm-stopped` says that it is off",
+                );
+            }
             if !view.quorum {
                 return (
                     Health::Down,

@@ -22,6 +22,7 @@ mod rot;
 mod rules;
 mod witness_rules;
 mod words;
+mod worn;
 
 use replicator::io::{AdminCommand, AdminError, AdminResult};
 use replicator::view::DiskState;

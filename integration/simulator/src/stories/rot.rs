@@ -67,6 +67,23 @@ fn a_peer_that_hangs_does_not_keep_a_bad_block_from_being_mended() {
 }
 
 #[test]
+fn a_bad_block_is_mended_while_its_neighbours_are_written_to() {
+    // No peer has acknowledged the newest write to the neighbourhood yet when the bad block is found; and the peers came as fresh ones.
+    for tenths in 0..20 {
+        let mut c = at_rest(tenths, Options::default());
+        c.nodes[A].disks.stores[0].rot(3, 20_000);
+        let read = c.read(A, 0, 3, 1);
+        let part = c.write(A, 0, 7, 1);
+        c.run_for(tenths * 20 * US);
+        c.must_write(A, 0, 9, 2);
+        for id in [read, part] {
+            assert_eq!(c.outcome(id, 20 * SECOND), Some(Outcome::Done));
+        }
+        c.conclude();
+    }
+}
+
+#[test]
 fn a_write_of_a_part_of_a_bad_block_keeps_the_rest_of_it() {
     for (seed, harm) in (0..).zip(HARMS) {
         let mut c = at_rest(seed, Options::default());

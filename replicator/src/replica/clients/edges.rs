@@ -6,6 +6,7 @@ use crate::memory::{Buffer, Memory, Purpose};
 use crate::replica::loads::LoadFor;
 use crate::replica::{Pending, Replica};
 use crate::store::extents::Source;
+use crate::store::sums::GROUP_BLOCKS;
 use crate::types::*;
 
 /// What a block at the edge of an unaligned request holds before it.
@@ -15,6 +16,8 @@ pub(super) struct Edge<B> {
     pub(super) content: Option<B>,
     pub(super) reading: bool,
     pub(super) generation: u64,
+    /// It was lent: this is the last record that had changed the neighbourhood by then.
+    pub(super) lent: Option<Seq>,
 }
 
 impl<B> Edge<B> {
@@ -69,6 +72,12 @@ impl<M: Memory> Replica<M> {
         let newest = self
             .overlay
             .first_overlap(volume, edge.block, edge.block + 1);
+        // What was lent is good until something newer is applied there.
+        let changed = self.sums.changed(volume, edge.block / GROUP_BLOCKS);
+        if newest.is_none() && edge.content.is_some() && edge.lent == Some(changed) {
+            return true;
+        }
+        edge.lent = None;
         if newest.is_none() && self.repairs.concern(volume, edge.block, edge.block + 1) {
             edge.content = None;
             return false;
@@ -185,6 +194,7 @@ pub(super) fn edges_of<B>(offset: u64, length: u64) -> [Option<Edge<B>>; 2] {
             content: None,
             reading: false,
             generation: 0,
+            lent: None,
         })
     };
     let end = offset + length;

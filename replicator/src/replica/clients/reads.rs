@@ -74,6 +74,7 @@ impl<M: Memory> Replica<M> {
             offset,
             length,
             singly,
+            given,
             ..
         } = self.clients.ops[index as usize].work
         else {
@@ -84,7 +85,7 @@ impl<M: Memory> Replica<M> {
         }
         let start = offset / BLOCK_BYTES_U64;
         let end = start + span(offset, u64::from(length));
-        if self.repairs.concern(volume, start, end) {
+        if self.repairs.concern_other_than(volume, start, end, given) {
             return false;
         }
         let mut missing = None;
@@ -115,9 +116,16 @@ impl<M: Memory> Replica<M> {
             return false;
         }
         let blocks = u32::try_from(end - start).expect("at most 257 blocks");
-        let Some(mut buffer) = self.memory.alloc(Purpose::Client, blocks) else {
+        let kept = match &mut self.clients.ops[index as usize].work {
+            Work::Read { kept, .. } => kept.take(),
+            _ => None,
+        };
+        let buffer = kept.or_else(|| self.memory.alloc(Purpose::Client, blocks));
+        let Some(mut buffer) = buffer else {
             return false;
         };
+        // Also one that was read into before is ours alone now.
+        let _ = buffer.bytes_mut();
         // First what is in memory, while the buffer is ours alone; then the gaps, from the store.
         let mut at = start;
         while let Some(extent) = self.overlay.first_overlap(volume, at, end) {
@@ -146,7 +154,17 @@ impl<M: Memory> Replica<M> {
             let mut piece = at;
             while piece < gap_end {
                 let first = u32::try_from(piece - start).expect("257 blocks");
-                let until = if singly { piece + 1 } else { gap_end };
+                if given.has(first) {
+                    piece += 1;
+                    continue;
+                }
+                let until = match (singly, given.is_empty()) {
+                    (true, _) => piece + 1,
+                    (false, true) => gap_end,
+                    (false, false) => (piece + 1..gap_end)
+                        .find(|b| given.has(u32::try_from(b - start).expect("257 blocks")))
+                        .unwrap_or(gap_end),
+                };
                 let blocks = u32::try_from(until - piece).expect("257 blocks");
                 from_store.add(first, blocks);
                 let op = DiskOp::StoreRead {
@@ -181,6 +199,8 @@ impl<M: Memory> Replica<M> {
                 stores: self.applier.generation,
                 failed: BlockSet::default(),
                 singly,
+                given,
+                kept: None,
             };
         }
         true
@@ -207,6 +227,8 @@ impl<M: Memory> Replica<M> {
             stores,
             failed,
             singly,
+            given,
+            ..
         } = &mut op.work
         else {
             return;
@@ -225,7 +247,7 @@ impl<M: Memory> Replica<M> {
         if !whole && !*singly {
             // Which of its blocks the store does not give is seen when they are read one by one.
             *singly = true;
-            self.read_again(index);
+            self.read_again(index, buffer);
             return;
         }
         if whole && planted!(SumsUnchecked) {
@@ -233,12 +255,13 @@ impl<M: Memory> Replica<M> {
             return;
         }
         let start = offset / BLOCK_BYTES_U64;
-        let mut sound = true;
+        let (mut sound, mut good) = (true, *given);
         for n in from_store.iter() {
             let at = n as usize * BLOCK_BYTES;
             let block = start + u64::from(n);
             let bytes = &buffer.bytes()[at..at + BLOCK_BYTES];
             if !failed.has(n) && self.sums.sum(volume, block).admits(volume, block, bytes) {
+                good.add(n, 1);
                 continue;
             }
             sound = false;
@@ -254,14 +277,17 @@ impl<M: Memory> Replica<M> {
         if sound {
             self.finish_read(index, offset, length, buffer);
         } else {
-            self.read_again(index);
+            if let Work::Read { given, .. } = &mut self.clients.ops[index as usize].work {
+                *given = good;
+            }
+            self.read_again(index, buffer);
         }
     }
 
-    /// What was read can not be used: the read is planned anew, once what is bad has been seen to.
-    fn read_again(&mut self, index: u32) {
-        if let Work::Read { buffer, .. } = &mut self.clients.ops[index as usize].work {
-            *buffer = None;
+    /// Not all that was read can be used: the rest is planned anew, once what is bad has been seen to.
+    fn read_again(&mut self, index: u32, buffer: M::Buffer) {
+        if let Work::Read { given, kept, .. } = &mut self.clients.ops[index as usize].work {
+            *kept = Some(buffer).filter(|_| !given.is_empty());
         }
         self.clients.reads.push(index);
     }

@@ -127,6 +127,31 @@ impl<M: Memory> Replica<M> {
             && told
     }
 
+    /// What to say of confirmations to an operator who promotes one of two nodes alone in vain.
+    pub(in crate::replica) fn confirmation_hint(&self, config: &ClusterConfig) -> String {
+        let own = self.metadata.wanted.incarnation;
+        let Some(other) = other_of_two(config, own) else {
+            return String::new();
+        };
+        let name = other.name;
+        match self.confirmed {
+            Some(c) if c.incarnation == other.incarnation => format!(
+                "; that {name} is off was confirmed, but it may have gone on without this node: start it, or promote this one with \
+                 --force"
+            ),
+            _ => format!(
+                "; once {name} is off for certain, `replctl confirm-stopped {name}` says so to this node"
+            ),
+        }
+    }
+
+    /// Whether this node is one of two that are alone.
+    pub(in crate::replica) fn is_one_of_two(&self) -> bool {
+        let own = self.metadata.wanted.incarnation;
+        let config = self.log.config();
+        config.is_some_and(|c| other_of_two(&c.config, own).is_some())
+    }
+
     /// The config that this node's epoch record is to carry: the adopted one, or without one member that did not grant and
     /// could not be done without otherwise (protocol P4, P6, F3).
     pub(in crate::replica) fn config_to_carry(

@@ -1,0 +1,170 @@
+//! Two data nodes alone (protocol F0, F2, F3): they stop when one is lost, go on once somebody answers for it that the other one is
+//! off, and that word is good for nothing where it could be wrong. P1 (acknowledged is durable) at every step.
+
+use integration::{BOUND, Scene, roomy};
+use tools::cluster::{Spec, Status, exit};
+
+const A: usize = 0;
+const B: usize = 1;
+
+fn two() -> Spec {
+    Spec {
+        nodes: ["pbx-a", "pbx-b"].map(String::from).to_vec(),
+        ..roomy()
+    }
+}
+
+fn confirm(scene: &Scene, node: usize, peer: usize) -> (i32, String) {
+    let name = scene.cluster.name(peer);
+    scene.confirmed(node, &["confirm-stopped", name], &format!("{name}\n"))
+}
+
+fn confirmed(scene: &Scene, node: usize, peer: usize) {
+    let (code, said) = confirm(scene, node, peer);
+    assert_eq!((code, said.as_str()), (exit::DONE, ""));
+}
+
+fn await_status(scene: &mut Scene, node: usize, what: &str, condition: impl Fn(&Status) -> bool) {
+    let result = scene.cluster.wait_status(node, what, BOUND, condition);
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn await_member(scene: &mut Scene, primary: usize, peer: usize) {
+    let name = scene.cluster.name(peer).to_owned();
+    let counts = |status: &Status| {
+        let peer = status.peer(&name);
+        peer.is_some_and(|p| p.membership.as_deref() == Some("member"))
+    };
+    await_status(scene, primary, "the other one counts", counts);
+}
+
+/// Waits until a node has noticed that the other one is gone.
+fn await_alone(scene: &mut Scene, node: usize, peer: usize) {
+    let name = scene.cluster.name(peer).to_owned();
+    let gone = |status: &Status| {
+        let peer = status.peer(&name);
+        peer.is_some_and(|p| p.connection.as_deref() == Some("Connecting"))
+    };
+    await_status(scene, node, "the other one is gone", gone);
+}
+
+/// Promotes a node in vain; what is said.
+fn refused(scene: &Scene, node: usize) -> String {
+    let promote = ["promote", "--timeout", "3"];
+    let answer = scene.cluster.ctl(node, &promote, BOUND).expect("answers");
+    assert_eq!(answer.code, exit::NO_QUORUM, "{}", answer.message());
+    answer.message()
+}
+
+#[test]
+fn two_nodes_alone_go_on_once_the_other_one_is_confirmed_to_be_off() {
+    let mut scene = Scene::serving(two());
+    let load = scene.work(A, scene.calm_streams());
+    scene.await_writes(&load, 100);
+    // What answers is not off, and a name is to be typed.
+    let (code, said) = confirm(&scene, A, B);
+    assert!(
+        code == exit::FAILED && said.contains("is connected"),
+        "{said}"
+    );
+    let (code, said) = scene.confirmed(A, &["confirm-stopped", "pbx-b"], "yes\n");
+    assert!(
+        code == exit::USAGE && said.contains("nothing was done"),
+        "{said}"
+    );
+    let (code, said) = scene.confirmed(A, &["confirm-stopped", "pbx-x"], "pbx-x\n");
+    assert_eq!(code, exit::USAGE, "{said}");
+
+    // The Secondary is lost: the Primary stops, and says what lets it go on.
+    scene.cluster.kill(B).expect("killed");
+    await_status(&mut scene, A, "I/O waits", |status| {
+        status.suspended == "quorum"
+            && status.health == "down"
+            && status.health_reason.contains("confirm-stopped")
+    });
+    let before = scene.tally.writes();
+    confirmed(&scene, A, B);
+    scene.await_writes(&load, 100);
+    assert!(scene.tally.writes() > before);
+    // Nobody waits for it any more.
+    let (code, said) = confirm(&scene, A, B);
+    assert!(
+        code == exit::FAILED && said.contains("counts for nothing"),
+        "{said}"
+    );
+    // It is back, and counts.
+    scene.cluster.start(B).expect("it starts again");
+    await_member(&mut scene, A, B);
+    scene.await_writes(&load, 100);
+
+    // The Primary is lost.
+    let streams = scene.kill_under(A, load);
+    let said = refused(&scene, B);
+    assert!(said.contains("replctl confirm-stopped pbx-a"), "{said}");
+    confirmed(&scene, B, A);
+    scene.promote(B);
+    scene.verify(B);
+    let load = scene.work(B, streams);
+    scene.await_writes(&load, 100);
+    scene.cluster.start(A).expect("it starts again");
+    await_member(&mut scene, B, A);
+    scene.await_writes(&load, 50);
+    scene.finish(load);
+    scene.await_caught_up(A, B);
+    scene.verify(B);
+    scene.stop_and_compare(B);
+}
+
+#[test]
+fn a_word_that_may_be_wrong_is_good_for_nothing() {
+    let mut scene = Scene::serving(two());
+    let load = scene.work(A, scene.calm_streams());
+    scene.await_writes(&load, 100);
+    scene.finish(load);
+    // What is heard of is not off, whatever was said; so it has to be said again.
+    scene.cluster.kill(A).expect("killed");
+    await_alone(&mut scene, B, A);
+    confirmed(&scene, B, A);
+    scene.cluster.start(A).expect("it starts again");
+    let heard = scene.cluster.wait("the word is void", BOUND, |cluster| {
+        let log = cluster.log(B);
+        Ok(if log.contains("is void") {
+            Ok(())
+        } else {
+            Err(log)
+        })
+    });
+    heard.expect("it is");
+    scene.cluster.kill(A).expect("killed");
+    await_alone(&mut scene, B, A);
+    assert!(refused(&scene, B).contains("replctl confirm-stopped pbx-a"));
+    // Nor does it outlive the process.
+    confirmed(&scene, B, A);
+    scene.cluster.kill(B).expect("killed");
+    scene.cluster.start(B).expect("it starts again");
+    assert!(refused(&scene, B).contains("replctl confirm-stopped pbx-a"));
+    scene.cluster.start(A).expect("it starts again");
+    scene.promote(A);
+
+    // One that was left behind does not know what it lacks, and what it is told of the other does not help it.
+    scene.await_caught_up(B, A);
+    scene.cluster.kill(B).expect("killed");
+    await_alone(&mut scene, A, B);
+    confirmed(&scene, A, B);
+    let load = scene.work(A, scene.calm_streams());
+    scene.await_writes(&load, 50);
+    scene.kill_under(A, load);
+    scene.cluster.start(B).expect("it starts again");
+    confirmed(&scene, B, A);
+    let said = refused(&scene, B);
+    assert!(
+        said.contains("it may have gone on without this node"),
+        "{said}"
+    );
+    scene.cluster.start(A).expect("it starts again");
+    scene.promote(A);
+    await_member(&mut scene, A, B);
+    scene.await_caught_up(B, A);
+    scene.verify(A);
+    scene.stop_and_compare(A);
+}
