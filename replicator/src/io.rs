@@ -117,6 +117,8 @@ pub enum Input<'a, B> {
         /// How.
         result: Result<(), DiskError>,
     },
+    /// A disk operation has not ended for longer than anybody should wait (`true`), or all that were so late have ended.
+    DisksHang(bool),
     /// An operator commands.
     Admin {
         /// The name that the answer will carry.

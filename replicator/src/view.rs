@@ -188,6 +188,10 @@ pub struct View {
     pub journal_floor: Seq,
     /// The state of this node's disks.
     pub disk_state: DiskState,
+    /// Whether it has stepped aside: a device failed, and it does nothing more until it is restarted.
+    pub failed: bool,
+    /// Whether its disks do not answer.
+    pub disks_hang: bool,
     /// Whether this node counts.
     pub membership: Membership,
     /// Whether a change of the membership is under way, as a Primary knows it.

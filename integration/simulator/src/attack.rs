@@ -7,7 +7,6 @@
 use replicator::io::{AdminCommand, DiskError};
 use replicator::meta::superblock::copy_offset;
 use replicator::types::BLOCK_BYTES_U64;
-use replicator::view::DiskState;
 use replicator::{AckPolicy, OnNoQuorum};
 
 use crate::disk::{EIO, ENOSPC, Fate};
@@ -210,7 +209,7 @@ fn reconfigure(c: &mut Cluster, rng: &mut Rng) -> bool {
 fn revive(c: &mut Cluster, rng: &mut Rng) -> bool {
     let node = node(c, rng);
     if c.up(node) {
-        let failed = c.nodes[node].view.disk_state == DiskState::Failed;
+        let failed = c.nodes[node].view.failed;
         if failed || c.nodes[node].drained {
             c.crash(node, false);
         }

@@ -237,7 +237,7 @@ impl Cluster {
                 || self.nodes[node].ruined
                 || p.membership == Membership::Out
                 || self.is_exile(node)
-                || self.nodes[node].hurt && self.nodes[node].view.disk_state == DiskState::Failed
+                || self.nodes[node].hurt && self.nodes[node].view.failed
         })
     }
 

@@ -115,6 +115,8 @@ pub(crate) struct Flight {
     ticket: Ticket,
     which: Which,
     what: What,
+    /// When it began.
+    pub(crate) began: u64,
     /// First records of the batches that are durable after it.
     batches: Vec<u64>,
 }
@@ -312,6 +314,7 @@ impl Cluster {
             ticket,
             which,
             what,
+            began: self.now,
             batches,
         };
         n.flights.insert(id, flight);

@@ -3,7 +3,6 @@
 
 use replicator::io::AdminCommand;
 use replicator::types::*;
-use replicator::view::DiskState;
 use replicator::wire::frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameHeader, encode};
 
 use crate::harness::*;
@@ -107,7 +106,9 @@ fn garble(frame: &mut Frame, rng: &mut Rng) {
             epoch: e,
             number,
             applied,
+            disks_hang,
         } => {
+            *disks_hang ^= rng.chance(20);
             epoch(e, rng);
             *number = skew(*number, rng);
             seq(applied, rng);
@@ -226,8 +227,7 @@ impl Cluster {
         for _ in 0..rng.between(3, 10) {
             self.garbage_permille = rng.between(1, 300);
             for node in 0..self.nodes.len() {
-                let stopped = self.nodes[node].drained
-                    || self.nodes[node].view.disk_state == DiskState::Failed;
+                let stopped = self.nodes[node].drained || self.nodes[node].view.failed;
                 if self.up(node) && stopped {
                     self.crash(node, false);
                 }

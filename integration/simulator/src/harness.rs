@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use replicator::io::*;
 use replicator::meta::config::Name;
 use replicator::types::*;
-use replicator::view::{DiskState, Suspended, View};
+use replicator::view::{Suspended, View};
 use replicator::{AckPolicy, OnNoQuorum, Replica, ReplicaConfig};
 
 use crate::attack::ATTACKS;
@@ -28,6 +28,9 @@ pub(crate) const MS: u64 = 1_000_000;
 pub(crate) const SECOND: u64 = 1_000_000_000;
 
 /// More turns than any story needs.
+/// A node's driver says of its disks that they hang once an operation is so late.
+const HANG_NS: u64 = 2 * SECOND;
+
 const TURNS_MAX: u64 = 2_000_000;
 
 /// What a cluster is made like.
@@ -502,6 +505,10 @@ impl Cluster {
                 }
             }
         }
+        let hang = self.disks_hang(node);
+        if hang != self.nodes[node].view.disks_hang {
+            replica.handle(now, Input::DisksHang(hang));
+        }
         replica.end_turn(now);
         let mut outputs = Vec::new();
         while let Some(output) = replica.poll() {
@@ -515,6 +522,12 @@ impl Cluster {
             let at = self.global(node, timeout).max(self.now + 1);
             self.wake_by(node, at);
         }
+    }
+
+    /// Whether an operation of a node's disks is so late that its driver says so.
+    fn disks_hang(&self, node: usize) -> bool {
+        let mut flights = self.nodes[node].flights.values();
+        flights.any(|f| self.now.saturating_sub(f.began) >= HANG_NS)
     }
 
     fn turn_over(&mut self, node: usize, view: View, outputs: Vec<Output<SimBuffer>>) {
@@ -535,7 +548,7 @@ impl Cluster {
         }
         let n = &self.nodes[node];
         let excused = n.may_fail || n.hurt || self.checks.is_beyond();
-        if view.disk_state == DiskState::Failed && !excused {
+        if view.failed && !excused {
             panic!("node {node} failed by itself: {}", view.health_reason);
         }
         self.nodes[node].knows = view.committed.0;

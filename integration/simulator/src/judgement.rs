@@ -3,7 +3,7 @@
 use replicator::io::*;
 use replicator::meta::config::majority;
 use replicator::types::*;
-use replicator::view::{DiskState, PeerView};
+use replicator::view::PeerView;
 
 use crate::disk::Disk;
 use crate::drive::KINDS;
@@ -38,7 +38,7 @@ impl Cluster {
             }
             let n = &mut self.nodes[node];
             n.frozen_until = n.frozen_until.min(self.now);
-            let stopped = n.view.disk_state == DiskState::Failed || n.drained;
+            let stopped = n.view.failed || n.drained;
             if self.up(node) && stopped {
                 self.crash(node, false);
             }

@@ -235,7 +235,7 @@ fn with_trouble(
         format!("; {reason}")
     };
     match (failure, silence) {
-        (Some(failure), _) if view.disk_state == view::DiskState::Failed => (
+        (Some(failure), _) if view.failed => (
             Health::Down,
             format!("{reason}: {failure}; {advice}, then restart repld"),
         ),

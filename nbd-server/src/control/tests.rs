@@ -238,6 +238,7 @@ fn status_names_the_disk_that_is_at_fault_and_the_remedy() {
     let (health, reason) = told(|snapshot| {
         snapshot.view.serving = false;
         snapshot.view.disk_state = DiskState::Failed;
+        snapshot.view.failed = true;
         snapshot.view.health = Health::Down;
         snapshot.view.health_reason = "a store can not be written";
     });

@@ -90,6 +90,8 @@ pub struct Server<C> {
     completions: Vec<Completion<Tag>>,
     stop: Option<Stop>,
     disk_timeout_nanos: u64,
+    /// They have not answered for that long.
+    disks_hang: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -160,6 +162,7 @@ impl<C: Core> Server<C> {
             completions: Vec::with_capacity(super::OPERATIONS_MAX as usize),
             stop: None,
             disk_timeout_nanos: u64::from(disk_timeout_ms) * 1_000_000,
+            disks_hang: false,
         })
     }
 

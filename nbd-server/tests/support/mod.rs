@@ -191,6 +191,7 @@ impl Core for StandIn {
             Input::BatchSent { .. } => self.view.committed.0 += 1,
             Input::PeerUp { .. } => self.view.admitted.0 += 1,
             Input::PeerDown { .. } => self.view.durable.0 += 1,
+            Input::DisksHang(hang) => self.view.disks_hang = hang,
             Input::Admin { id, command } => {
                 if command == AdminCommand::Demote {
                     self.outputs.push_back(Output::DropClients);

@@ -45,17 +45,26 @@ const _: () = {
 pub enum LabelError {
     /// The block is no label.
     #[error(
-        "the journal does not begin with a journal's label: it is not a journal, or damaged there"
+        "the journal does not begin with a journal's label: it is not a journal, or damaged there. Give this node its journal \
+         back, or wipe it and create it anew; it catches up from its peers"
     )]
     NoLabel,
     /// Another node's, or an older life's.
-    #[error("the journal belongs to another node or to an earlier life of this one")]
+    #[error(
+        "the journal belongs to another node or to an earlier life of this one. Give this node its journal back, or wipe it \
+         and create it anew; it catches up from its peers"
+    )]
     Foreign,
     /// Of another version.
-    #[error("the journal is of format version {0}, this program knows {JOURNAL_VERSION}")]
+    #[error(
+        "the journal is of format version {0}, this program knows {JOURNAL_VERSION}: run the version that created this node"
+    )]
     Version(u16),
     /// Of another size than the metadata says.
-    #[error("the journal's label says another size than the metadata")]
+    #[error(
+        "the journal's label says another size than the metadata: wipe this node and create it anew; it catches up from its \
+         peers"
+    )]
     Size,
 }
 

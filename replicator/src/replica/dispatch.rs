@@ -66,9 +66,15 @@ impl<M: Memory> Replica<M> {
                     epoch,
                     number,
                     applied,
+                    disks_hang,
                 },
                 None,
-            ) => self.got_heartbeat_ack(conn, epoch, number, applied),
+            ) => {
+                if let Some(peer) = self.peer_of(conn) {
+                    peer.disks_hang = disks_hang;
+                }
+                self.got_heartbeat_ack(conn, epoch, number, applied);
+            }
             (
                 Frame::Refused {
                     promised,

@@ -178,6 +178,7 @@ impl<M: Memory> Replica<M> {
                             epoch,
                             number,
                             applied,
+                            disks_hang: self.disks_hang,
                         };
                         self.send(conn, frame);
                     }

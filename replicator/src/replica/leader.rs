@@ -422,6 +422,8 @@ impl<M: Memory> Replica<M> {
             for peer in &self.peers {
                 let counts = peer.incarnation().is_some_and(member);
                 let fed = matches!(peer.feed, Feed::On { .. }) && peer.caught_up;
+                // Who says that its disks do not answer is as good as away.
+                let fed = fed && !peer.disks_hang;
                 if peer.conn.is_some() && counts && fed {
                     answer = answer.min(peer.acked);
                 }

@@ -128,6 +128,8 @@ pub struct Replica<M: Memory> {
     out: VecDeque<Output<M::Buffer>>,
     pending: PendingTable,
     failed: Option<&'static str>,
+    /// The driver says that disks do not answer.
+    disks_hang: bool,
 
     log: Log<M::Buffer>,
     metadata: Metadata<M::Buffer>,
@@ -266,6 +268,7 @@ impl<M: Memory> Replica<M> {
             out: VecDeque::with_capacity(1024),
             pending: PendingTable::new(),
             failed: None,
+            disks_hang: false,
             overlay: ExtentMap::with_capacity(2 * UNAPPLIED_MAX + 4096),
             applier: Applier::new(),
             sums,
@@ -386,6 +389,7 @@ impl<M: Memory> Replica<M> {
             Input::Frame { conn, frame, batch } => self.frame(conn, frame, batch),
             Input::BatchSent { conn } => self.batch_sent(conn),
             Input::DiskDone { ticket, result } => self.disk_done(ticket, result),
+            Input::DisksHang(hang) => self.disks_hang = hang,
             Input::Admin { id, command } => self.admin(id, command),
         }
     }

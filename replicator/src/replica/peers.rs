@@ -66,6 +66,8 @@ pub(super) struct Peer {
     pub(super) caught_up: bool,
     /// When it was last met, it had another history than this node.
     pub(super) foreign: bool,
+    /// As it said on this connection, its disks do not answer.
+    pub(super) disks_hang: bool,
     /// It stages what it is fed: that counts for nothing yet.
     pub(super) staging: bool,
     /// Through which record.
@@ -89,6 +91,7 @@ impl Peer {
             acked: Seq(0),
             acked_position: 0,
             applied: Seq(0),
+            disks_hang: false,
             queued: 0,
             supported_at: None,
             refused: None,
@@ -113,6 +116,7 @@ impl Peer {
         self.acked = Seq(0);
         self.acked_position = 0;
         self.applied = Seq(0);
+        self.disks_hang = false;
         self.supported_at = None;
         self.refused = None;
         self.caught_up = false;

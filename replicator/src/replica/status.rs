@@ -49,6 +49,8 @@ impl<M: Memory> Replica<M> {
             applied: self.log.applied_id().seq,
             journal_floor: self.log.start().id.seq.next(),
             disk_state,
+            failed: self.failed.is_some(),
+            disks_hang: self.disks_hang,
             membership: self.own_membership(),
             changing: serving && self.settled_config().is_none(),
             journal_bytes: self.log.ring_bytes(),
@@ -114,6 +116,9 @@ impl<M: Memory> Replica<M> {
         }
         if self.leader.is_some() {
             return DiskState::UpToDate;
+        }
+        if self.disks_hang {
+            return DiskState::Failed;
         }
         if self.own_membership() != Membership::Full {
             return DiskState::Outdated;
@@ -198,6 +203,7 @@ impl<M: Memory> Replica<M> {
             view.applied = Some(peer.applied);
             view.behind_bytes = Some(self.lag_blocks(peer) * BLOCK_BYTES_U64);
             (view.replication, view.disk_state) = match peer.feed {
+                Feed::On { .. } if peer.disks_hang => (ReplicationState::Behind, DiskState::Failed),
                 Feed::On { .. } if peer.staging => {
                     (ReplicationState::SyncSource, DiskState::Outdated)
                 }
@@ -257,6 +263,9 @@ impl<M: Memory> Replica<M> {
     fn health(&self, view: &View) -> (Health, &'static str) {
         if let Some(reason) = self.failed {
             return (Health::Down, reason);
+        }
+        if self.disks_hang && !view.serving {
+            return (Health::Down, "the disks of this node do not answer");
         }
         if self.fresh() {
             let all = view

@@ -159,6 +159,8 @@ pub enum Frame {
         number: u64,
         /// The stores have all records through this one, flushed; 0 from a witness.
         applied: Seq,
+        /// The sender's disks do not answer.
+        disks_hang: bool,
     },
     /// Your epoch is over for me: I promised a newer one.
     Refused {
@@ -438,6 +440,11 @@ impl FrameHeader {
                 epoch: epoch(a)?,
                 number: b,
                 applied: seq(c)?,
+                disks_hang: match n.small.get() {
+                    0 => false,
+                    1 => true,
+                    _ => return Err(FrameError::Field),
+                },
             },
             KIND_REFUSED => Frame::Refused {
                 promised: epoch(a)?,
@@ -577,10 +584,12 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
             epoch,
             number,
             applied,
+            disks_hang,
         } => {
             n.a = U64::new(epoch.0);
             n.b = U64::new(*number);
             n.c = U64::new(applied.0);
+            n.small = U32::new(u32::from(*disks_hang));
             KIND_HEARTBEAT_ACK
         }
         Frame::Refused {

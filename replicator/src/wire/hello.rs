@@ -23,7 +23,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::meta::config::{NAME_BYTES_MAX, Name};
 
 /// The version of everything that nodes say to each other.
-pub const WIRE_VERSION: u16 = 2;
+pub const WIRE_VERSION: u16 = 3;
 
 /// Bytes of a hello.
 pub const HELLO_BYTES: usize = 512;

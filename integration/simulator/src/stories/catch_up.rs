@@ -38,7 +38,7 @@ fn uuid_detach_resync() {
     assert!(c.run_until(SECOND, has_all));
     c.fails_next_journal_write(C);
     c.must_write(A, 0, 3, 1);
-    let failed = |c: &Cluster| c.nodes[C].view.disk_state == DiskState::Failed;
+    let failed = |c: &Cluster| c.nodes[C].view.failed;
     assert!(c.run_until(SECOND, failed));
     c.must_write(A, 0, 3, 30);
     c.crash(C, KILL);

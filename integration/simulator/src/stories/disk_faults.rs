@@ -6,7 +6,7 @@ use super::*;
 use crate::drive::{JOURNAL, STORE};
 
 fn failed(c: &Cluster, node: usize) -> bool {
-    c.nodes[node].view.disk_state == DiskState::Failed
+    c.nodes[node].view.failed
 }
 
 fn fails_next_write(c: &mut Cluster, node: usize, journal: bool) {
@@ -63,6 +63,52 @@ fn io_errors() {
             c.conclude();
         }
     }
+}
+
+#[test]
+fn a_disk_that_hangs_is_seen_at_the_node_and_at_the_primary() {
+    for which in [JOURNAL, STORE] {
+        let mut c = serving(3, Options::default());
+        c.must_write(A, 0, 0, 12);
+        c.until_fed(A);
+        c.nodes[C].hung_until[which] = c.now + 8 * SECOND;
+        c.must_write(A, 0, 0, 12);
+        let seen = |c: &Cluster| {
+            c.nodes[C].view.disk_state == DiskState::Failed
+                && c.nodes[C].view.health == Health::Down
+                && c.peer_disk(A, C) == DiskState::Failed
+                && c.nodes[A].view.health == Health::Degraded
+        };
+        assert!(c.run_until(6 * SECOND, seen), "{:?}", c.nodes[A].view);
+        // It did not step aside, and is whole again when its disk is.
+        assert!(!failed(&c, C) && c.connected(A, C));
+        c.must_write(A, 0, 4, 12);
+        assert!(c.run_until(12 * SECOND, |c| c.peer_disk(A, C) == DiskState::UpToDate));
+        assert!(!c.nodes[C].view.disks_hang);
+        c.conclude();
+    }
+}
+
+#[test]
+fn with_ack_all_a_disk_that_hangs_stalls_writes_only_until_its_node_says_so() {
+    let options = Options {
+        ack: replicator::replica::AckPolicy::All,
+        ..Options::default()
+    };
+    let mut c = serving(3, options);
+    c.must_write(A, 0, 0, 12);
+    c.until_fed(A);
+    c.nodes[C].hung_until[JOURNAL] = c.now + 20 * SECOND;
+    let first = c.write(A, 0, 0, 12);
+    assert_eq!(c.outcome(first, SECOND), None, "all have to have it");
+    assert_eq!(c.outcome(first, 4 * SECOND), Some(Outcome::Done));
+    for block in 0..20 {
+        let write = c.write(A, 0, block, 3);
+        assert_eq!(c.outcome(write, 30 * MS), Some(Outcome::Done));
+    }
+    c.run_for(20 * SECOND);
+    c.until_fed(A);
+    c.conclude();
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod quorum_lost;
 mod resync;
 mod rot;
 mod rules;
+mod sweep;
 mod witness_rules;
 mod words;
 mod worn;

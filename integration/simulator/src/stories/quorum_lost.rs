@@ -52,7 +52,7 @@ fn quorum_multi_volume() {
         c.run_for(SECOND);
         c.fails_next_store_write(A);
         c.must_write(A, volume, 5, 1);
-        let failed = |c: &Cluster| c.nodes[A].view.disk_state == DiskState::Failed;
+        let failed = |c: &Cluster| c.nodes[A].view.failed;
         assert!(c.run_until(10 * SECOND, failed), "it is applied in the end");
         for v in [0, 1] {
             let refused = c.write(A, v, 6, 1);

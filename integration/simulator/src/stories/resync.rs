@@ -59,7 +59,7 @@ fn merges(c: &Cluster) -> bool {
 }
 
 /// C is in its resync, and has come as far as a power cut and `at` allow: `tenths` tenths of a millisecond later.
-fn some_time_into_it(seed: u64, tenths: u64) -> Cluster {
+pub(super) fn some_time_into_it(seed: u64, tenths: u64) -> Cluster {
     let mut c = in_resync(seed);
     c.run_for(tenths * 100 * US);
     c

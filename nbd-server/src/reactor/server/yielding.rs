@@ -1,4 +1,4 @@
-//! A Primary whose disks hang leaves the service to another node.
+//! A Primary whose disks hang leaves the service to another node; any node tells the core that they do, and so its peers.
 
 use replicator::io::{AdminCommand, Input};
 use replicator::view::{ConnectionState, DiskState, PeerView, Suspended};
@@ -13,9 +13,15 @@ impl<C: Core> Server<C> {
         let now = self.engine.now;
         self.disks.look(now);
         let (watch, limit) = (self.disks.watch(), self.disk_timeout_nanos);
-        if watch.silent_for_nanos() < limit {
+        let hang = watch.silent_for_nanos() >= limit;
+        if hang != self.disks_hang {
+            self.disks_hang = hang;
+            self.engine.input(Input::DisksHang(hang));
+        }
+        if !hang {
             return;
         }
+        let watch = self.disks.watch();
         // Some wait for an answer, others to be heard: what the disk does not take fills the memory or the ring.
         let is_late = |work: &InWork| watch.age(now, work.asked.since) >= limit;
         let unanswered = self.engine.asked.find(is_late).is_some();

@@ -123,6 +123,7 @@ fn every_kind() -> Vec<(Frame, u32)> {
                 epoch,
                 number: 14,
                 applied: Seq(16),
+                disks_hang: true,
             },
             0,
         ),
