@@ -97,6 +97,15 @@ pub enum DataCommand {
     },
     /// Let writes go on.
     ResumeIo,
+    /// Verify.
+    Verify {
+        /// Mend what is found.
+        repair: bool,
+        /// How fast at most; 0 for as fast as it goes.
+        bytes_per_second: u64,
+    },
+    /// End that.
+    StopVerify,
     /// Demote, apply, make durable, and end the data thread.
     Stop,
 }

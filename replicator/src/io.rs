@@ -188,6 +188,16 @@ pub enum AdminCommand {
         /// When to stop waiting: for peers, then it is done without them; for this node, then writes go on.
         deadline: Time,
     },
+    /// Read all blocks of all data nodes and compare them by their checksums. Answered when it has begun; what it comes to is in
+    /// the [`View`](crate::view::View).
+    Verify {
+        /// Mend what is found.
+        repair: bool,
+        /// How fast at most; 0 if as fast as clients leave room for.
+        bytes_per_second: u64,
+    },
+    /// End the verification that this node runs.
+    StopVerify,
     /// Admit writes again. Refused if the hold ended by itself meanwhile: the stores may have changed since.
     ResumeIo,
     /// Demote if Primary, apply what is committed, make the floors durable. Answered when a stop loses nothing and

@@ -149,6 +149,10 @@ bugs! {
         SumsAfterFloor,
         /// A block from a peer is taken in place of a bad one whatever it holds.
         RepairTrusted,
+        /// Copies are compared as they are, whether or not the nodes have applied the same records.
+        VerifyUnaligned,
+        /// What a verification compares is what was recorded of the blocks; nobody reads them.
+        VerifyTrustsTable,
     }
     7 {
         /// A record commits when every connected peer has it, also under `ack = "majority"`.

@@ -3,6 +3,7 @@
 use arrayvec::ArrayVec;
 
 use crate::types::*;
+use crate::wire::frame::Verified;
 
 /// DRBD's words for roles.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -157,6 +158,47 @@ pub struct Integrity {
     pub sums_pages_lost: u32,
 }
 
+/// What is wrong with a copy of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FindingKind {
+    /// The store does not give back what was written there.
+    Bad,
+    /// Another block was recorded than on the nodes that are right.
+    Differs,
+    /// Nothing was recorded.
+    Unknown,
+}
+
+/// Something that a verification found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// Whose copy it is.
+    pub node: NodeId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The block.
+    pub block: u64,
+    /// What is wrong with it.
+    pub kind: FindingKind,
+}
+
+/// Verifications: the one that is under way, and what the last one came to.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct VerifyView {
+    /// Who runs one; this node or a peer.
+    pub by: Option<NodeId>,
+    /// What it came to so far, if this node runs it.
+    pub running: Option<Verified>,
+    /// Bytes that it has to compare yet.
+    pub left_bytes: u64,
+    /// How many have ended since this node started, as far as it knows.
+    pub ended: u64,
+    /// Who ran the last of them, and what it came to.
+    pub last: Option<(NodeId, Verified)>,
+    /// The first things that were found, by the newest one that this node has run.
+    pub findings: ArrayVec<Finding, 16>,
+}
+
 /// A snapshot of a replica.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct View {
@@ -210,6 +252,8 @@ pub struct View {
     pub requests_max: u32,
     /// What was found of the blocks at rest.
     pub integrity: Integrity,
+    /// Verifications.
+    pub verify: VerifyView,
     /// The peers, by node.
     pub peers: ArrayVec<PeerView, NODES_MAX>,
 }

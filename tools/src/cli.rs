@@ -11,7 +11,7 @@ use nbd_server::config::{Config, DEFAULT_FILE, Node};
 
 use crate::demo::DemoArgs;
 use crate::output::{Reader, print};
-use crate::{Failure, check, create, demo, dump, status};
+use crate::{Failure, check, create, demo, dump, status, verify};
 
 /// Operates a node of a replicated disk.
 #[derive(Debug, Parser)]
@@ -85,6 +85,27 @@ enum Verb {
     ///
     /// Fails if they were not held all the time, since this node ceased to be Primary: what was copied is no snapshot then.
     ResumeIo,
+    /// Reads all blocks of all data nodes and compares them by their checksums, while I/O goes on
+    ///
+    /// Answers 0 if all copies are sound and equal, or were made so; 1 if something is left, or a node was away. On any data node; one
+    /// at a time. It goes on when this command is interrupted: --stop ends it.
+    Verify {
+        /// Mend what is found
+        #[arg(long)]
+        repair: bool,
+        /// How fast at most, for example 50MiB a second; else as fast as clients leave room for
+        #[arg(long, value_name = "SIZE", value_parser = rate)]
+        rate: Option<u64>,
+        /// The result as JSON
+        #[arg(long)]
+        json: bool,
+        /// Only on the Primary; elsewhere do nothing and answer 0, for timers that run on all nodes
+        #[arg(long)]
+        if_primary: bool,
+        /// End the one that this node runs
+        #[arg(long, conflicts_with_all = ["repair", "rate", "json", "if_primary"])]
+        stop: bool,
+    },
     /// Restores replication with a peer
     Connect {
         /// The peer's name
@@ -268,6 +289,22 @@ fn run(cli: Cli) -> Result<(), Failure> {
             return send(node, &Request::SuspendIo { timeout_ms });
         }
         Verb::ResumeIo => return send(node, &Request::ResumeIo),
+        Verb::Verify { stop: true, .. } => return send(node, &Request::StopVerify),
+        Verb::Verify {
+            repair,
+            rate,
+            json,
+            if_primary,
+            ..
+        } => {
+            let wanted = verify::Wanted {
+                repair,
+                bytes_per_second: rate.unwrap_or(0),
+                json,
+                if_primary,
+            };
+            return verify::verify(node, &wanted);
+        }
         Verb::Connect { peer } => {
             let peer = known_peer(&config, node, peer)?;
             return send(node, &Request::Connect { peer });
@@ -317,6 +354,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Demo(_) => {}
     }
     Ok(())
+}
+
+/// A speed, in bytes a second.
+fn rate(text: &str) -> Result<u64, String> {
+    nbd_server::config::size::parse(text).map_err(|error| error.to_string())
 }
 
 /// Reads the resource's name from stdin; anything else is no confirmation.

@@ -8,6 +8,7 @@ mod dump;
 mod failure;
 mod output;
 mod status;
+mod verify;
 
 pub use demo::cluster;
 pub use failure::Failure;

@@ -97,6 +97,7 @@ pub(crate) fn table(status: &Status, colour: bool) -> String {
         ));
     }
     facts.extend(integrity(&status.integrity));
+    facts.extend(crate::verify::facts(&status.verify));
     if status.memory_locked == Some(false) {
         facts.push("MEMORY NOT LOCKED".to_owned());
     }

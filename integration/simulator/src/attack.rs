@@ -16,6 +16,7 @@ use crate::harness::*;
 use crate::net::Spoil;
 use crate::rng::Rng;
 use crate::rot::{rot_store, rot_sums};
+use crate::verifying::verify;
 
 /// One kind of attack.
 pub(crate) struct Attack {
@@ -96,6 +97,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("connect", 100, 14, connect),
     attack("suspend-io", 30, 20, suspend),
     attack("resume-io", 100, 8, resume),
+    attack("verify", 45, 8, verify),
     attack("drain", 20, 50, |c, rng| {
         command(c, rng, AdminCommand::Drain)
     }),

@@ -107,6 +107,10 @@ pub fn main() -> ExitCode {
         sum.resyncs, sum.beyond, sum.stuck
     );
     println!(
+        "{} verifications came to their end, {} found everything in order",
+        sum.verified, sum.clean
+    );
+    println!(
         "{} seeds in {seconds:.1} s ({:.1} a second): {} faults, {} promotions, {} operations of clients, {} writes acknowledged and checked, {} reads checked, {} failures",
         summary.seeds,
         summary.seeds_per_second,

@@ -16,6 +16,9 @@ impl Cluster {
         if command == AdminCommand::Drain {
             self.bounds.drains.insert(id);
         }
+        if matches!(command, AdminCommand::Verify { .. }) {
+            self.verifying.asked(id, node);
+        }
         if matches!(command, AdminCommand::SuspendIo { .. }) {
             self.bounds.suspends.insert(id);
         }

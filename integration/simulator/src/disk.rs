@@ -156,6 +156,9 @@ pub(crate) struct Disk {
     worn: BTreeSet<u64>,
     /// What was read from it as a superblock last, and from which blocks.
     superblock: RefCell<Option<SuperblockRead>>,
+    /// Blocks that it ever harmed, and how often it did harm.
+    harmed_ever: BTreeSet<u64>,
+    harms: u64,
 }
 
 /// A superblock, or none, and the blocks that it was made of.
@@ -343,6 +346,7 @@ impl Disk {
                 self.forget(block, data.len());
                 self.clock += 1;
                 for (b, bytes) in (block + by..).zip(data) {
+                    self.does_harm(b);
                     self.push(b, self.clock, &bytes.clone().rotten());
                 }
                 Ok(())
@@ -354,6 +358,7 @@ impl Disk {
     fn forget(&mut self, block: u64, blocks: usize) {
         self.writing.retain(|&(b, _)| b != block);
         for b in block..block + blocks as u64 {
+            self.does_harm(b);
             let cell = self.cell(b);
             cell.newer.retain(|n| n.completed != u64::MAX);
             let old = cell.newest().clone().rotten();
@@ -445,6 +450,7 @@ impl Disk {
 
     /// Rot: flips a bit of a block, if it was ever written.
     pub(crate) fn rot(&mut self, block: u64, bit: usize) {
+        self.does_harm(block);
         if let Some(cell) = self.cells.get_mut(&block) {
             let mut bytes = cell.newest().to_vec();
             bytes[bit / 8 % BLOCK_BYTES] ^= 1 << (bit % 8);
@@ -454,12 +460,14 @@ impl Disk {
 
     /// A block holds what was written to another one.
     pub(crate) fn misdirect(&mut self, from: u64, to: u64) {
+        self.does_harm(to);
         let other = self.block(from).cloned().unwrap_or_else(Block::zero);
         self.cell(to).becomes(other.rotten());
     }
 
     /// A block holds what it held before the last write to it, of which the disk said that it is done.
     pub(crate) fn take_back(&mut self, block: u64) {
+        self.does_harm(block);
         let cell = self.cell(block);
         let before = cell.before.clone().rotten();
         cell.becomes(before);
@@ -467,9 +475,25 @@ impl Disk {
 
     /// A block is not what it should be.
     pub(crate) fn taint(&mut self, block: u64) {
+        self.does_harm(block);
         let cell = self.cell(block);
         let old = cell.newest().clone().rotten();
         cell.becomes(old);
+    }
+
+    fn does_harm(&mut self, block: u64) {
+        self.harmed_ever.insert(block);
+        self.harms += 1;
+    }
+
+    /// Whether the disk ever harmed a block.
+    pub(crate) fn was_harmed(&self, block: u64) -> bool {
+        self.harmed_ever.contains(&block)
+    }
+
+    /// How often it did harm.
+    pub(crate) fn harms(&self) -> u64 {
+        self.harms
     }
 
     /// Whether the disk harmed a block: it holds what was not written there, or can not be read.
@@ -505,6 +529,7 @@ impl Disk {
 
     /// A block can not be read from now on.
     pub(crate) fn spoil(&mut self, block: u64) {
+        self.does_harm(block);
         self.bad.insert(block);
     }
 }

@@ -197,6 +197,7 @@ impl Cluster {
             Output::AdminReply { id, result } => {
                 self.trace(|| format!("{node} answers {id:?}: {result:?}"));
                 self.answers_drain(node, id.0, result.is_ok());
+                self.verify_begins(id.0, result.is_ok());
                 let twice = self.admin_results.insert(id.0, result);
                 assert!(twice.is_none(), "one answer each");
             }

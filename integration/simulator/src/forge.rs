@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use replicator::journal::batch::{self, Draft, Kind, Place};
 use replicator::types::*;
-use replicator::wire::frame::Frame;
+use replicator::wire::frame::{CheckAsk, Frame, VerifyFrame};
 
 use crate::harness::Cluster;
 use crate::memory::Shared;
@@ -22,6 +22,8 @@ pub(crate) enum Forgery {
     Later,
     /// It tells of groups that the volume does not have.
     Groups,
+    /// It asks about a page that no volume has.
+    Page,
     /// It answers a question for data with data of other blocks, under their own sums.
     Others,
 }
@@ -39,6 +41,7 @@ pub(crate) fn forge_frame(c: &mut Cluster, rng: &mut Rng) -> bool {
         Forgery::Unsent,
         Forgery::Later,
         Forgery::Groups,
+        Forgery::Page,
         Forgery::Others,
     ]);
     c.net.forge.insert((a, b), forgery);
@@ -64,6 +67,10 @@ impl Forgery {
                 let mut changed = changed.clone();
                 while changed.groups.try_push(Seq(1)).is_ok() {}
                 Frame::Changed(changed)
+            }
+            (Self::Page, Frame::Verify(VerifyFrame::Ask(ask))) => {
+                let page = ask.page + 1_000_000;
+                Frame::Verify(VerifyFrame::Ask(CheckAsk { page, ..*ask }))
             }
             (Self::Others, Frame::Blocks(blocks)) if batch.is_some() => {
                 let mut blocks = blocks.clone();

@@ -2,8 +2,11 @@
 //! replication, so none is checked while it speaks; but nothing it says may stop a node.
 
 use replicator::io::AdminCommand;
+use replicator::store::sums::BlockSum;
 use replicator::types::*;
-use replicator::wire::frame::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameHeader, encode};
+use replicator::wire::frame::{
+    FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameHeader, VerifyFrame, encode,
+};
 
 use crate::harness::*;
 use crate::rng::Rng;
@@ -189,6 +192,37 @@ fn garble(frame: &mut Frame, rng: &mut Rng) {
             seq(s, rng);
             *left_bytes = skew(*left_bytes, rng);
             *total_bytes = skew(*total_bytes, rng);
+        }
+        Frame::Verify(VerifyFrame::Ask(ask)) => match rng.below(5) {
+            0 => ask.token = skew(ask.token, rng),
+            1 => ask.volume.0 = u16::try_from(rng.below(1 << 16)).unwrap_or(0),
+            2 => ask.page = u32::try_from(rng.below(1 << 32)).unwrap_or(0),
+            3 => seq(&mut ask.as_of, rng),
+            _ => (ask.sums, ask.read) = (!ask.sums, !ask.read),
+        },
+        Frame::Verify(VerifyFrame::Checked(checked)) => match rng.below(8) {
+            0 => checked.token = skew(checked.token, rng),
+            1 => seq(&mut checked.as_of, rng),
+            2 => checked.digest = rng.next(),
+            3 => checked.blocks = u16::try_from(rng.below(1 << 16)).unwrap_or(0),
+            4 => checked.sums.clear(),
+            5 => (checked.bad, checked.left) = (checked.blocks, checked.blocks),
+            6 => checked.named.clear(),
+            _ => {
+                for sum in &mut checked.sums {
+                    *sum = BlockSum::from_wire(u32::try_from(rng.below(1 << 32)).unwrap_or(0));
+                }
+            }
+        },
+        Frame::Verify(VerifyFrame::Mend(mend)) => match rng.below(4) {
+            0 => mend.volume.0 = u16::try_from(rng.below(1 << 16)).unwrap_or(0),
+            1 => mend.block = skew(mend.block, rng),
+            2 => seq(&mut mend.as_of, rng),
+            _ => mend.sum = BlockSum::from_wire(u32::try_from(rng.below(1 << 32)).unwrap_or(0)),
+        },
+        Frame::Verify(VerifyFrame::Verified(verified)) => {
+            verified.missed = u8::try_from(rng.below(256)).unwrap_or(0);
+            verified.left = skew(verified.left, rng);
         }
         Frame::Ping => {
             *frame = match rng.below(4) {

@@ -21,6 +21,7 @@ use crate::memory::{SimBuffer, SimMemory};
 use crate::net::Net;
 use crate::oracle::Oracle;
 use crate::rng::Streams;
+use crate::verifying::Verifying;
 use crate::watch::Watch;
 
 pub(crate) const US: u64 = 1_000;
@@ -187,6 +188,7 @@ pub(crate) struct Cluster {
     pub(crate) checks: Checks,
     pub(crate) watch: Watch,
     pub(crate) bounds: Bounds,
+    pub(crate) verifying: Verifying,
     /// Nodes that went on alone.
     pub(crate) exiles: BTreeMap<usize, Exile>,
     /// Whose world is in force, if it is not everybody's.
@@ -239,6 +241,7 @@ impl Cluster {
             checks: Checks::new(options.nodes, options.witnesses),
             watch: Watch::new(options.nodes + options.witnesses),
             bounds: Bounds::default(),
+            verifying: Verifying::default(),
             exiles: BTreeMap::new(),
             inside: None,
             next_id: 0,
@@ -357,6 +360,8 @@ impl Cluster {
             beyond: u64::from(self.checks.is_beyond()),
             stuck: u64::from(self.stuck),
             resyncs: self.resyncs,
+            verified: self.verifying.finished,
+            clean: self.verifying.clean,
             time_ns: self.now,
             hash: self.hash.value(),
         }
@@ -560,6 +565,7 @@ impl Cluster {
             self.nodes[node].accepting = true;
         }
         self.nodes[node].view = view;
+        self.verify_is_true(node);
         self.turn_ended(node);
     }
 }

@@ -237,6 +237,10 @@ impl Cluster {
         );
         self.calm = true;
         self.read_all(primary);
+        // What is bad and about to be written over is nobody's business.
+        self.run_for(SECOND);
+        self.nothing_bad_is_left(primary);
+        self.verify_all(primary);
         self.calm = false;
         let equal: Vec<usize> = (0..self.nodes.len())
             .filter(|&n| n == primary || self.is_fed(primary, n))
@@ -275,7 +279,6 @@ impl Cluster {
             }
         }
         self.compare(&equal);
-        self.nothing_bad_is_left(primary);
         self.run_for(SECOND);
         for node in (0..self.nodes.len()).filter(|&n| !self.is_exile(n)) {
             self.leaks_nothing(node);

@@ -30,6 +30,7 @@ mod rot;
 mod start;
 #[cfg(test)]
 mod stories;
+mod verifying;
 mod watch;
 
 pub use cli::main;

@@ -72,6 +72,9 @@ pub(crate) struct Tally {
     pub(crate) stuck: u64,
     /// Resyncs that came to their end.
     pub(crate) resyncs: u64,
+    /// Verifications that came to their end, and those that found everything in order.
+    pub(crate) verified: u64,
+    pub(crate) clean: u64,
     /// Of everything that the nodes put out: the same seed has the same.
     pub(crate) hash: u64,
 }
@@ -89,6 +92,8 @@ impl Default for Tally {
             beyond: 0,
             stuck: 0,
             resyncs: 0,
+            verified: 0,
+            clean: 0,
             hash: 0,
         }
     }
@@ -108,6 +113,8 @@ impl std::ops::AddAssign for Tally {
         self.beyond += other.beyond;
         self.stuck += other.stuck;
         self.resyncs += other.resyncs;
+        self.verified += other.verified;
+        self.clean += other.clean;
         self.hash ^= other.hash;
     }
 }

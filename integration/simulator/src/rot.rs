@@ -213,6 +213,20 @@ impl Cluster {
         }
     }
 
+    /// Whether a block of a volume is harmed, and by that is not what the log says.
+    pub(crate) fn is_bad(&self, node: usize, volume: usize, block: u64) -> bool {
+        let n = &self.nodes[node];
+        let store = &n.disks.stores[volume];
+        if block >= self.options.volumes[volume] || !store.is_harmed(block) {
+            return false;
+        }
+        let id = VolumeId(u16::try_from(volume).expect("16 volumes"));
+        let mut bytes = [0; BLOCK_BYTES];
+        store.read(block, &mut bytes).is_err()
+            || batch::block_crc(id, block, &bytes)
+                != self.checks.crc_by(node, volume, block, n.view.applied.0)
+    }
+
     /// All of a Primary was read: what could be mended is.
     pub(crate) fn nothing_bad_is_left(&self, primary: usize) {
         let n = &self.nodes[primary];
@@ -221,8 +235,8 @@ impl Cluster {
             return;
         }
         for (volume, store) in n.disks.stores.iter().enumerate() {
-            let size = self.options.volumes[volume];
-            let left = store.harmed().find(|&b| b < size && !store.is_worn(b));
+            let bad = |&b: &u64| self.is_bad(primary, volume, b) && !store.is_worn(b);
+            let left = store.harmed().find(bad);
             assert!(
                 left.is_none(),
                 "P6: all of node {primary} was read, and block {left:?} of volume {volume} is still bad"

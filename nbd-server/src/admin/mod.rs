@@ -10,6 +10,7 @@ mod line;
 mod status;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 pub use event::{Event, EventKind, EventObject, changes, timestamp};
 pub use line::{LineBuffer, LineError};
@@ -17,6 +18,8 @@ pub use status::{
     Connection, DiskState, Health, IntegrityStatus, JournalStatus, Limits, Membership,
     MemoryStatus, PeerStatus, Replication, Role, SeqStatus, Status, Suspended, VolumeStatus,
 };
+
+pub use verify::{VerifyCounts, VerifyFinding, VerifyResult, VerifyRun, VerifyStatus};
 
 use serde::{Deserialize, Serialize};
 
@@ -86,6 +89,17 @@ pub enum Request {
     },
     /// Lets writes go on.
     ResumeIo,
+    /// Reads all blocks of all data nodes and compares them; answers when it has begun, the rest is in the status.
+    Verify {
+        /// Mend what is found.
+        #[serde(default)]
+        repair: bool,
+        /// How fast at most; 0 for as fast as clients leave room for.
+        #[serde(default)]
+        bytes_per_second: u64,
+    },
+    /// Ends the verification that this node runs.
+    StopVerify,
     /// Restores replication with a peer.
     Connect {
         /// Its name.

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::VerifyStatus;
+
 /// A node's view of the resource. Every key is always there, null where unknown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -44,6 +46,9 @@ pub struct Status {
     /// What was found of the blocks at rest since the start.
     #[serde(default)]
     pub integrity: IntegrityStatus,
+    /// Verifications: the one that is under way, and what the last one came to.
+    #[serde(default)]
+    pub verify: VerifyStatus,
 }
 
 /// What was found of the blocks at rest in the stores since the start; null where unknown.

@@ -52,6 +52,7 @@ fn example() -> Status {
         last_progress_ms: Some(2),
         limits: Limits::default(),
         integrity: IntegrityStatus::default(),
+        verify: VerifyStatus::default(),
     }
 }
 
@@ -108,6 +109,14 @@ fn requests_are_what_they_were() {
             Request::SuspendIo { timeout_ms: 10_000 },
             json!({"verb": "suspend-io", "timeout_ms": 10_000}),
         ),
+        (
+            Request::Verify {
+                repair: true,
+                bytes_per_second: 4096,
+            },
+            json!({"verb": "verify", "repair": true, "bytes_per_second": 4096}),
+        ),
+        (Request::StopVerify, json!({"verb": "stop-verify"})),
         (Request::ResumeIo, json!({"verb": "resume-io"})),
         (
             Request::Connect { peer: "b".into() },

@@ -5,12 +5,14 @@
 
 mod error;
 mod parse;
+mod scrub;
 pub mod size;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use error::{ConfigError, Refusal};
+pub use scrub::Scrub;
 
 use std::fs::File;
 use std::io::Read;
@@ -70,6 +72,8 @@ pub struct Config {
     pub journal: Journal,
     /// What to do when.
     pub policy: Policy,
+    /// Verifications that begin by themselves.
+    pub scrub: Scrub,
     /// Transport security.
     pub tls: Tls,
 }
@@ -344,6 +348,11 @@ impl Node {
     /// The socket that `replctl` talks to.
     pub fn admin_socket(&self) -> PathBuf {
         self.run_dir.join("admin.sock")
+    }
+
+    /// When verifications ended, and what the last one came to.
+    pub fn verify_file(&self) -> PathBuf {
+        self.data_dir.join("verify.json")
     }
 
     /// The socket that NBD clients talk to.

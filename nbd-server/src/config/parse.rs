@@ -29,7 +29,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
         table: root.get_ref(),
     };
     root.only(&[
-        "resource", "node", "volume", "journal", "policy", "tls", "metrics",
+        "resource", "node", "volume", "journal", "policy", "tls", "metrics", "scrub",
     ])?;
 
     let resource = root.name("resource", "resource = \"pbx\" at the top")?.0;
@@ -37,6 +37,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
     let volumes = volumes(&root)?;
     let journal = journal(&root)?;
     let policy = policy(&root)?;
+    let scrub = super::scrub::scrub(&root)?;
     let mut nodes = nodes(&root, &tls, &volumes, &journal)?;
     metrics(&root, &mut nodes)?;
     Ok(Config {
@@ -46,6 +47,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
         volumes: volumes.into_iter().map(|located| located.value).collect(),
         journal: journal.value,
         policy,
+        scrub,
         tls,
     })
 }

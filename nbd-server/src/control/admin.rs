@@ -212,6 +212,22 @@ impl Shared {
                 self.command(DataCommand::ResumeIo, COMMAND_TIMEOUT).await?;
                 done(None)
             }
+            Request::Verify {
+                repair,
+                bytes_per_second,
+            } => {
+                let command = DataCommand::Verify {
+                    repair,
+                    bytes_per_second,
+                };
+                self.command(command, COMMAND_TIMEOUT).await?;
+                done(None)
+            }
+            Request::StopVerify => {
+                self.command(DataCommand::StopVerify, COMMAND_TIMEOUT)
+                    .await?;
+                done(None)
+            }
             Request::Connect { peer } => {
                 let peer = self.peer(&peer)?;
                 self.command(DataCommand::Connect { peer }, COMMAND_TIMEOUT)
@@ -299,7 +315,11 @@ impl Shared {
         ))
     }
 
-    async fn command(&self, command: DataCommand, timeout: Duration) -> Result<(), AdminError> {
+    pub(super) async fn command(
+        &self,
+        command: DataCommand,
+        timeout: Duration,
+    ) -> Result<(), AdminError> {
         let (answer, answered) = oneshot::channel();
         let stopping = || AdminError::new(ExitCode::Failed, "repld is stopping; start it again");
         if self.stopping.get() || !self.data.send(ToData::Command { command, answer }) {

@@ -105,6 +105,7 @@ fn page(shared: &Shared, asked: Asked) -> Reply {
             let status = shared.status.borrow_mut().build(shared, &snapshot);
             let scrape = exposition::Scrape {
                 me: shared.me,
+                verify_clean_at: shared.status.borrow().dates.clean_at(),
                 status,
                 snapshot,
                 meters: shared.data.meters.clone(),

@@ -12,6 +12,7 @@
 //! | `clients` | NBD clients, until they have chosen an export |
 //! | `peers` | other nodes, until the hellos are exchanged |
 //! | `metrics` | collectors of metrics |
+//! | `scrub` | dates of verifications, and when one is due |
 //! | `status` | from a snapshot to what operators read |
 
 mod admin;
@@ -20,6 +21,7 @@ mod listen;
 mod metrics;
 mod peers;
 pub mod runtime;
+mod scrub;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -113,7 +115,7 @@ pub fn run(
             exports: RefCell::new(exports),
             links: config.nodes.iter().map(|_| Link::default()).collect(),
             stranger: RefCell::new(None),
-            status: RefCell::new(StatusBuilder::new(config.nodes.len())),
+            status: RefCell::new(StatusBuilder::new(&config, me)),
             changed: watch::Sender::new(0),
             admin_slots: Slots::new(ADMIN_CONNECTIONS_MAX),
             metrics_slots: Slots::new(metrics::CONNECTIONS_MAX),
@@ -155,6 +157,7 @@ async fn serve(
     for peer in shared.me + 1..shared.config.nodes.len() {
         runtime::spawn(peers::dial(Rc::clone(shared), peer));
     }
+    runtime::spawn(scrub::run(Rc::clone(shared)));
     ready();
 
     loop {

@@ -4,12 +4,13 @@ use nix::time::{ClockId, clock_gettime};
 use replicator::types::Time;
 use replicator::view;
 
+use super::scrub::Dates;
 use super::{ADMIN_CONNECTIONS_MAX, NBD_CONNECTIONS_MAX, NBD_NEGOTIATING_MAX, Shared};
 use crate::admin::{
     Connection, DiskState, Health, IntegrityStatus, JournalStatus, Limits, Membership,
     MemoryStatus, PeerStatus, Replication, Role, SeqStatus, Status, Suspended, VolumeStatus,
 };
-use crate::config::NodeRole;
+use crate::config::{Config, NodeRole};
 use crate::handle::{Snapshot, Trouble};
 
 /// A data thread that did not move for so long hangs.
@@ -20,6 +21,7 @@ const HANGS_AFTER_MS: u64 = 5_000;
 pub(super) struct StatusBuilder {
     behind_most: Vec<u64>,
     paces: Vec<Pace>,
+    pub(super) dates: Dates,
 }
 
 /// How fast a resync goes: over the last ten to twenty seconds, or since it began.
@@ -55,8 +57,10 @@ impl Pace {
 }
 
 impl StatusBuilder {
-    pub(super) fn new(nodes: usize) -> Self {
+    pub(super) fn new(config: &Config, me: usize) -> Self {
+        let nodes = config.nodes.len();
         Self {
+            dates: Dates::load(config, me),
             behind_most: vec![0; nodes],
             paces: vec![Pace::default(); nodes],
         }
@@ -156,6 +160,7 @@ impl StatusBuilder {
                 lost_blocks: known(view.integrity.lost_blocks),
                 sums_pages_lost: seen.then_some(view.integrity.sums_pages_lost),
             },
+            verify: self.dates.status(config, view),
         }
     }
 
@@ -272,7 +277,7 @@ fn with_trouble(
 }
 
 /// How much of `most` is there when `behind` is missing, with one decimal; 100 only when nothing is.
-fn percent(behind: u64, most: u64) -> f64 {
+pub(super) fn percent(behind: u64, most: u64) -> f64 {
     if behind == 0 {
         return 100.0;
     }

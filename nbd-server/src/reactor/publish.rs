@@ -108,6 +108,8 @@ impl Publisher {
             || last.health_reason != view.health_reason
             || last.serving != view.serving
             || last.disk_state != view.disk_state
+            || last.verify.by != view.verify.by
+            || last.verify.ended != view.verify.ended
             || self.last.nbd_clients != *nbd_clients
             || last.peers.len() != view.peers.len()
             || last.peers.iter().zip(&view.peers).any(|(before, now)| {

@@ -671,6 +671,14 @@ impl<C: Core> Server<C> {
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },
             DataCommand::ResumeIo => AdminCommand::ResumeIo,
+            DataCommand::Verify {
+                repair,
+                bytes_per_second,
+            } => AdminCommand::Verify {
+                repair,
+                bytes_per_second,
+            },
+            DataCommand::StopVerify => AdminCommand::StopVerify,
             DataCommand::Stop => {
                 self.drop_clients();
                 AdminCommand::Drain

@@ -61,6 +61,8 @@ pub(super) struct Applier {
     retry_at: Option<Time>,
     /// Rises when store contents replace overlay contents: what was read from a store before may be old.
     pub(super) generation: u64,
+    /// Go no further than this record, and there at once: the table of sums is to be as of it for a moment.
+    pub(super) stop_at: Option<Seq>,
     /// Apply whatever is committed, at once.
     pub(super) urgent: bool,
 }
@@ -79,6 +81,7 @@ impl Applier {
             waits: false,
             retry_at: None,
             generation: 0,
+            stop_at: None,
             urgent: false,
         }
     }
@@ -90,6 +93,11 @@ impl Applier {
         } else {
             self.end
         }
+    }
+
+    /// The same, once the table of sums is as of the window's end.
+    pub(super) fn summed_end(&self) -> Option<u64> {
+        matches!(self.phase, Phase::Summing | Phase::Flushing).then_some(self.end)
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -160,6 +168,7 @@ impl<M: Memory> Replica<M> {
     fn apply_start(&mut self) {
         let from = self.log.applied_number();
         let to = self.committed_number(self.committed);
+        let to = self.stopped_at(to).max(from);
         self.applier.waits = false;
         if self.repairs.write() || self.resync_has_stores() {
             // The end of that is an event, and no time has to pass for it.
@@ -174,6 +183,7 @@ impl<M: Memory> Replica<M> {
         let backlog = self.log.tail_before(to).position - self.log.tail_before(from).position;
         let trigger = (self.log.ring_bytes() / 4).min(BACKLOG_BYTES);
         let due = self.applier.urgent
+            || self.applier.stop_at.is_some()
             || backlog * BLOCK_BYTES_U64 >= trigger
             || self.log.unapplied().len() >= WINDOW_RECORDS_MAX
             || self.now.since(since) >= IDLE_NS;
@@ -221,6 +231,16 @@ impl<M: Memory> Replica<M> {
         self.applier.waiting_since = None;
         self.applier.phase = Phase::Loading;
         self.apply_load();
+    }
+
+    /// The number of the entry after the record at which the table of sums is to stop, if that comes before `to`.
+    fn stopped_at(&self, to: u64) -> u64 {
+        let Some(stop) = self.applier.stop_at else {
+            return to;
+        };
+        let number = self.log.number_of(stop);
+        let ends = |n: &u64| self.log.entry(*n).is_some_and(|e| e.last == stop);
+        number.filter(ends).map_or(to, |n| to.min(n + 1))
     }
 
     fn apply_load(&mut self) {

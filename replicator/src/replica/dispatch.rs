@@ -124,6 +124,7 @@ impl<M: Memory> Replica<M> {
                 None,
             ) => self.got_changed_ask(conn, token, volume, group),
             (Frame::Invite(told), None) => self.got_invite(conn, *told),
+            (Frame::Verify(verify), None) => self.got_verify(conn, verify),
             _ => {
                 let reason = DropReason::Protocol("a frame with a batch that it can not have");
                 self.give_up(conn, reason, false);
@@ -149,6 +150,11 @@ impl<M: Memory> Replica<M> {
                 first,
                 blocks,
             } => self.served(serial, (first, blocks), result),
+            Pending::Check {
+                serial,
+                first,
+                blocks,
+            } => self.check_was_read(serial, (first, blocks), result),
             Pending::Resync { serial } => self.resync_done(serial, result),
             Pending::MergeRead => self.merge_read(result),
             Pending::MergeWrite => self.merge_written(result),
@@ -200,6 +206,17 @@ impl<M: Memory> Replica<M> {
                 self.out.push_back(Output::AdminReply { id, result });
             }
             AdminCommand::SuspendIo { deadline } => self.suspend_io(id, deadline),
+            AdminCommand::Verify {
+                repair,
+                bytes_per_second,
+            } => {
+                let result = self.verify(repair, bytes_per_second);
+                self.out.push_back(Output::AdminReply { id, result });
+            }
+            AdminCommand::StopVerify => {
+                let result = self.stop_verify();
+                self.out.push_back(Output::AdminReply { id, result });
+            }
             AdminCommand::ResumeIo => {
                 let result = self.resume_io();
                 self.out.push_back(Output::AdminReply { id, result });

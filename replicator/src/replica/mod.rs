@@ -12,6 +12,7 @@
 //! | `peers`, `feed` | connections and reports; giving peers the log |
 //! | `writer`, `loads`, `applier`, `pages` | the journal's way out, its way back, the way to the stores and their checksums |
 //! | `resync`, `serve`, `repair` | getting what is past a Primary's journal; telling peers what blocks hold; bad blocks |
+//! | `verify` | comparing all copies, by their checksums |
 //! | `pending`, `metadata` | disk operations in flight; the superblock |
 //! | `witness` | voters without a log |
 //! | `status` | the view |
@@ -35,6 +36,7 @@ mod repair;
 mod resync;
 mod serve;
 mod status;
+mod verify;
 mod witness;
 mod writer;
 
@@ -58,7 +60,9 @@ use self::pending::{Pending, PendingTable};
 use self::repair::Repairs;
 use self::resync::{Restart, Resync};
 use self::serve::Serves;
+use self::verify::Verify;
 use self::writer::Writer;
+use crate::checksum::mix;
 use crate::io::*;
 use crate::journal::log::Log;
 use crate::memory::{Memory, Purpose};
@@ -143,6 +147,7 @@ pub struct Replica<M: Memory> {
     pages: Pages<M::Buffer>,
     repairs: Repairs<M::Buffer>,
     serves: Serves<M::Buffer>,
+    verify: Verify<M::Buffer>,
     resync: Option<Resync>,
     /// Operations of this and earlier ones that have not ended.
     resync_flying: u32,
@@ -276,6 +281,7 @@ impl<M: Memory> Replica<M> {
             pages,
             repairs: Repairs::new(),
             serves: Serves::new(),
+            verify: Verify::new(),
             resync,
             resync_flying: 0,
             stage_is_waste: None,
@@ -417,6 +423,7 @@ impl<M: Memory> Replica<M> {
         self.pump_writer();
         self.pump_feeds();
         self.pump_serves();
+        self.pump_verify();
         self.pump_resync();
         self.pump_repairs();
         self.pump_reads();
@@ -462,6 +469,7 @@ impl<M: Memory> Replica<M> {
             self.candidacy_timeout(),
             self.hold_timeout(),
             self.serves.timeout(),
+            self.verify.timeout(),
             self.resync_timeout(),
             self.repairs.timeout(),
             self.wishes_timeout(),
@@ -504,6 +512,7 @@ impl<M: Memory> Replica<M> {
             "{reason}{detail}: this node steps aside until it is restarted"
         ));
         self.end_candidacy(Err(AdminError::Failed(reason.into())));
+        self.verify_fails();
         if self.leader.is_some() {
             self.step_down();
         }
@@ -530,11 +539,4 @@ impl<M: Memory> Replica<M> {
     fn log_error(&mut self, text: String) {
         self.log_line(LogLevel::Error, text);
     }
-}
-
-/// The finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -228,6 +228,7 @@ impl<M: Memory> Replica<M> {
             self.matched = Seq(0);
         }
         self.serves.forget(conn);
+        self.verify.forget(conn, node);
         self.resync_loses(conn);
         self.repairs_lose(conn, node);
         self.candidate_lost(node);

@@ -30,6 +30,12 @@ pub(super) enum Pending {
         first: u32,
         blocks: u32,
     },
+    /// A piece of a page that is verified.
+    Check {
+        serial: u64,
+        first: u32,
+        blocks: u32,
+    },
     /// A good copy on its way to the place of a bad one.
     Repair {
         volume: VolumeId,

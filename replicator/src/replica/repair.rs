@@ -16,7 +16,7 @@ use crate::replica::peers::Feed;
 use crate::store::block_set::BlockSet;
 use crate::store::sums::BlockSum;
 use crate::types::*;
-use crate::wire::frame::{Blocks, Frame};
+use crate::wire::frame::{Blocks, Frame, Mend};
 
 /// Bad blocks being seen to at once, each with one question; a resync asks besides. More are found again later.
 const REPAIRS_MAX: usize = 12;
@@ -71,6 +71,8 @@ struct Repair<B> {
     since: Time,
     /// It was mended again and again, and its disk does not keep it.
     worn: bool,
+    /// A verification found that the right copy has this sum, by the image of that record.
+    wanted: Option<(BlockSum, Seq)>,
 }
 
 /// What is being done about bad blocks, and what was.
@@ -196,6 +198,48 @@ impl<M: Memory> Replica<M> {
             token,
             since: self.now,
             worn,
+            wanted: None,
+        });
+    }
+
+    /// What is recorded here of a block is not what the right copy is, by the image of a record: that is fetched, unless
+    /// something newer is known here.
+    pub(super) fn mend_block(&mut self, mend: Mend) {
+        let Mend {
+            volume,
+            block,
+            as_of,
+            sum,
+        } = mend;
+        let is_there = volume.0 < self.sums.volumes() && block < self.sums.blocks(volume);
+        if !is_there
+            || sum == BlockSum::UNKNOWN
+            || self.repairs.concern(volume, block, block + 1)
+            || self.repairs.list.len() >= REPAIRS_MAX
+            || self.sums.sum(volume, block) == sum
+            || self.sums_as_of() < as_of
+            || self.newest_change(volume, block) > as_of
+        {
+            return;
+        }
+        self.repairs.found += 1;
+        if self.repairs.found <= TOLD_MAX {
+            let name = self.config.volumes[usize::from(volume.0)].name;
+            self.log_error(format!(
+                "block {block} of volume {name} is another one than on the nodes that are right: a peer is asked for it"
+            ));
+        }
+        let token = self.next_token();
+        self.repairs.list.push(Repair {
+            volume,
+            block,
+            state: State::Wanted,
+            tried: 0,
+            slow: 0,
+            token,
+            since: self.now,
+            worn: false,
+            wanted: Some((sum, as_of)),
         });
     }
 
@@ -257,7 +301,7 @@ impl<M: Memory> Replica<M> {
     }
 
     /// Whether a record that the stores lack is about this block: what they hold does not matter then.
-    fn rewritten(&self, volume: VolumeId, block: u64) -> bool {
+    pub(super) fn rewritten(&self, volume: VolumeId, block: u64) -> bool {
         if self.leader.is_some() {
             return self
                 .overlay
@@ -370,8 +414,14 @@ impl<M: Memory> Replica<M> {
             }
             _ => None,
         };
+        let wanted = repair.wanted;
         let as_of = blocks.changed <= changed && blocks.through >= changed;
         let fits = |(data, sum): &(Option<M::Buffer>, BlockSum)| {
+            if let Some((right, at)) = wanted {
+                let zeroes = [0; BLOCK_BYTES];
+                let bytes = data.as_ref().map_or(zeroes.as_slice(), |d| d.bytes());
+                return changed <= at && (*sum == right || right.admits(volume, block, bytes));
+            }
             let same = match data {
                 Some(data) => own != BlockSum::UNKNOWN && own.admits(volume, block, data.bytes()),
                 None => own == *sum,

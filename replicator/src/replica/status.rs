@@ -65,6 +65,7 @@ impl<M: Memory> Replica<M> {
                 lost_blocks: self.repairs.lost,
                 sums_pages_lost: self.sums_pages_lost,
             },
+            verify: self.verify_view(),
             peers: self.peers.iter().map(|p| self.peer_view(p)).collect(),
         };
         (view.health, view.health_reason) = self.health(&view);
@@ -156,7 +157,7 @@ impl<M: Memory> Replica<M> {
     }
 
     /// How a peer stands: as the life of it that was met, or else as whatever is known under its name.
-    fn membership_of(&self, peer: &Peer) -> Membership {
+    pub(super) fn membership_of(&self, peer: &Peer) -> Membership {
         let Some(config) = self.log.config().map(|c| &c.config) else {
             return Membership::Unknown;
         };

@@ -629,5 +629,8 @@ impl SumTable {
     }
 }
 
+mod digest;
 #[cfg(test)]
 mod tests;
+
+pub use digest::PageDigest;

@@ -16,6 +16,9 @@ use crate::meta::config::ConfigAt;
 use crate::types::*;
 
 pub use resync::{ASKED_BLOCKS_MAX, ASKED_GROUPS_MAX, Blocks, Changed, ResyncFrom};
+pub use verify::{
+    BAD_NAMED_MAX, CHECKED_BLOCKS_MAX, CheckAsk, Checked, Mend, Verified, VerifyFrame,
+};
 
 /// Bytes of a frame's header.
 pub const FRAME_HEADER_BYTES: usize = 32;
@@ -234,6 +237,8 @@ pub enum Frame {
     },
     /// You are to join: this committed config lists you as joining. The log follows.
     Invite(Box<Told>),
+    /// Something of a verification.
+    Verify(VerifyFrame),
 }
 
 /// Why bytes are not a frame.
@@ -360,6 +365,7 @@ impl FrameHeader {
             KIND_REPORT..=KIND_CONFIG,
             KIND_BLOCKS_ASK..=KIND_STAGED,
             KIND_INVITE..=KIND_INVITE,
+            verify::KIND_ASK..=verify::KIND_VERIFIED,
         ];
         if !known.iter().any(|kinds| kinds.contains(&kind)) {
             return Err(FrameError::Kind(kind));
@@ -400,6 +406,9 @@ impl FrameHeader {
             KIND_BLOCKS => return resync::decode_blocks(body).map(|b| Frame::Blocks(Box::new(b))),
             KIND_CHANGED => {
                 return resync::decode_changed(body).map(|c| Frame::Changed(Box::new(c)));
+            }
+            verify::KIND_ASK..=verify::KIND_VERIFIED => {
+                return verify::decode(self.kind, body).map(Frame::Verify);
             }
             KIND_RESYNC_FROM => {
                 return resync::decode_from(body).map(|f| Frame::ResyncFrom(Box::new(f)));
@@ -612,6 +621,7 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
         Frame::Ping => KIND_PING,
         Frame::Config(_) => KIND_CONFIG,
         Frame::Invite(_) => KIND_INVITE,
+        Frame::Verify(verify) => verify.kind(),
         Frame::BlocksAsk {
             token,
             volume,
@@ -667,6 +677,7 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
         Frame::Blocks(blocks) => resync::encode_blocks(blocks, body),
         Frame::Changed(changed) => resync::encode_changed(changed, body),
         Frame::ResyncFrom(from) => resync::encode_from(from, body),
+        Frame::Verify(verify) => verify::encode(verify, body),
         _ => {
             body[..size_of::<RawNumbers>()].copy_from_slice(n.as_bytes());
             size_of::<RawNumbers>()
@@ -692,3 +703,4 @@ mod resync;
 #[cfg(test)]
 mod tests;
 mod told;
+mod verify;

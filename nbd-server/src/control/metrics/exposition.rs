@@ -27,6 +27,8 @@ pub(super) struct Scrape {
     /// This node's index; the peers are the others in their order.
     pub(super) me: usize,
     pub(super) status: Status,
+    /// When all copies were last known to be sound and equal, in seconds.
+    pub(super) verify_clean_at: Option<u64>,
     pub(super) snapshot: Snapshot,
     pub(super) meters: Arc<Meters>,
     pub(super) nbd_negotiating: u32,
@@ -61,6 +63,7 @@ impl Collector for Scrape {
         self.requests(&mut page)?;
         self.disks(&mut page)?;
         self.integrity(&mut page)?;
+        self.verify(&mut page)?;
         self.peers(&mut page)
     }
 }
@@ -429,6 +432,51 @@ impl Scrape {
                 "Pages of the table of checksums that could not be read at the start",
             ),
             sample(found.sums_pages_lost.map(u64::from)),
+        )
+    }
+
+    fn verify(&self, page: &mut Page<'_>) -> fmt::Result {
+        let verify = &self.status.verify;
+        let running = verify.running.as_ref();
+        let here = running.is_some_and(|r| r.counts.is_some());
+        let last = verify.last.as_ref();
+        let sample = |n: Option<u64>| n.map(|n| ([], Number::from(n)));
+        let left = running.and_then(|r| r.left_bytes);
+        for (name, unit, help, value) in [
+            (
+                "verify_running",
+                None,
+                "Whether this node runs a verification",
+                Some(u64::from(here)),
+            ),
+            (
+                "verify_left",
+                Some(Unit::Bytes),
+                "Bytes of the volumes that the one that runs has to compare yet",
+                left,
+            ),
+            (
+                "verify_last_clean",
+                None,
+                "Whether the last verification found all copies sound and equal, or made them so",
+                last.map(|l| u64::from(l.clean)),
+            ),
+            (
+                "verify_last_left_blocks",
+                None,
+                "Blocks that the last verification left as they are",
+                last.map(|l| l.counts.left_blocks),
+            ),
+        ] {
+            page.gauges((name, unit, help), sample(value))?;
+        }
+        page.gauges(
+            (
+                "verify_clean_timestamp",
+                Some(Unit::Seconds),
+                "When a verification last found all copies sound and equal",
+            ),
+            sample(self.verify_clean_at),
         )
     }
 

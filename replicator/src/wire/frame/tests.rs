@@ -201,7 +201,82 @@ fn every_kind() -> Vec<(Frame, u32)> {
             0,
         ),
         (Frame::Invite(Box::new(told())), 0),
+        (Frame::Verify(VerifyFrame::Ask(check_ask())), 0),
+        (Frame::Verify(VerifyFrame::Checked(Box::new(checked()))), 0),
+        (
+            Frame::Verify(VerifyFrame::Mend(Mend {
+                volume: VolumeId(33),
+                block: 34,
+                as_of: Seq(35),
+                sum: BlockSum::from_wire(36),
+            })),
+            0,
+        ),
+        (
+            Frame::Verify(VerifyFrame::Verified(Verified {
+                bytes: 37,
+                wire_bytes: 38,
+                bad: 39,
+                differing: 40,
+                left: 41,
+                missed: 42,
+                repair: false,
+                finished: true,
+            })),
+            0,
+        ),
     ]
+}
+
+fn check_ask() -> CheckAsk {
+    CheckAsk {
+        token: 1,
+        volume: VolumeId(2),
+        page: 3,
+        as_of: Seq(4),
+        read: true,
+        repair: false,
+        sums: true,
+    }
+}
+
+fn checked() -> Checked {
+    Checked {
+        token: 1,
+        as_of: Seq(2),
+        digest: 3,
+        blocks: 10,
+        unknown: 4,
+        bad: 6,
+        left: 5,
+        named: [7, 8].into_iter().collect(),
+        sums: (0..10).map(|n| BlockSum::from_wire(90 + n)).collect(),
+    }
+}
+
+#[test]
+fn what_no_node_can_know_of_a_page_is_refused() {
+    let wrong: [fn(&mut Checked); 6] = [
+        |c| c.blocks = 9,
+        |c| c.blocks = 897,
+        |c| c.unknown = 11,
+        |c| c.bad = 11,
+        |c| c.left = 7,
+        |c| c.named.push(10),
+    ];
+    for spoil in wrong {
+        let mut checked = checked();
+        spoil(&mut checked);
+        let frame = Frame::Verify(VerifyFrame::Checked(Box::new(checked)));
+        assert_eq!(decoded(&encoded(&frame, 0)), Err(FrameError::Field));
+    }
+    let mut whole = checked();
+    whole.blocks = 896;
+    whole.sums = (0..896).map(BlockSum::from_wire).collect();
+    let frame = Frame::Verify(VerifyFrame::Checked(Box::new(whole)));
+    let bytes = encoded(&frame, 0);
+    assert!(bytes.len() <= FRAME_BYTES_MAX);
+    assert_eq!(decoded(&bytes), Ok((frame, 0)));
 }
 
 fn blocks() -> Blocks {
@@ -482,13 +557,14 @@ proptest! {
 
     #[test]
     fn no_bytes_make_it_panic(
-        kind in 0u8..16,
+        kind in prop_oneof![0u8..16, 20u8..27, 40u8..48],
         batch_blocks in prop_oneof![Just(0u32), 1u32..600, any::<u32>()],
         body in prop_oneof![
             proptest::collection::vec(any::<u8>(), 0..BODY_BYTES_MAX),
             proptest::collection::vec(any::<u8>(), 56),
             (0usize..66).prop_map(|epochs| vec![0; 872 + 16 * epochs]),
             any::<u8>().prop_map(|fill| vec![fill; 768]),
+            (any::<u8>(), prop_oneof![Just(24usize), Just(48), 56usize..80]).prop_map(|(fill, n)| vec![fill; n]),
         ],
         scribbles in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..20),
     ) {

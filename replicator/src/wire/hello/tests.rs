@@ -69,7 +69,7 @@ fn what_does_not_fit_is_named() {
         ),
         (
             Hello { version: 9, ..fits },
-            "protocol version 9, this node 2",
+            "protocol version 9, this node 3",
         ),
     ] {
         let error = other.check(&fits).unwrap_err().to_string();
@@ -94,7 +94,7 @@ fn the_format_is_this() {
     let hex = |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
     assert_eq!(
         hex(&bytes[..32]),
-        "52504c48454c4c4f020001000000000007070707070707070707070707070707"
+        "52504c48454c4c4f030001000000000007070707070707070707070707070707"
     );
     assert_eq!(bytes[32..36], *b"\x03pbx");
     assert_eq!(bytes[96..102], *b"\x05pbx-a");
