@@ -11,6 +11,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use nix::sys::eventfd::EventFd;
+use replicator::meta::config::Name;
+use replicator::meta::volumes::Volumes;
 use replicator::types::{AdminId, NODES_MAX, NodeId, Time, VOLUMES_MAX, VolumeId};
 use replicator::view::View;
 use tokio::sync::{mpsc, oneshot};
@@ -89,6 +91,32 @@ pub enum DataCommand {
     ConfirmStopped {
         /// Which.
         peer: NodeId,
+    },
+    /// Give a volume another size, trying for `timeout_ms`; refused as in use (12) while a client is attached to one that gets
+    /// smaller.
+    Resize {
+        /// Which volume.
+        volume: Name,
+        /// The size in bytes.
+        bytes: u64,
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+    },
+    /// Add a volume, trying for `timeout_ms`.
+    AddVolume {
+        /// Its name.
+        volume: Name,
+        /// Its size in bytes.
+        bytes: u64,
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+    },
+    /// Remove a volume, trying for `timeout_ms`; refused as in use (12) while a client is attached to it.
+    RemoveVolume {
+        /// Which volume.
+        volume: Name,
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
     },
     /// Hold writes and bring the stores up to date, trying for `timeout_ms`.
     SuspendIo {
@@ -193,6 +221,8 @@ pub struct Snapshot {
     pub view: View,
     /// When it was published, on CLOCK_BOOTTIME: older than a moment means that the data thread hangs.
     pub at: Time,
+    /// The volumes, as the stores have them.
+    pub volumes: Arc<Volumes>,
     /// NBD connections in transmission, per volume.
     pub nbd_clients: [u32; VOLUMES_MAX],
     /// Whether the memory of the data path is locked.

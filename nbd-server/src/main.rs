@@ -3,6 +3,8 @@
 //! Two threads: the data thread owns the ring, the disks and the core, the main thread becomes the control thread. All
 //! that can fail fails before readiness is announced.
 
+mod places;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -19,7 +21,7 @@ use nbd_server::reactor::{self, Ground, ReactorParams, flusher};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use replicator::meta::config::Name;
-use replicator::meta::superblock::{META_BYTES, VolumeRecord};
+use replicator::meta::superblock::META_BYTES;
 use replicator::recover::{recover, recover_witness};
 use replicator::types::NodeId;
 use replicator::{AckPolicy, Replica, ReplicaConfig};
@@ -129,14 +131,10 @@ fn run(args: &Args) -> Result<(), Failure> {
     };
     // A witness votes and keeps no data.
     let data = node.role == NodeRole::Data;
-    let volumes = || config.volumes.iter().filter(|_| data);
     let params = ReactorParams {
         journal: data.then(|| node.journal_path()),
         meta: node.meta_path(),
-        stores: volumes().map(|v| node.store_path(v)).collect(),
-        sums: data.then(|| node.sums_path()),
-        stage: data.then(|| node.stage_path()),
-        volume_bytes: volumes().map(|v| v.size_bytes).collect(),
+        places: places::of(&config, node)?,
         memory_bytes: config.policy.memory_bytes,
         requests_max: REQUESTS_MAX,
         disk_timeout_ms: config.policy.disk_timeout_ms,
@@ -250,22 +248,11 @@ fn replica_config(config: &Config, me: usize) -> Result<ReplicaConfig, Failure> 
         .filter(|(_, node)| node.role == NodeRole::Witness)
         .map(|(index, _)| NodeId(index))
         .collect();
-    let volumes: Result<Vec<_>, Failure> = config
-        .volumes
-        .iter()
-        .map(|v| {
-            Ok(VolumeRecord {
-                name: core_name(&v.name)?,
-                bytes: v.size_bytes,
-            })
-        })
-        .collect();
     Ok(ReplicaConfig {
         resource: core_name(&config.resource)?,
         nodes: nodes?,
         witnesses,
         me: NodeId(u8::try_from(me).map_err(Failure::usage)?),
-        volumes: volumes?,
         lease_ms: config.policy.lease_ms,
         on_no_quorum: match config.policy.on_no_quorum {
             OnNoQuorum::SuspendIo => replicator::OnNoQuorum::SuspendIo,

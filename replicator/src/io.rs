@@ -2,6 +2,8 @@
 
 use arrayvec::ArrayVec;
 
+use crate::meta::config::Name;
+use crate::meta::volumes::Volumes;
 use crate::types::*;
 use crate::wire::frame::Frame;
 
@@ -182,6 +184,33 @@ pub enum AdminCommand {
         /// Which node.
         peer: NodeId,
     },
+    /// Give a volume another size, on all data nodes or on none. Answered when it is committed, and clients of this node can have it.
+    /// For a smaller size the driver has made sure that no client is attached, and that the operator means it.
+    Resize {
+        /// Which volume.
+        volume: Name,
+        /// The size.
+        bytes: u64,
+        /// When to stop waiting.
+        deadline: Time,
+    },
+    /// Add a volume, on all data nodes or on none.
+    AddVolume {
+        /// Its name.
+        volume: Name,
+        /// Its size.
+        bytes: u64,
+        /// When to stop waiting.
+        deadline: Time,
+    },
+    /// Remove a volume, on all data nodes or on none. The driver has made sure that no client is attached, and that the operator
+    /// means it.
+    RemoveVolume {
+        /// Which volume.
+        volume: Name,
+        /// When to stop waiting.
+        deadline: Time,
+    },
     /// Admit no more writes; commit and apply what was admitted, here and on the peers that keep up. Answered when this
     /// node's stores are the images and stay so until [`AdminCommand::ResumeIo`]. Reads go on.
     SuspendIo {
@@ -234,6 +263,40 @@ pub enum DiskError {
     /// The device moved fewer bytes than asked, and went on doing so.
     #[error("fewer bytes than asked for were moved")]
     Short,
+    /// A store can not have the volume that it should.
+    #[error(transparent)]
+    Volume(#[from] VolumeTrouble),
+}
+
+/// Why a store can not have the volume that it should.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum VolumeTrouble {
+    /// A device has its own size.
+    #[error(
+        "the store's device has {bytes} bytes, less than the volume: make the device larger first"
+    )]
+    Device {
+        /// How many.
+        bytes: u64,
+    },
+    /// The config file does not say where it goes.
+    #[error(
+        "its config file has no volume of this name, or can not be read: write it there first, on every node"
+    )]
+    NotInConfig,
+    /// The config file says otherwise.
+    #[error(
+        "its config file gives the volume {bytes} bytes: write the same size there on every node"
+    )]
+    OtherSize {
+        /// How many.
+        bytes: u64,
+    },
+    /// There is something that may be needed.
+    #[error(
+        "there is something at the place of the new volume's store already: move it away, or wipe it"
+    )]
+    NotBlank,
 }
 
 /// What the driver has to do to a disk. Offsets are bytes from the start of the file or device, all multiples of
@@ -317,6 +380,17 @@ pub enum DiskOp<B> {
     SideFlush {
         /// Which file.
         file: SideFile,
+    },
+    /// Make stores, and the files beside them, as long as these volumes need, durably, and never shorter. What is new need not read
+    /// as zeroes.
+    MakeRoom {
+        /// The volumes.
+        volumes: Box<Volumes>,
+    },
+    /// Give back what stores and files have beyond these volumes; put aside the stores of volumes that are gone.
+    Fit {
+        /// The volumes.
+        volumes: Box<Volumes>,
     },
     /// Give back the room of a range of a file beside the stores; it reads as zeroes then.
     SideDiscard {

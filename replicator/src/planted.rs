@@ -89,6 +89,10 @@ bugs! {
         ResyncUncommitted,
         /// A target in resync is not told of changes that the Primary's stores lack yet (C2).
         GroupMissed,
+        /// The superblock keeps the table of volumes that the node was created with.
+        TableForgotten,
+        /// A store has room for a larger volume as soon as it is long enough, whatever is there, and what peers say of it.
+        RoomAsItIs,
     }
     4 {
         /// A follower takes records and heartbeats of an epoch below the one that it promised (N2).

@@ -83,12 +83,6 @@ pub enum RecoverError {
          its peers"
     )]
     Staged,
-    /// The volumes changed.
-    #[error(
-        "the config's volumes are not those that this node was created with ({0}): \
-         restore the config, or wipe and create the node"
-    )]
-    Volumes(String),
 }
 
 /// Reads the superblock alone.
@@ -154,25 +148,11 @@ pub fn recover(
         order,
         whole,
     } = identified(meta, config)?;
-    let same = superblock.volumes.len() == config.volumes.len()
-        && superblock
-            .volumes
-            .iter()
-            .zip(&config.volumes)
-            .all(|(a, b)| a.name == b.name && a.bytes == b.bytes);
-    if !same {
-        let text: Vec<_> = superblock
-            .volumes
-            .iter()
-            .map(|v| format!("{} {}", v.name, v.bytes))
-            .collect();
-        return Err(RecoverError::Volumes(text.join(", ")));
-    }
     let mut block = [0; BLOCK_BYTES];
     journal.read(0, &mut block).map_err(RecoverError::Journal)?;
     label::check(&superblock, &block)?;
     let scanned = scan(&superblock, journal);
-    let volumes = || superblock.volumes.iter().map(|v| v.bytes);
+    let volumes = || superblock.volumes.sizes();
     let applied = superblock.applied.id.seq;
     let (mut table, sums_found) = SumTable::load(Table::Stores, volumes(), sums, applied);
     let sums_forgotten = table.written() < superblock.sums_written;
@@ -184,14 +164,15 @@ pub fn recover(
         None => None,
         Some(resync) => {
             // What is lost of this one has to come again; once it is the image it can not.
-            let (mut staged, found) = SumTable::load(Table::Staged, volumes(), sums, Seq(0));
+            let sizes = || resync.sizes.into_iter();
+            let (mut staged, found) = SumTable::load(Table::Staged, sizes(), sums, Seq(0));
             let forgotten = staged.written() < resync.written;
             staged.outnumber(resync.written);
             if resync.merging && (found.lost > 0 || forgotten) {
                 return Err(RecoverError::Staged);
             }
             if forgotten {
-                Some(SumTable::new(Table::Staged, volumes()))
+                Some(SumTable::new(Table::Staged, sizes()))
             } else {
                 Some(staged)
             }

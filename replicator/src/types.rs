@@ -52,7 +52,7 @@ newtype! {
     NodeId(u8)
 }
 newtype! {
-    /// A volume: its position in the config.
+    /// A volume: its place in the table of volumes.
     VolumeId(u16)
 }
 newtype! {

@@ -160,6 +160,50 @@ enum Verb {
         /// The name of the node that is off
         peer: String,
     },
+    /// Gives a volume another size, on all data nodes or on none; answers when clients can have it
+    ///
+    /// Only the Primary can, and only while all data nodes that count are connected. What a volume gets reads as zeroes. Clients
+    /// that are attached can use it at once, if they learn of it; see the README for what the kernel's client needs. A smaller size
+    /// needs --force, nothing attached to the volume, and the volume's name as one line on stdin: what is behind the new end is lost.
+    /// Write the new size to the config file on every node afterwards.
+    Resize {
+        /// The volume's name
+        volume: String,
+        /// The size: bytes, or a number with KiB, MiB, GiB or TiB
+        size: String,
+        /// Also smaller than it is
+        #[arg(long)]
+        force: bool,
+        /// How long to try
+        #[arg(long, value_name = "SECS", default_value_t = 30,
+              value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        timeout: u64,
+    },
+    /// Adds a volume to the running resource, on all data nodes or on none; answers when it can be attached
+    ///
+    /// Only the Primary can, and only while all data nodes that count are connected. Write the volume to the config file of every
+    /// node first, with the same size: each reads its own file again for it. Its store must be blank, or not be there.
+    AddVolume {
+        /// The volume's name
+        volume: String,
+        /// How long to try
+        #[arg(long, value_name = "SECS", default_value_t = 30,
+              value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        timeout: u64,
+    },
+    /// Removes a volume from the running resource, on all data nodes or on none
+    ///
+    /// Only the Primary can, and only with nothing attached to the volume. Reads its name as one line from stdin, to confirm it. A
+    /// store that is a file is kept beside its former place, under a name that ends in .removed; a device is left as it is. Remove the
+    /// volume from the config file on every node afterwards.
+    RemoveVolume {
+        /// The volume's name
+        volume: String,
+        /// How long to try
+        #[arg(long, value_name = "SECS", default_value_t = 30,
+              value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        timeout: u64,
+    },
     /// Shows the present state, then every change, a line each
     Events {
         /// As JSON
@@ -334,6 +378,35 @@ fn run(cli: Cli) -> Result<(), Failure> {
             confirm_stopped(&peer)?;
             return send(node, &Request::ConfirmStopped { peer });
         }
+        Verb::Resize {
+            volume,
+            size,
+            force,
+            timeout,
+        } => {
+            let size = size_of(&size)?;
+            if force {
+                confirm_volume(&volume, "loses what is behind its new end, on all nodes")?;
+            }
+            return send(
+                node,
+                &Request::Resize {
+                    volume,
+                    size,
+                    force,
+                    timeout_ms: timeout * 1000,
+                },
+            );
+        }
+        Verb::AddVolume { volume, timeout } => {
+            let timeout_ms = timeout * 1000;
+            return send(node, &Request::AddVolume { volume, timeout_ms });
+        }
+        Verb::RemoveVolume { volume, timeout } => {
+            confirm_volume(&volume, "is removed from all nodes")?;
+            let timeout_ms = timeout * 1000;
+            return send(node, &Request::RemoveVolume { volume, timeout_ms });
+        }
         Verb::Dump {
             journal,
             meta,
@@ -401,6 +474,22 @@ fn confirm_stopped(peer: &str) -> Result<(), Failure> {
     Err(Failure::Usage(format!(
         "nothing was done: to confirm that {peer} is off, give its name, {peer}, as one line on stdin"
     )))
+}
+
+/// Reads a volume's name from stdin; anything else is no confirmation.
+fn confirm_volume(volume: &str, what: &str) -> Result<(), Failure> {
+    let question = format!("{volume} {what}.\nType the name of the volume to go on: ");
+    if confirmed(&question, volume)? {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "nothing is changed: to confirm that {volume} {what}, give its name, {volume}, as one line on stdin"
+    )))
+}
+
+/// A size as in the config file.
+fn size_of(text: &str) -> Result<u64, Failure> {
+    nbd_server::config::size::parse(text).map_err(|why| Failure::Usage(why.to_string()))
 }
 
 /// Whether the next line on stdin is this name.

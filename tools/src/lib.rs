@@ -6,6 +6,7 @@ pub mod create;
 pub mod demo;
 mod dump;
 mod failure;
+mod known;
 mod output;
 mod status;
 mod verify;

@@ -53,14 +53,13 @@ impl LoneNode {
             node: name("node"),
             incarnation: Incarnation(1),
             journal_bytes: JOURNAL_BYTES,
-            volumes: volumes.clone(),
+            volumes,
         });
         let config = ReplicaConfig {
             resource: name("bench"),
             nodes: vec![name("node")],
             witnesses: Vec::new(),
             me: NodeId(0),
-            volumes,
             lease_ms: 1000,
             on_no_quorum: OnNoQuorum::SuspendIo,
             ack: AckPolicy::Majority,

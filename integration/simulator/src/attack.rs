@@ -17,6 +17,7 @@ use crate::net::Spoil;
 use crate::rng::Rng;
 use crate::rot::{rot_store, rot_sums};
 use crate::verifying::verify;
+use crate::volumes::change_volumes;
 
 /// One kind of attack.
 pub(crate) struct Attack {
@@ -95,6 +96,12 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("replace", 40, 12, replace_node),
     attack("confirm a stop", 20, 15, confirm_stopped),
     attack("connect", 100, 14, connect),
+    attack("change of volumes", 30, 8, change_volumes),
+    attack("no room for larger volumes", 15, 12, |c, rng| {
+        let node = node(c, rng);
+        c.nodes[node].no_room = true;
+        true
+    }),
     attack("suspend-io", 30, 20, suspend),
     attack("resume-io", 100, 8, resume),
     attack("verify", 45, 8, verify),

@@ -468,9 +468,9 @@ impl Cluster {
             return;
         }
         for (volume, store) in n.disks.stores.iter().enumerate() {
-            let image = Image::of(&n.disks, volume, None);
+            let image = Image::of(&n.disks, volume, None, &self.volumes_at(node));
             assert!(
-                store.is_flushed(),
+                store.is_flushed_before(self.blocks_at(node, volume)),
                 "P10: node {node} says that it is drained, and a power cut would lose some of volume {volume}"
             );
             let end = n.view.committed.0;

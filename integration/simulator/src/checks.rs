@@ -6,7 +6,8 @@ use std::rc::Rc;
 
 use replicator::journal::batch::{self, Kind};
 use replicator::meta::config::{ClusterConfig, Standing, majority};
-use replicator::types::{BLOCK_BYTES, Incarnation, RecordId};
+use replicator::meta::volumes::Volumes;
+use replicator::types::{BLOCK_BYTES, BLOCK_BYTES_U64, Incarnation, RecordId, VolumeId};
 
 use crate::resync::Image;
 
@@ -70,6 +71,10 @@ pub(crate) struct Checks {
     chain_end: u64,
     /// The committed history of each block.
     blocks: BTreeMap<(usize, u64), Vec<(u64, u32)>>,
+    /// The tables of volumes that batches brought, by epoch and first record.
+    volumes: BTreeMap<(u64, u64), Rc<Volumes>>,
+    /// The volumes at each place of the committed log, by the record that brought them; the first are those at the beginning.
+    tables: Vec<(u64, Rc<Volumes>)>,
     /// Who served which epoch.
     served: BTreeMap<u64, usize>,
     /// Batches of which a harmed disk lost its copy and nothing on it can prove that there was one, by epoch and first record.
@@ -120,6 +125,8 @@ impl Checks {
             chain: BTreeMap::new(),
             chain_end: 0,
             blocks: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            tables: vec![(0, Rc::default())],
             served: BTreeMap::new(),
             silently_lost: BTreeSet::new(),
             beyond: false,
@@ -130,6 +137,7 @@ impl Checks {
     pub(crate) fn fork(&self, node: usize, at: RecordId) -> Self {
         let mut fork = Self::new(self.logs.len(), self.witnesses.len());
         fork.lives.clone_from(&self.lives);
+        fork.tables[0] = self.tables[0].clone();
         // The world that it left may give the same names to other records.
         let had = self
             .configs
@@ -153,10 +161,10 @@ impl Checks {
         for batch in before.chain(log.values().map(|j| &j.batch)) {
             let key = (batch.epoch, batch.first);
             let made = self.made[&key].clone();
-            for &(volume, block, crc) in made.1.iter() {
-                let history = fork.blocks.entry((volume, block)).or_default();
-                history.push((batch.last, crc));
+            if let Some(volumes) = self.volumes.get(&key) {
+                fork.volumes.insert(key, volumes.clone());
             }
+            fork.note_changes(batch, &made.1);
             fork.made.insert(key, made);
             fork.chain.insert(batch.first, batch.clone());
             fork.chain_end = batch.last;
@@ -283,6 +291,47 @@ impl Checks {
         if let Some(config) = batch::config_of(bytes, header) {
             let key = (header.epoch.0, header.first.0);
             self.configs.entry(key).or_insert_with(|| Rc::new(config));
+        }
+        if let Some(volumes) = batch::volumes_of(bytes, header) {
+            let key = (header.epoch.0, header.first.0);
+            self.volumes.entry(key).or_insert_with(|| Rc::new(volumes));
+        }
+    }
+
+    /// The volumes that all nodes are created with.
+    pub(crate) fn begin_with(&mut self, volumes: Volumes) {
+        self.tables[0] = (0, Rc::new(volumes));
+    }
+
+    /// The volumes after a record of the committed log.
+    pub(crate) fn table_at(&self, seq: u64) -> &Volumes {
+        let table = self.tables.iter().rev().find(|(at, _)| *at <= seq);
+        &table.expect("the first begins at 0").1
+    }
+
+    /// What a committed batch does to blocks; behind the end of a volume that it makes smaller there is nothing.
+    fn note_changes(&mut self, batch: &Batch, changes: &[Change]) {
+        let key = (batch.epoch, batch.first);
+        let table = self.tables.last().expect("the first stays").1.clone();
+        for &(volume, block, crc) in changes {
+            let id = VolumeId(u16::try_from(volume).expect("16 volumes"));
+            assert!(
+                block < table.blocks(id),
+                "record {} is about block {block} of volume {volume}, which has {}",
+                batch.first,
+                table.blocks(id)
+            );
+            let history = self.blocks.entry((volume, block)).or_default();
+            history.push((batch.last, crc));
+        }
+        if let Some(volumes) = self.volumes.get(&key) {
+            for (&(volume, block), history) in &mut self.blocks {
+                let id = VolumeId(u16::try_from(volume).expect("16 volumes"));
+                if block >= table.common_bytes(volumes, id) / BLOCK_BYTES_U64 {
+                    history.push((batch.last, batch::block_crc(id, block, &[0; BLOCK_BYTES])));
+                }
+            }
+            self.tables.push((batch.last, volumes.clone()));
         }
     }
 
@@ -654,11 +703,8 @@ impl Checks {
         if let Some(config) = self.config_in(&batch) {
             self.config = Some((batch.last, config.clone()));
         }
-        let (_, changes) = &self.made[&(batch.epoch, batch.first)];
-        for &(volume, block, crc) in changes.iter() {
-            let history = self.blocks.entry((volume, block)).or_default();
-            history.push((batch.last, crc));
-        }
+        let (_, changes) = self.made[&(batch.epoch, batch.first)].clone();
+        self.note_changes(&batch, &changes);
         self.chain_end = batch.last;
         self.chain.insert(batch.first, batch);
     }
@@ -714,7 +760,7 @@ impl Checks {
             changes.iter().rev().find(of).map(|&(.., crc)| crc)
         });
         let committed = through.min(log.checked);
-        let id = replicator::types::VolumeId(u16::try_from(volume).expect("16 volumes"));
+        let id = VolumeId(u16::try_from(volume).expect("16 volumes"));
         beyond
             .or_else(|| {
                 let history = self.blocks.get(&(volume, block))?;
@@ -739,11 +785,14 @@ impl Checks {
         }
         let none = BTreeMap::<u64, u32>::new();
         let mut found = none;
-        let id = replicator::types::VolumeId(u16::try_from(volume).expect("16 volumes"));
+        let id = VolumeId(u16::try_from(volume).expect("16 volumes"));
         for (block, bytes) in store.written() {
             found.insert(block, batch::block_crc(id, block, bytes));
         }
         for (&(_, block), history) in self.blocks.range((volume, 0)..(volume + 1, 0)) {
+            if store.is_beyond(block) {
+                continue;
+            }
             let crc = found
                 .remove(&block)
                 .unwrap_or_else(|| batch::block_crc(id, block, &[0; BLOCK_BYTES]));

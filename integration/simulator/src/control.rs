@@ -65,6 +65,7 @@ impl Cluster {
             self.new_clock(node);
         }
         self.within(node, |c| {
+            c.volumes_unanswered(node);
             c.checks.crashed(node);
             c.drop_clients(node);
         });

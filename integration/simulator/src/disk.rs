@@ -389,9 +389,10 @@ impl Disk {
         }
     }
 
-    /// Whether a power cut now would lose nothing.
-    pub(crate) fn is_flushed(&self) -> bool {
-        self.volatile.is_empty() && self.writing.is_empty()
+    /// Whether a power cut now would lose nothing of the blocks before a place.
+    pub(crate) fn is_flushed_before(&self, end: u64) -> bool {
+        let volatile = self.volatile.range(..end).next().is_some();
+        !volatile && self.writing.iter().all(|&(b, _)| b >= end)
     }
 
     /// What a flush that begins now will make durable.
@@ -525,6 +526,22 @@ impl Disk {
     pub(crate) fn renew(&mut self) {
         let worn = std::mem::take(&mut self.worn);
         self.bad.extend(worn);
+    }
+
+    /// Something is there that nobody has written, unless somebody has.
+    pub(crate) fn litter(&mut self, block: u64) {
+        if !self.cells.contains_key(&block)
+            && !self.writing.iter().any(|&(b, e)| (b..e).contains(&block))
+        {
+            self.set(block, Block::owned(vec![0xd1; BLOCK_BYTES]));
+        }
+    }
+
+    /// What is behind a place is gone.
+    pub(crate) fn truncate(&mut self, blocks: u64) {
+        self.cells.retain(|&b, _| b < blocks);
+        self.volatile.retain(|&b| b < blocks);
+        self.bad.retain(|&b| b < blocks);
     }
 
     /// A block can not be read from now on.

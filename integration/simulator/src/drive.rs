@@ -3,12 +3,14 @@
 use replicator::io::*;
 use replicator::journal::batch;
 use replicator::memory::Buffer;
+use replicator::meta::volumes::Volumes;
 use replicator::types::*;
 
-use crate::disk::{Block, Disk, Disks, Fate, block_at};
+use crate::disk::{Block, Disk, Disks, ENOSPC, Fate, block_at};
 use crate::harness::*;
 use crate::memory::SimBuffer;
 use crate::net::Net;
+use crate::volumes::litter;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Which {
@@ -37,6 +39,10 @@ enum What {
     Flush {
         mark: u64,
     },
+    /// Room is made for volumes.
+    Room(Volumes),
+    /// What is behind the ends of volumes is given back.
+    Fit(Volumes),
 }
 
 /// Kinds of disks, as far as faults are concerned.
@@ -106,6 +112,7 @@ impl What {
             Self::Write { block, data, .. } => block << 20 | (data.len() as u64) << 2,
             Self::Read { block, .. } => block << 20 | 1,
             Self::Flush { mark } => mark << 20 | 2,
+            Self::Room(volumes) | Self::Fit(volumes) => u64::from(volumes.digest()) << 20 | 3,
         }
     }
 }
@@ -198,6 +205,7 @@ impl Cluster {
                 self.trace(|| format!("{node} answers {id:?}: {result:?}"));
                 self.answers_drain(node, id.0, result.is_ok());
                 self.verify_begins(id.0, result.is_ok());
+                self.within(node, |c| c.volumes_answered(node, id.0, result.is_ok()));
                 let twice = self.admin_results.insert(id.0, result);
                 assert!(twice.is_none(), "one answer each");
             }
@@ -212,6 +220,7 @@ impl Cluster {
         if let DiskOp::StoreWrite { volume, offset, .. } | DiskOp::StoreZero { volume, offset, .. } =
             &op
             && !self.is_suspect(node, usize::from(volume.0), block_at(*offset), 1)
+            && block_at(*offset) < self.blocks_at(node, usize::from(volume.0))
         {
             self.store_may_change(node);
         }
@@ -252,6 +261,8 @@ impl Cluster {
                 let which = Which::Store(usize::from(volume.0));
                 (which, self.read_of(node, which, block_at(offset), buffer))
             }
+            DiskOp::MakeRoom { volumes } => (Which::Store(0), What::Room(*volumes)),
+            DiskOp::Fit { volumes } => (Which::Store(0), What::Fit(*volumes)),
             DiskOp::StoreFlush { volume } => {
                 let which = Which::Store(usize::from(volume.0));
                 (which, self.flush_of(node, which))
@@ -433,6 +444,12 @@ impl Cluster {
                 }
             },
             What::Flush { mark } => disk.flushed(mark),
+            What::Room(volumes) => result = self.make_room(node, &volumes),
+            What::Fit(volumes) => {
+                for (volume, store) in (0..).map(VolumeId).zip(&mut n.disks.stores) {
+                    store.truncate(volumes.blocks(volume));
+                }
+            }
         }
         if result.is_err() {
             // A batch in two parts is not durable by the other one alone.
@@ -463,6 +480,20 @@ impl Cluster {
         if of_meta && self.nodes[node].forced && self.superblock_is_settled(node) {
             self.note_fork(node);
         }
+    }
+
+    /// Stores get longer: what is there then is what a device happens to have.
+    fn make_room(&mut self, node: usize, volumes: &Volumes) -> Result<(), DiskError> {
+        if std::mem::take(&mut self.nodes[node].no_room) {
+            return Err(DiskError::Os(ENOSPC));
+        }
+        let own = self.volumes_at(node);
+        let n = &mut self.nodes[node];
+        for (id, store) in (0..).map(VolumeId).zip(&mut n.disks.stores) {
+            let from = own.common_bytes(volumes, id) / BLOCK_BYTES_U64;
+            litter(store, from, volumes.blocks(id), &mut self.rng.disks);
+        }
+        Ok(())
     }
 
     /// Whether something could change what disks and streams hold.

@@ -3,6 +3,7 @@
 
 use replicator::io::AdminCommand;
 use replicator::store::sums::BlockSum;
+use replicator::io::{DiskError, VolumeTrouble};
 use replicator::types::*;
 use replicator::wire::frame::{
     FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameHeader, VerifyFrame, encode,
@@ -141,6 +142,23 @@ fn garble(frame: &mut Frame, rng: &mut Rng) {
                 volume.0 = u16::try_from(rng.below(1 << 16)).unwrap_or(0);
                 *blocks = u32::try_from(rng.below(1 << 32)).unwrap_or(0);
             }
+        }
+        // Volumes that nobody asked for: there is room for them, or there is not.
+        Frame::Prepare { token, volumes } => {
+            *token = skew(*token, rng);
+            if rng.chance(50)
+                && let Ok(more) = volumes.resized("v1", rng.between(1, 3000) * BLOCK_BYTES_U64)
+            {
+                **volumes = more;
+            }
+        }
+        Frame::Prepared { token, result } => {
+            *token = skew(*token, rng);
+            *result = match rng.below(3) {
+                0 => Ok(()),
+                1 => Err(DiskError::Short),
+                _ => Err(DiskError::Volume(VolumeTrouble::NotInConfig)),
+            };
         }
         Frame::Blocks(blocks) => match rng.below(4) {
             0 => seq(&mut blocks.changed, rng),

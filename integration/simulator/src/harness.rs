@@ -22,6 +22,7 @@ use crate::net::Net;
 use crate::oracle::Oracle;
 use crate::rng::Streams;
 use crate::verifying::Verifying;
+use crate::volumes::Shrinking;
 use crate::watch::Watch;
 
 pub(crate) const US: u64 = 1_000;
@@ -164,6 +165,8 @@ pub(crate) struct Node {
     pub(crate) drained: bool,
     /// It was told to go on alone.
     pub(crate) forced: bool,
+    /// Its disks have no room for larger volumes, the next time.
+    pub(crate) no_room: bool,
     pub(crate) snapshot: Option<Disks>,
     /// Connections that a power cut left half open.
     pub(crate) orphans: Vec<(usize, usize)>,
@@ -193,6 +196,8 @@ pub(crate) struct Cluster {
     pub(crate) exiles: BTreeMap<usize, Exile>,
     /// Whose world is in force, if it is not everybody's.
     pub(crate) inside: Option<usize>,
+    /// Commands that make volumes smaller and are not answered.
+    pub(crate) shrinking: BTreeMap<u64, Shrinking>,
     pub(crate) next_id: u64,
     pub(crate) tracing: bool,
     pub(crate) faults: [u64; ATTACKS.len()],
@@ -244,6 +249,7 @@ impl Cluster {
             verifying: Verifying::default(),
             exiles: BTreeMap::new(),
             inside: None,
+            shrinking: BTreeMap::new(),
             next_id: 0,
             tracing: false,
             faults: [0; ATTACKS.len()],
@@ -293,10 +299,13 @@ impl Cluster {
                 knows: 0,
                 drained: false,
                 forced: false,
+                no_room: false,
                 snapshot: None,
                 orphans: Vec::new(),
                 wrapped: None,
             };
+            let volumes = cluster.first_volumes();
+            cluster.checks.begin_with(volumes);
             cluster.nodes.push(node);
             cluster.new_clock(me);
             cluster.restart(me);

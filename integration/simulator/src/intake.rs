@@ -13,6 +13,7 @@ use crate::harness::*;
 use crate::memory::SimMemory;
 use crate::net::Then;
 use crate::oracle::{UNITS_PER_BLOCK, content, unit_offset};
+use crate::volumes::id_of;
 
 /// Blocks of a map, those that most of the requests are about.
 const MAPPED_BLOCKS: u64 = 12;
@@ -140,11 +141,13 @@ impl Cluster {
         let Some(request) = self.requests.get_mut(&id) else {
             return;
         };
-        if !self.nodes[node].accepting {
+        // Drivers let nobody attach while volumes are made smaller, or ask for what there is not.
+        let volume = id_of(request.volume);
+        let fits = unit_offset(request.units.end) <= replica.limit(volume);
+        if !self.nodes[node].accepting || !fits || replica.exports_wait() {
             self.drop_request(id);
             return;
         }
-        let volume = VolumeId(u16::try_from(request.volume).expect("16 volumes"));
         let offset = unit_offset(request.units.start);
         let length = unit_offset(request.units.end) - offset;
         let bytes = u32::try_from(length).expect("1 MiB");
@@ -157,7 +160,7 @@ impl Cluster {
         let op = match request.kind {
             Kind::Flush => {
                 // A driver would look at the store between the two. Here it is looked at when the answer comes.
-                let blocks = self.options.volumes[request.volume].min(MAPPED_BLOCKS);
+                let blocks = replica.volumes().blocks(volume).min(MAPPED_BLOCKS);
                 request.map = map_of(replica, volume, blocks);
                 ClientOp::Flush
             }

@@ -157,6 +157,11 @@ impl Cluster {
             return;
         };
         self.trace(|| format!("-- {core:?} go on, with {primary} as Primary"));
+        // Nobody is attached while an operator takes something away from the volumes, which waits for all nodes for so long.
+        self.run_until(20 * SECOND, |c| {
+            let replica = c.nodes[primary].replica.as_ref();
+            replica.is_none_or(|r| !r.exports_wait())
+        });
         // What was held up by a slow link may still make the lease lapse for a moment.
         let mut outcome = None;
         for _ in 0..10 {
@@ -316,11 +321,14 @@ impl Cluster {
     pub(crate) fn compare(&self, equal: &[usize]) {
         let end = self.checks.chain_end();
         for &node in equal {
-            for volume in 0..self.options.volumes.len() {
+            let volumes = self.volumes_at(node);
+            assert_eq!(volumes, *self.checks.table_at(end), "node {node}");
+            for (id, _) in volumes.iter() {
+                let volume = usize::from(id.0);
                 let store = &self.nodes[node].disks.stores[volume];
-                let image = Image::of(&self.nodes[node].disks, volume, None);
+                let image = Image::of(&self.nodes[node].disks, volume, None, &volumes);
                 self.checks.store_is_prefix(node, volume, &image, end, end);
-                for block in (0..self.options.volumes[volume]).filter(|&b| !store.is_harmed(b)) {
+                for block in (0..volumes.blocks(id)).filter(|&b| !store.is_harmed(b)) {
                     let zeroes = [0; BLOCK_BYTES];
                     let bytes = store.block(block).map_or(zeroes.as_slice(), |b| b);
                     stamps_of_block(bytes, block)

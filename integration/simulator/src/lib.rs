@@ -31,6 +31,7 @@ mod start;
 #[cfg(test)]
 mod stories;
 mod verifying;
+mod volumes;
 mod watch;
 
 pub use cli::main;

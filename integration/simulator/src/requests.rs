@@ -8,6 +8,7 @@ use crate::disk::Block;
 use crate::harness::*;
 use crate::memory::SimBuffer;
 use crate::oracle::UNITS_PER_BLOCK;
+use crate::volumes::STORES;
 
 impl Cluster {
     pub(crate) fn reply(
@@ -169,7 +170,10 @@ impl Cluster {
             return;
         }
         let node = open[self.rng.clients.index(open.len())];
-        let blocks = self.options.volumes[c.volume];
+        let blocks = self.blocks_at(node, c.volume);
+        if blocks < 2 {
+            return; // It is not there at present.
+        }
         let (kind, units) = draw(&mut self.rng.clients, blocks, self.big_percent);
         let request = Request {
             client: Some(client),
@@ -254,8 +258,8 @@ impl Cluster {
 
     /// Reads everything, at a node that serves.
     pub(crate) fn read_all(&mut self, node: usize) {
-        for volume in 0..self.options.volumes.len() {
-            let blocks = self.options.volumes[volume];
+        for volume in 0..STORES {
+            let blocks = self.blocks_at(node, volume);
             let mut at = 0;
             while at < blocks {
                 let count = (blocks - at).min(64);

@@ -2,6 +2,7 @@
 //! until it says otherwise it is what was staged, laid over the stores. That is a prefix at every instant (P3), and it changes
 //! hands only when all of it is committed.
 
+use replicator::meta::volumes::Volumes;
 use replicator::store::sums::{BlockSum, SumTable, Table};
 use replicator::types::*;
 
@@ -20,29 +21,51 @@ struct Staged<'a> {
 /// What a volume of a node holds.
 pub(crate) struct Image<'a> {
     store: &'a Disk,
+    /// Blocks of it.
+    blocks: u64,
     staged: Option<Staged<'a>>,
+}
+
+/// Blocks of a volume of a table, if it has it.
+fn blocks_in(table: &SumTable, volume: VolumeId) -> u64 {
+    if volume.0 < table.volumes() {
+        table.blocks(volume)
+    } else {
+        0
+    }
 }
 
 impl<'a> Image<'a> {
     /// With what is staged laid over it, if that is the image.
-    pub(crate) fn of(disks: &'a Disks, volume: usize, staged: Option<&'a SumTable>) -> Self {
+    pub(crate) fn of(
+        disks: &'a Disks,
+        volume: usize,
+        staged: Option<&'a SumTable>,
+        volumes: &Volumes,
+    ) -> Self {
         let merging = disks.meta.superblock().and_then(|s| s.resync);
         let staged = staged.filter(|_| merging.is_some_and(|r| r.merging));
         let id = |v: usize| VolumeId(u16::try_from(v).expect("16 volumes"));
         Self {
             store: &disks.stores[volume],
+            blocks: volumes.blocks(id(volume)),
             staged: staged.map(|table| Staged {
                 table,
                 stage: &disks.stage,
                 volume: id(volume),
-                base: (0..volume).map(|v| table.blocks(id(v))).sum(),
+                base: (0..volume).map(|v| blocks_in(table, id(v))).sum(),
             }),
         }
     }
 
+    /// Whether a block is behind the end: what is there is nothing.
+    pub(crate) fn is_beyond(&self, block: u64) -> bool {
+        block >= self.blocks
+    }
+
     fn sum(&self, block: u64) -> BlockSum {
         self.staged.as_ref().map_or(BlockSum::UNKNOWN, |s| {
-            if block < s.table.blocks(s.volume) {
+            if block < blocks_in(s.table, s.volume) {
                 s.table.sum(s.volume, block)
             } else {
                 BlockSum::UNKNOWN
@@ -72,11 +95,12 @@ impl<'a> Image<'a> {
     pub(crate) fn written(&self) -> impl Iterator<Item = (u64, &'a Block)> {
         let mut blocks: Vec<u64> = self.store.written().map(|(b, _)| b).collect();
         if let Some(s) = &self.staged {
-            let size = s.table.blocks(s.volume);
+            let size = blocks_in(s.table, s.volume);
             blocks.extend((0..size).filter(|&b| s.table.sum(s.volume, b) != BlockSum::UNKNOWN));
             blocks.sort_unstable();
             blocks.dedup();
         }
+        blocks.retain(|&b| b < self.blocks);
         blocks.into_iter().filter_map(|b| Some((b, self.block(b)?)))
     }
 }
@@ -113,19 +137,21 @@ impl Cluster {
 
     /// What was laid over the stores is in them, but for what the disk had harmed before: a peer has that.
     fn keep_harm(&mut self, node: usize) {
-        let sizes = self.options.volumes.iter().map(|b| b * BLOCK_BYTES_U64);
+        let volumes = self.volumes_at(node);
+        let sizes = volumes.sizes();
         let disks = &mut self.nodes[node].disks;
         let (table, _) = SumTable::load(Table::Staged, sizes, &mut Reading(&disks.sums), Seq(0));
         let mut base = 0;
         for (volume, store) in (0..).zip(&mut disks.stores) {
-            for block in 0..self.options.volumes[usize::from(volume)] {
+            let blocks = volumes.blocks(VolumeId(volume));
+            for block in 0..blocks {
                 let sum = table.sum(VolumeId(volume), block);
                 let whole = matches!(sum, BlockSum::UNKNOWN | BlockSum::ZERO);
                 if !whole && disks.stage.is_harmed(base + block) {
                     store.taint(block);
                 }
             }
-            base += self.options.volumes[usize::from(volume)];
+            base += blocks;
         }
     }
 
@@ -142,14 +168,15 @@ impl Cluster {
         if superblock.version == seen {
             return;
         }
+        self.table_is_right(node, &superblock);
         let applied = superblock.applied.id.seq;
         let staged = superblock.resync.filter(|r| r.merging).map(|_| {
-            let sizes = superblock.volumes.iter().map(|v| v.bytes);
+            let sizes = superblock.volumes.sizes();
             SumTable::load(Table::Staged, sizes, &mut Reading(&n.disks.sums), Seq(0)).0
         });
         let replayed = n.view.committed.max(superblock.committed);
         for volume in 0..n.disks.stores.len() {
-            let image = Image::of(&n.disks, volume, staged.as_ref());
+            let image = Image::of(&n.disks, volume, staged.as_ref(), &superblock.volumes);
             self.checks
                 .store_is_prefix(node, volume, &image, applied.0, replayed.0);
         }

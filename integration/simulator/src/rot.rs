@@ -19,6 +19,7 @@ use crate::harness::*;
 use crate::memory::SimBuffer;
 use crate::oracle::UNITS_PER_BLOCK;
 use crate::rng::Rng;
+use crate::volumes::id_of;
 
 /// Most harm is done where most requests are.
 const NEAR_BLOCKS: u64 = 12;
@@ -53,16 +54,17 @@ pub(crate) fn rot_store(c: &mut Cluster, rng: &mut Rng) -> bool {
 
 fn rot_block(c: &mut Cluster, rng: &mut Rng, node: usize) {
     let volume = rng.index(c.options.volumes.len());
-    let blocks = c.options.volumes[volume];
+    let blocks = c.blocks_at(node, volume);
     let block = if rng.chance(30) {
         rng.below(NEAR_BLOCKS.min(blocks))
     } else {
         rng.below(blocks)
     };
+    let volumes = c.volumes_at(node);
     let n = &mut c.nodes[node];
     // What is staged rots as well.
     if n.resyncs && rng.chance(60) {
-        let base: u64 = c.options.volumes[..volume].iter().sum();
+        let base: u64 = (0..volume).map(|v| volumes.blocks(id_of(v))).sum();
         let (block, stage) = (base + block, &mut n.disks.stage);
         match rng.below(3) {
             0 => stage.rot(block, rng.index(BLOCK_BYTES * 8)),
@@ -103,15 +105,25 @@ pub(crate) fn rot_sums(c: &mut Cluster, rng: &mut Rng) -> bool {
         n.sums_rotted = true;
         return true;
     }
-    let sizes = c.options.volumes.iter().map(|b| b * BLOCK_BYTES_U64);
-    let (staged, _) = sums::area(Table::Staged, sizes);
+    let volumes = c.volumes_at(node);
+    let areas: Vec<_> = sums::areas(Table::Stores, volumes.sizes()).collect();
     let sums = &mut c.nodes[node].disks.sums;
-    let of_stores = |(b, _): &(u64, _)| *b < staged / BLOCK_BYTES_U64;
+    let of_stores = |(b, _): &(u64, _)| {
+        let at = b * BLOCK_BYTES_U64;
+        areas
+            .iter()
+            .any(|(from, bytes)| (*from..from + bytes).contains(&at))
+    };
     let count = sums.written().filter(of_stores).count();
     if count == 0 {
         return false;
     }
-    let page = sums.written().nth(rng.index(count)).map_or(0, |(b, _)| b);
+    let nth = rng.index(count);
+    let page = sums
+        .written()
+        .filter(of_stores)
+        .nth(nth)
+        .map_or(0, |(b, _)| b);
     sums.rot(page, rng.index(BLOCK_BYTES * 8));
     c.nodes[node].sums_rotted = true;
     true
@@ -217,7 +229,7 @@ impl Cluster {
     pub(crate) fn is_bad(&self, node: usize, volume: usize, block: u64) -> bool {
         let n = &self.nodes[node];
         let store = &n.disks.stores[volume];
-        if block >= self.options.volumes[volume] || !store.is_harmed(block) {
+        if block >= self.blocks_at(node, volume) || !store.is_harmed(block) {
             return false;
         }
         let id = VolumeId(u16::try_from(volume).expect("16 volumes"));

@@ -3,7 +3,6 @@
 use replicator::journal::scan::Scanned;
 use replicator::meta::config::Name;
 use replicator::meta::label::{FormatParams, JOURNAL_BYTES_MIN, format_node, format_witness};
-use replicator::meta::superblock::VolumeRecord;
 use replicator::recover::{Recovered, recover, recover_witness};
 use replicator::types::*;
 use replicator::{Replica, ReplicaConfig};
@@ -14,21 +13,15 @@ use crate::drive::KINDS;
 use crate::harness::*;
 use crate::memory::SimMemory;
 use crate::resync::Image;
+use crate::volumes::STORES;
 
 impl Cluster {
     pub(crate) fn config(&self, me: usize, names: &[Name]) -> ReplicaConfig {
-        let volumes = (0..self.options.volumes.len())
-            .map(|v| VolumeRecord {
-                name: name(&format!("v{v}")),
-                bytes: self.options.volumes[v] * BLOCK_BYTES_U64,
-            })
-            .collect();
         ReplicaConfig {
             resource: name("r0"),
             nodes: names.to_vec(),
             witnesses: (self.options.nodes..names.len()).map(node_id).collect(),
             me: node_id(me),
-            volumes,
             lease_ms: self.options.lease_ms,
             on_no_quorum: self.options.on_no_quorum,
             ack: self.options.ack,
@@ -51,9 +44,9 @@ impl Cluster {
             node,
             incarnation,
             journal_bytes: JOURNAL_BYTES_MIN,
-            volumes: config.volumes.clone(),
+            volumes: self.first_volumes().iter().map(|(_, v)| *v).collect(),
         });
-        Disks::new(&meta, &label, config.volumes.len())
+        Disks::new(&meta, &label, STORES)
     }
 
     /// Starts a node from its disks.
@@ -150,6 +143,7 @@ impl Cluster {
             .collect();
         let applied = superblock.applied.id.seq.0;
         self.note_merge(node);
+        self.table_is_right(node, superblock);
         let n = &self.nodes[node];
         let damaged = scanned.damaged_until != RecordId::NONE;
         if node < self.options.nodes {
@@ -170,7 +164,12 @@ impl Cluster {
             scanned.committed.0
         };
         for volume in 0..n.disks.stores.len() {
-            let image = Image::of(&n.disks, volume, recovered.staged.as_ref());
+            let image = Image::of(
+                &n.disks,
+                volume,
+                recovered.staged.as_ref(),
+                &superblock.volumes,
+            );
             self.checks
                 .store_is_prefix(node, volume, &image, applied, replayed);
         }

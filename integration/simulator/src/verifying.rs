@@ -207,7 +207,7 @@ impl Cluster {
             harmed.find(|&b| self.is_bad(n, v, b))
         };
         let bad = (0..self.options.nodes)
-            .flat_map(|n| (0..self.options.volumes.len()).map(move |v| (n, v)))
+            .flat_map(|n| (0..self.nodes[n].disks.stores.len()).map(move |v| (n, v)))
             .find_map(|(n, v)| bad_of(n, v).map(|b| (n, v, b)));
         if whole && self.options.nodes > 1 && !self.checks.is_beyond() {
             let clean = view.last.is_some_and(|(_, v)| v.is_clean());

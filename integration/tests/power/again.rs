@@ -90,9 +90,12 @@ fn written(op: &DiskOp<Blocks>) -> Option<Op> {
         Work::Write(parts.collect::<Vec<_>>().concat())
     };
     let (part, offset, durable, work) = match op {
-        DiskOp::JournalRead { .. } | DiskOp::StoreRead { .. } | DiskOp::SideRead { .. } => {
-            return None;
-        }
+        // Volumes do not change here.
+        DiskOp::JournalRead { .. }
+        | DiskOp::StoreRead { .. }
+        | DiskOp::SideRead { .. }
+        | DiskOp::MakeRoom { .. }
+        | DiskOp::Fit { .. } => return None,
         DiskOp::JournalWrite { offset, parts } => (Part::Journal, *offset, true, bytes(parts)),
         DiskOp::MetaWrite { offset, parts } => (Part::Meta, *offset, true, bytes(parts)),
         DiskOp::StoreWrite {

@@ -17,6 +17,7 @@ use nbd_server::handle::{
 };
 use nbd_server::meters::Meters;
 use nbd_server::nbd::Terms;
+use nbd_server::reactor::places::Places;
 use nbd_server::reactor::record::Recorder;
 use nbd_server::reactor::ring::RingError;
 use nbd_server::reactor::{ReactorParams, spawn};
@@ -65,7 +66,6 @@ pub(crate) fn config(me: usize) -> ReplicaConfig {
         nodes: (0..NODES).map(|n| name(&format!("node-{n}"))).collect(),
         witnesses: Vec::new(),
         me: NodeId(me as u8),
-        volumes: volumes(),
         lease_ms: 500,
         on_no_quorum: OnNoQuorum::SuspendIo,
         ack: AckPolicy::Majority,
@@ -82,7 +82,7 @@ pub(crate) fn created(me: usize) -> (Vec<u8>, Vec<u8>) {
         node: config.nodes[me],
         incarnation: Incarnation(me as u128 + 1),
         journal_bytes: JOURNAL_BYTES,
-        volumes: config.volumes,
+        volumes: volumes(),
     })
 }
 
@@ -133,10 +133,12 @@ impl Node {
         let params = ReactorParams {
             journal: Some(path("journal")),
             meta: path("meta"),
-            stores,
-            sums: Some(path("sums")),
-            stage: Some(path("stage")),
-            volume_bytes: VOLUMES.to_vec(),
+            places: Places::fixed(
+                volumes().into_iter().collect(),
+                stores.into_iter(),
+                path("sums"),
+                path("stage"),
+            ),
             memory_bytes: 64 << 20,
             requests_max: config.requests_max,
             disk_timeout_ms: 3_600_000,

@@ -184,7 +184,7 @@ fn replay(truth: &Truth, found: &Recovered, nanos: u64) -> Replay {
                 match record.kind {
                     Kind::Write => blocks.insert(block, Some(place)),
                     Kind::Zero { .. } => blocks.insert(block, None),
-                    Kind::Epoch | Kind::Membership | Kind::Demote => None,
+                    Kind::Epoch | Kind::Membership | Kind::Demote | Kind::Volumes => None,
                 };
             }
         }

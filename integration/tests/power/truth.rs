@@ -117,7 +117,7 @@ impl Truth {
                 let from = |index| match record.kind {
                     Kind::Write => Some(Some((name, record.payload + index))),
                     Kind::Zero { .. } => Some(None),
-                    Kind::Epoch | Kind::Membership | Kind::Demote => None,
+                    Kind::Epoch | Kind::Membership | Kind::Demote | Kind::Volumes => None,
                 };
                 for index in 0..record.blocks {
                     if let Some(from) = from(index) {

@@ -82,6 +82,32 @@ pub enum Request {
         /// Its name.
         peer: String,
     },
+    /// Gives a volume another size; answers when clients of this node can have it. Who makes one smaller has made sure that it is
+    /// meant.
+    Resize {
+        /// Its name.
+        volume: String,
+        /// Its size in bytes.
+        size: u64,
+        /// Whether it may get smaller.
+        force: bool,
+        /// How long to try, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Adds a volume that the config file of every node has; answers when clients of this node can have it.
+    AddVolume {
+        /// Its name.
+        volume: String,
+        /// How long to try, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Removes a volume; answers when that is committed. Who asks has made sure that it is meant.
+    RemoveVolume {
+        /// Its name.
+        volume: String,
+        /// How long to try, in milliseconds.
+        timeout_ms: u64,
+    },
     /// Holds writes; answers when the stores are the image, and stay so.
     SuspendIo {
         /// How long to try, in milliseconds.

@@ -80,6 +80,9 @@ pub struct SeqStatus {
 /// A volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeStatus {
+    /// Its place among the volumes, for who counts by that.
+    #[serde(skip)]
+    pub id: usize,
     /// Its name.
     pub name: String,
     /// Its size in bytes.

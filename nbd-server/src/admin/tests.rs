@@ -25,6 +25,7 @@ fn example() -> Status {
             applied: Some(8800),
         },
         volumes: vec![VolumeStatus {
+            id: 0,
             name: "db".into(),
             size: 8_589_934_592,
             disk_state: DiskState::UpToDate,

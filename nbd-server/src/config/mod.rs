@@ -311,11 +311,12 @@ impl Config {
         })
     }
 
-    /// A number over what must be equal on all nodes: resource, nodes with role and address, volumes
-    /// with size. The order in the file and the paths do not count. It finds mistakes, not attacks.
+    /// A number over what must be equal on all nodes: resource, nodes with role and address. The order in the file and the
+    /// paths do not count. Volumes can change while nodes are away: what counts is what nodes know of them, not the file. It
+    /// finds mistakes, not attacks.
     pub fn digest(&self) -> [u8; 16] {
         let mut hash = Fnv128::new();
-        hash.text("config-1");
+        hash.text("config-2");
         hash.text(&self.resource);
         hash.number(self.nodes.len() as u64);
         for node in &self.nodes {
@@ -325,11 +326,6 @@ impl Config {
                 NodeRole::Witness => "witness",
             });
             hash.text(&node.address.to_string());
-        }
-        hash.number(self.volumes.len() as u64);
-        for volume in &self.volumes {
-            hash.text(&volume.name);
-            hash.number(volume.size_bytes);
         }
         hash.state.to_le_bytes()
     }
@@ -341,6 +337,18 @@ impl Config {
             volume.name,
             uri_escape(&node.nbd_socket())
         )
+    }
+}
+
+impl Volume {
+    /// A volume that need not be in the file.
+    pub fn named(name: &str, size_bytes: u64) -> Self {
+        Self {
+            name: name.to_owned(),
+            size_bytes,
+            size_line: 0,
+            store: None,
+        }
     }
 }
 

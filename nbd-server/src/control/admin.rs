@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::geteuid;
-use replicator::meta::config::majority;
+use replicator::meta::config::{Name, majority};
 use replicator::types::NodeId;
 use replicator::view::{ConnectionState, Membership, PeerView, Role};
 use tokio::sync::oneshot;
@@ -20,6 +20,7 @@ use super::waiting::Place;
 use crate::admin::{
     AdminError, ExitCode, LineBuffer, Request, Response, Status, changes, timestamp, to_line,
 };
+use crate::config::Config;
 use crate::handle::{DataCommand, Stream, ToData};
 
 /// How long a connection may wait with its first request.
@@ -274,6 +275,50 @@ impl Shared {
                 self.command(command, COMMAND_TIMEOUT).await?;
                 done(None)
             }
+            Request::Resize {
+                volume,
+                size,
+                force,
+                timeout_ms,
+            } => {
+                let (name, before) = self.volume(&volume)?;
+                if size < before && !force {
+                    let text = format!(
+                        "{volume} has {before} bytes: to make it smaller loses what is behind the new end; use --force, with nothing attached"
+                    );
+                    return Err(AdminError::new(ExitCode::Failed, text));
+                }
+                self.change(timeout_ms, |timeout_ms| DataCommand::Resize {
+                    volume: name,
+                    bytes: size,
+                    timeout_ms,
+                })
+                .await?;
+                done(Some(format!(
+                    "write the new size of {volume}, {size} bytes, to the config file on every node"
+                )))
+            }
+            Request::AddVolume { volume, timeout_ms } => {
+                let (volume, bytes) = self.new_volume(&volume)?;
+                self.change(timeout_ms, |timeout_ms| DataCommand::AddVolume {
+                    volume,
+                    bytes,
+                    timeout_ms,
+                })
+                .await?;
+                done(None)
+            }
+            Request::RemoveVolume { volume, timeout_ms } => {
+                let (name, _) = self.volume(&volume)?;
+                self.change(timeout_ms, |timeout_ms| DataCommand::RemoveVolume {
+                    volume: name,
+                    timeout_ms,
+                })
+                .await?;
+                done(Some(format!(
+                    "remove {volume} from the config file on every node; files with its contents are kept under a name that ends in .removed"
+                )))
+            }
             Request::Watch | Request::Events => Err(AdminError::new(
                 ExitCode::Failed,
                 "a stream has no single answer",
@@ -281,7 +326,37 @@ impl Shared {
         }
     }
 
-    /// Changes the membership.
+    /// A volume that there is, and its size.
+    fn volume(&self, name: &str) -> Result<(Name, u64), AdminError> {
+        let volumes = self.volumes().unwrap_or_default();
+        if let Some((_, volume)) = volumes.find(name) {
+            return Ok((volume.name, volume.bytes));
+        }
+        let known: Vec<_> = volumes.iter().map(|(_, v)| v.name.to_string()).collect();
+        let text = format!(
+            "there is no volume {name:?}; there are {}",
+            known.join(", ")
+        );
+        Err(AdminError::new(ExitCode::Usage, text))
+    }
+
+    /// A volume that the config file has by now, and its size there.
+    fn new_volume(&self, name: &str) -> Result<(Name, u64), AdminError> {
+        let file = self.config.file.display();
+        let usage = |text: String| AdminError::new(ExitCode::Usage, text);
+        let config = Config::load(&self.config.file).map_err(|error| usage(error.to_string()))?;
+        let found = config.volumes.iter().find(|v| v.name == name);
+        let volume = found.ok_or_else(|| {
+            usage(format!(
+                "{file} has no volume {name:?}: write it there on every node, with its size, and try again"
+            ))
+        })?;
+        let name =
+            Name::from(&volume.name).map_err(|_| usage("the name is too long".to_owned()))?;
+        Ok((name, volume.size_bytes))
+    }
+
+    /// Changes the membership, or the volumes.
     async fn change(
         &self,
         timeout_ms: u64,

@@ -2,15 +2,17 @@
 
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use replicator::meta::volumes::Volumes;
 use replicator::types::VolumeId;
 
 use super::runtime::{self, Socket, TcpListener, UnixListener};
 use super::waiting::Place;
 use super::{NBD_CONNECTIONS_MAX, Shared};
 use crate::handle::{Stream, ToData};
-use crate::nbd::{ExportIndex, Limits, NegotiationEvent, Session, Terms};
+use crate::nbd::{Export, ExportIndex, Limits, NegotiationEvent, Session, Terms};
 
 /// How long a client may take to choose an export.
 const NEGOTIATION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -99,6 +101,13 @@ async fn choose(shared: &Shared, socket: &Socket) -> io::Result<Option<Choice>> 
         let event = {
             let mut exports = shared.exports.borrow_mut();
             exports.set_serving(shared.serving());
+            if let Some(volumes) = shared.volumes() {
+                let exports_of = volumes.slots().map(|v| Export {
+                    name: v.name.to_string(),
+                    size_bytes: v.bytes,
+                });
+                exports.set_exports(exports_of);
+            }
             let (taken, event) = session.negotiate(&input, &exports);
             input.drain(..taken);
             event
@@ -131,6 +140,12 @@ async fn choose(shared: &Shared, socket: &Socket) -> io::Result<Option<Choice>> 
 }
 
 impl Shared {
+    /// The volumes, once the data thread has told of them.
+    pub(super) fn volumes(&self) -> Option<Arc<Volumes>> {
+        let snapshot = self.data.snapshot();
+        (snapshot.at.0 != 0).then_some(snapshot.volumes)
+    }
+
     /// Whether exports may be opened, or what a client is told.
     fn serving(&self) -> Result<(), String> {
         let view = self.data.snapshot().view;

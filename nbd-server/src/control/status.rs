@@ -1,5 +1,9 @@
 //! From the data thread's snapshot to what operators read.
 
+use replicator::meta::volumes::VolumeRecord;
+use replicator::types::VolumeId;
+
+use crate::config::{Config, Node, Volume};
 use nix::time::{ClockId, clock_gettime};
 use replicator::types::Time;
 use replicator::view;
@@ -10,7 +14,7 @@ use crate::admin::{
     Connection, DiskState, Health, IntegrityStatus, JournalStatus, Limits, Membership,
     MemoryStatus, PeerStatus, Replication, Role, SeqStatus, Status, Suspended, VolumeStatus,
 };
-use crate::config::{Config, NodeRole};
+use crate::config::NodeRole;
 use crate::handle::{Snapshot, Trouble};
 
 /// A data thread that did not move for so long hangs.
@@ -54,6 +58,27 @@ impl Pace {
         }
         u64::try_from(bytes * 1_000_000_000 / nanos).ok()
     }
+}
+
+/// The volumes with their ids: as they are, or as the config file has them while that is not known yet.
+fn volumes(
+    config: &Config,
+    node: &Node,
+    snapshot: &Snapshot,
+) -> impl Iterator<Item = (usize, Volume)> {
+    let known: Vec<_> = if node.role == NodeRole::Witness {
+        Vec::new()
+    } else if snapshot.at.0 == 0 {
+        config.volumes.iter().cloned().enumerate().collect()
+    } else {
+        let volume = |(id, v): (VolumeId, &VolumeRecord)| {
+            (usize::from(id.0), Volume::named(&v.name, v.bytes))
+        };
+        let mut all: Vec<_> = snapshot.volumes.iter().map(volume).collect();
+        all.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+        all
+    };
+    known.into_iter()
 }
 
 impl StatusBuilder {
@@ -117,17 +142,14 @@ impl StatusBuilder {
                 committed: known(view.committed.0),
                 applied: known(view.applied.0),
             },
-            volumes: config
-                .volumes
-                .iter()
-                .filter(|_| node.role == NodeRole::Data)
-                .enumerate()
-                .map(|(index, volume)| VolumeStatus {
-                    name: volume.name.clone(),
-                    size: volume.size_bytes,
+            volumes: volumes(config, node, snapshot)
+                .map(|(id, volume)| VolumeStatus {
+                    id,
                     disk_state,
-                    nbd_clients: snapshot.nbd_clients.get(index).copied().filter(|_| seen),
-                    uri: config.nbd_uri(node, volume),
+                    nbd_clients: snapshot.nbd_clients.get(id).copied().filter(|_| seen),
+                    uri: config.nbd_uri(node, &volume),
+                    name: volume.name,
+                    size: volume.size_bytes,
                 })
                 .collect(),
             peers: (0..config.nodes.len())

@@ -76,6 +76,12 @@ impl ExportTable {
         })
     }
 
+    /// The volumes have changed: their names and sizes by their ids. A place without a name is no export.
+    pub fn set_exports(&mut self, volumes: impl Iterator<Item = Export>) {
+        self.exports.clear();
+        self.exports.extend(volumes);
+    }
+
     /// Opens the exports, or closes them with the sentence that INFO and GO answer; on a Secondary
     /// it names the Primary. Sessions that are in transmission already do not notice.
     pub fn set_serving(&mut self, serving: Result<(), String>) {
@@ -88,18 +94,20 @@ impl ExportTable {
     }
 
     /// All exports, in the order of the config.
-    pub fn exports(&self) -> &[Export] {
-        &self.exports
+    pub fn exports(&self) -> impl Iterator<Item = (ExportIndex, &Export)> {
+        let all = (0..).map(ExportIndex).zip(&self.exports);
+        all.filter(|(_, export)| !export.name.is_empty())
     }
 
     /// The export that a client means by `name`; the empty name is the only export, if there is
     /// only one.
     pub fn find(&self, name: &str) -> Option<(ExportIndex, &Export)> {
-        if let ("", [only]) = (name, self.exports.as_slice()) {
-            return Some((ExportIndex(0), only));
+        let mut exports = self.exports();
+        if name.is_empty() {
+            let only = exports.next();
+            return only.filter(|_| exports.next().is_none());
         }
-        let index = self.exports.iter().position(|export| export.name == name)?;
-        Some((ExportIndex(index), &self.exports[index]))
+        exports.find(|(_, export)| export.name == name)
     }
 }
 

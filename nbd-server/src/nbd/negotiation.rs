@@ -333,7 +333,7 @@ impl Negotiation {
                 reply.error(ReplyCode::ErrInvalid, "LIST takes no data");
             }
             O::List => {
-                for Export { name, .. } in exports.exports() {
+                for (_, Export { name, .. }) in exports.exports() {
                     let len = U32::new(name.len() as u32);
                     reply.put(ReplyCode::Server, &[len.as_bytes(), name.as_bytes()]);
                 }

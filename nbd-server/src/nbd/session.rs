@@ -95,6 +95,13 @@ impl Session {
         }
     }
 
+    /// The export has another size from now on.
+    pub fn resize(&mut self, size_bytes: u64) {
+        if let Phase::Transmission(transmission, _) = &mut self.phase {
+            transmission.resize(size_bytes);
+        }
+    }
+
     fn start(limits: Limits, tls: Tls) -> Self {
         let mut output = Vec::new();
         let negotiation = Negotiation::new(limits, tls, &mut output);

@@ -167,6 +167,11 @@ impl Transmission {
         self.terms
     }
 
+    /// The export has another size from now on.
+    pub(super) fn resize(&mut self, size_bytes: u64) {
+        self.size_bytes = size_bytes;
+    }
+
     /// Takes bytes up to the end of one request; says how many it took and what it found.
     pub(super) fn step(&mut self, input: &[u8]) -> (usize, TransmissionEvent) {
         if let Some(event) = self.ended {

@@ -153,6 +153,11 @@ impl Client {
         self.volume
     }
 
+    /// Its volume has another size.
+    pub fn resize(&mut self, bytes: u64) {
+        self.session.resize(bytes);
+    }
+
     /// Whether it is closed, and why.
     pub fn over(&self) -> Option<&CloseReason> {
         self.over.as_ref()

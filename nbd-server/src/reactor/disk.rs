@@ -1,19 +1,23 @@
 //! Disk operations: from what the core wants to what the ring does, and back.
 //!
-//! Files are opened with O_DIRECT and keep their size. What moved fewer bytes than asked for is continued; more
+//! Files are opened with O_DIRECT; see [`places`](super::places) for changes of their size. What moved fewer bytes than asked for is continued; more
 //! operations than [`OPERATIONS_MAX`] wait their turn in order.
 
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::eventfd::EventFd;
 use replicator::io::{DiskError, DiskOp, PARTS_MAX, Parts, SideFile};
 use replicator::memory::Buffer;
+use replicator::meta::volumes::Volumes;
 use replicator::types::{BLOCK_BYTES, Ticket, Time, VolumeId};
 
 use super::file::DirectFile;
+use super::places::{Moved, Movers, Places, Wanted};
 use super::pool::{Pool, PoolBuffer};
 use super::record::{Event, Recorder};
 use super::ring::{Completion, Ring, Segment, Segments, WriteAt};
@@ -44,8 +48,8 @@ pub struct Files {
     pub meta: DirectFile,
     /// The journal. A witness has none, and none of the files that go with stores.
     pub journal: Option<DirectFile>,
-    /// The stores, in the order of the volumes.
-    pub stores: Vec<DirectFile>,
+    /// The stores, by the ids of the volumes.
+    pub stores: Vec<Option<DirectFile>>,
     /// The table of checksums.
     pub sums: Option<DirectFile>,
     /// What a resync has brought until it is whole.
@@ -73,6 +77,9 @@ pub struct Disks {
     recorder: Recorder,
     meters: Arc<Meters>,
     watch: Watch,
+    /// Where the files are, and who makes them longer or shorter.
+    places: Option<Places>,
+    movers: Movers,
 }
 
 #[derive(Debug)]
@@ -126,7 +133,17 @@ impl Disks {
             recorder: Recorder::default(),
             meters: Arc::default(),
             watch: Watch::default(),
+            places: None,
+            movers: Movers::new(None),
         })
+    }
+
+    /// The same, with files that can get longer and shorter. Whoever does that rings `bell`.
+    #[must_use]
+    pub fn at(mut self, places: Places, bell: Arc<EventFd>) -> Self {
+        self.places = Some(places);
+        self.movers = Movers::new(Some(bell));
+        self
     }
 
     /// The same, counted.
@@ -154,7 +171,7 @@ impl Disks {
     pub fn recorded(mut self, recorder: Recorder) -> Self {
         let number = |file: &DirectFile| file.fd.as_raw_fd();
         let files = &self.files;
-        let stores: Vec<_> = files.stores.iter().map(number).collect();
+        let stores: Vec<_> = files.stores.iter().flatten().map(number).collect();
         recorder.note(|| Event::Files {
             meta: number(&files.meta),
             journal: files.journal.as_ref().map_or(-1, number),
@@ -174,6 +191,11 @@ impl Disks {
         ticket: Ticket,
         op: DiskOp<PoolBuffer>,
     ) {
+        let op = match op {
+            DiskOp::MakeRoom { volumes } => return self.begin_move(ticket, Wanted::Room, *volumes),
+            DiskOp::Fit { volumes } => return self.begin_move(ticket, Wanted::Fit, *volumes),
+            other => other,
+        };
         let total = |parts: &Parts<PoolBuffer>| {
             let bytes = parts
                 .iter()
@@ -192,9 +214,10 @@ impl Disks {
             DiskOp::SideWrite { file, .. } => (DiskFile::Side(*file), DiskKind::Write),
             DiskOp::SideFlush { file } => (DiskFile::Side(*file), DiskKind::Flush),
             DiskOp::SideDiscard { file, .. } => (DiskFile::Side(*file), DiskKind::Zero),
+            DiskOp::MakeRoom { .. } | DiskOp::Fit { .. } => unreachable!("they are elsewhere"),
         };
         let files = &self.files;
-        let store = |volume: VolumeId| files.stores.get(usize::from(volume.0));
+        let store = |volume: VolumeId| files.stores.get(usize::from(volume.0))?.as_ref();
         let (file, offset, length, work) = match op {
             DiskOp::JournalWrite { offset, parts } => {
                 let (length, durable) = (total(&parts), true);
@@ -270,6 +293,7 @@ impl Disks {
                 };
                 (files.side(file), offset, length, work)
             }
+            DiskOp::MakeRoom { .. } | DiskOp::Fit { .. } => unreachable!("they are elsewhere"),
         };
         let Some(file) = file.filter(|file| file.has(offset, length)) else {
             self.ended.push_back((ticket, Err(DiskError::Short)));
@@ -421,6 +445,41 @@ impl Disks {
             let oldest = oldest.min_by_key(|active| active.began);
             self.watch.look(now, oldest.map(Active::operation));
         }
+    }
+
+    /// Lengths of files are changed by a thread of their own.
+    fn begin_move(&mut self, ticket: Ticket, wanted: Wanted, volumes: Volumes) {
+        match &self.places {
+            Some(places) => self.movers.begin(ticket, wanted, places.clone(), volumes),
+            None => self.ended.push_back((ticket, Err(DiskError::Short))),
+        }
+    }
+
+    /// Takes over files whose lengths have changed; tells where the stores are.
+    pub fn moved(&mut self) -> Option<Option<Vec<Option<PathBuf>>>> {
+        let Moved { ticket, result } = self.movers.ended()?;
+        let result = result.and_then(|places| {
+            let open = |path: &PathBuf| {
+                DirectFile::open(path).map_err(|error| {
+                    tracing::error!("{error}");
+                    DiskError::Os(Errno::EIO as i32)
+                })
+            };
+            let open = |path: &Option<PathBuf>| path.as_ref().map(open).transpose();
+            let stores = places.stores.iter().map(open);
+            self.files.stores = stores.collect::<Result<_, _>>()?;
+            self.files.sums = open(&places.sums)?;
+            self.files.stage = open(&places.stage)?;
+            let stores = places.stores.clone();
+            self.places = Some(places);
+            Ok(stores)
+        });
+        let (stores, result) = match result {
+            Ok(stores) => (Some(stores), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        self.ended.push_back((ticket, result));
+        Some(stores)
     }
 
     /// What is known to be wrong with the files.

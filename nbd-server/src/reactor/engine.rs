@@ -7,6 +7,7 @@ use nix::time::{ClockId, clock_gettime};
 use replicator::Replica;
 use replicator::io::{Answer, ClientError, ClientOp, Input, Output};
 use replicator::memory::{Memory, Purpose};
+use replicator::meta::volumes::Volumes;
 use replicator::replica::Capacity;
 use replicator::types::*;
 use replicator::view::View;
@@ -36,6 +37,8 @@ pub trait Core {
     fn memory_mut(&mut self) -> &mut Pool;
     /// A snapshot.
     fn view(&self) -> View;
+    /// The volumes, as the stores have them.
+    fn volumes(&self) -> &Volumes;
     /// For which parts of a range, of so many bytes from an offset on, a store does not have the last word: the first of them
     /// in order, as many as fit.
     fn unapplied(&self, volume: VolumeId, range: (u64, u32), into: &mut Cover);
@@ -62,6 +65,9 @@ impl Core for Replica<Pool> {
     }
     fn view(&self) -> View {
         Self::view(self)
+    }
+    fn volumes(&self) -> &Volumes {
+        Self::volumes(self)
     }
     fn unapplied(&self, volume: VolumeId, (offset, len): (u64, u32), into: &mut Cover) {
         let end = (offset + u64::from(len)).div_ceil(BLOCK_BYTES_U64);

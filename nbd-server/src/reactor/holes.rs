@@ -11,8 +11,8 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use arrayvec::ArrayVec;
@@ -63,6 +63,13 @@ pub struct Mapped {
 pub struct Mapper {
     questions: SyncSender<Question>,
     answers: Receiver<Mapped>,
+    /// Opened anew for this: a position in a file belongs to whoever opened it.
+    stores: Arc<Mutex<Vec<Option<File>>>>,
+}
+
+fn opened(stores: &[Option<PathBuf>]) -> io::Result<Vec<Option<File>>> {
+    let open = |path: &Option<PathBuf>| path.as_ref().map(File::open).transpose();
+    stores.iter().map(open).collect()
 }
 
 impl Mapper {
@@ -70,10 +77,9 @@ impl Mapper {
     ///
     /// # Errors
     /// A store can not be opened, or there is no thread.
-    pub fn start(stores: &[PathBuf], bell: Arc<EventFd>) -> io::Result<Self> {
-        // Opened anew: a position in a file belongs to whoever opened it.
-        let stores = stores.iter().map(File::open);
-        let stores = stores.collect::<io::Result<Vec<_>>>()?;
+    pub fn start(stores: &[Option<PathBuf>], bell: Arc<EventFd>) -> io::Result<Self> {
+        let stores = Arc::new(Mutex::new(opened(stores)?));
+        let known = Arc::clone(&stores);
         let (questions, asked) = sync_channel::<Question>(CLIENTS_MAX);
         let (told, answers) = sync_channel(CLIENTS_MAX);
         thread::Builder::new()
@@ -81,15 +87,29 @@ impl Mapper {
             .spawn(move || {
                 for question in asked {
                     let client = question.client;
-                    let store = stores.get(usize::from(question.volume.0));
-                    let extents = Box::new(map(&question, store));
+                    let extents = {
+                        let stores = known.lock().unwrap_or_else(PoisonError::into_inner);
+                        let store = stores.get(usize::from(question.volume.0));
+                        Box::new(map(&question, store.and_then(Option::as_ref)))
+                    };
                     let answered = told.send(Mapped { client, extents }).is_ok();
                     if !answered || bell.write(1).is_err() {
                         return;
                     }
                 }
             })?;
-        Ok(Self { questions, answers })
+        Ok(Self {
+            questions,
+            answers,
+            stores,
+        })
+    }
+
+    /// The stores are others now. What can not be opened is all data.
+    pub fn stores_are(&self, paths: &[Option<PathBuf>]) {
+        let open = |path: &Option<PathBuf>| path.as_ref().and_then(|p| File::open(p).ok());
+        let opened = paths.iter().map(open).collect();
+        *self.stores.lock().unwrap_or_else(PoisonError::into_inner) = opened;
     }
 
     /// Asks. The connection has no other question.

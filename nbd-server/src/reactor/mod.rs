@@ -7,6 +7,7 @@
 //! | [`peer`] | a connection to a peer |
 //! | [`link`], [`stage`] | a socket, and the place for encryption |
 //! | [`disk`] | journal, metadata, stores, and the files beside them |
+//! | [`places`] | files that get longer or shorter |
 //! | [`holes`] | which parts of the stores are holes |
 //! | [`engine`] | what all of them work with |
 //! | [`ring`], [`tag`], [`slab`] | operations in flight |
@@ -28,6 +29,7 @@ pub mod flusher;
 pub mod holes;
 pub mod link;
 pub mod peer;
+pub mod places;
 pub mod pool;
 pub mod publish;
 pub mod queues;
@@ -53,6 +55,7 @@ use self::disk::{Disks, Files};
 use self::engine::Core;
 use self::file::{BlockingReader, DirectFile, OpenError};
 use self::holes::Mapper;
+use self::places::Places;
 use self::pool::{Pool, PoolSizes};
 use self::record::Recorder;
 use self::ring::{Ring, RingError};
@@ -83,14 +86,8 @@ pub struct ReactorParams {
     pub journal: Option<PathBuf>,
     /// The metadata file.
     pub meta: PathBuf,
-    /// The stores, in the order of the volumes.
-    pub stores: Vec<PathBuf>,
-    /// The table of checksums; a witness has none.
-    pub sums: Option<PathBuf>,
-    /// What a resync has brought until it is whole.
-    pub stage: Option<PathBuf>,
-    /// The sizes of the volumes.
-    pub volume_bytes: Vec<u64>,
+    /// The stores, the files beside them, and the volumes that the node has.
+    pub places: Places,
     /// Memory for payloads. What connections need comes on top.
     pub memory_bytes: u64,
     /// The bound of requests that the core works on.
@@ -205,8 +202,13 @@ pub fn prepare<C: Core>(
         .map(DirectFile::open)
         .transpose()?;
     let meta = DirectFile::open(&params.meta)?;
-    let mut stores = Vec::with_capacity(params.stores.len());
-    for (path, &volume_bytes) in params.stores.iter().zip(&params.volume_bytes) {
+    let places = params.places;
+    let mut stores = Vec::with_capacity(places.stores.len());
+    for (path, volume_bytes) in places.stores.iter().zip(places.volumes.sizes()) {
+        let Some(path) = path else {
+            stores.push(None);
+            continue;
+        };
         let store = DirectFile::open(path)?;
         if store.bytes() < volume_bytes {
             return Err(ReactorError::StoreTooSmall {
@@ -215,15 +217,15 @@ pub fn prepare<C: Core>(
                 volume_bytes,
             });
         }
-        stores.push(store);
+        stores.push(Some(store));
     }
-    let volumes = || params.volume_bytes.iter().copied();
+    let volumes = || places.volumes.sizes();
     let open = |path: &Option<PathBuf>, bytes| {
         let open = |path: &PathBuf| open_side(path, bytes);
         path.as_ref().map(open).transpose()
     };
-    let sums = open(&params.sums, sums::file_bytes(volumes()))?;
-    let stage = open(&params.stage, volumes().sum())?;
+    let sums = open(&places.sums, sums::file_bytes(volumes()))?;
+    let stage = open(&places.stage, volumes().sum())?;
     let memory_bytes = params.memory_bytes.max(MEMORY_BYTES_MIN);
     let no_memory = |error| ReactorError::Memory {
         bytes: data_path_bytes(memory_bytes),
@@ -257,14 +259,14 @@ pub fn prepare<C: Core>(
         .ok_or_else(used_up)?
         .recorded(params.recorder.clone())
         .metered(Arc::clone(&params.control.meters));
-    let mapper = Mapper::start(&params.stores, params.control.bell.clone())?;
+    let mapper = Mapper::start(&places.stores, params.control.bell.clone())?;
+    let disks = disks.at(places, params.control.bell.clone());
     Ok(Server::new(Parts {
         core,
         ring,
         disks,
         pool,
         mapper,
-        volume_bytes: params.volume_bytes,
         requests_max: params.requests_max,
         disk_timeout_ms: params.disk_timeout_ms,
         control: params.control,

@@ -1,5 +1,8 @@
 //! What the data thread publishes, and what it tells the control thread about.
 
+use std::sync::Arc;
+
+use replicator::meta::volumes::Volumes;
 use replicator::types::{Time, VOLUMES_MAX};
 use replicator::view::View;
 
@@ -49,13 +52,14 @@ impl Publisher {
         &mut self,
         now: Time,
         view: View,
-        nbd_clients: [u32; VOLUMES_MAX],
+        (nbd_clients, volumes): ([u32; VOLUMES_MAX], &Arc<Volumes>),
         queues: impl FnOnce() -> Queues,
         trouble: &Trouble,
         (control, about_to_wait): (&ControlHandle, bool),
     ) {
         let changed = !self.published
             || self.has_changed(&view, &nbd_clients)
+            || self.last.volumes != *volumes
             || self.last.trouble != *trouble;
         let age = now.since(self.last.at);
         let numbers = view != self.last.view;
@@ -68,6 +72,7 @@ impl Publisher {
         let before = std::mem::replace(&mut self.last.view, view);
         let clients = std::mem::replace(&mut self.last.nbd_clients, nbd_clients);
         let at = std::mem::replace(&mut self.last.at, now);
+        let before_volumes = std::mem::replace(&mut self.last.volumes, Arc::clone(volumes));
         self.last.memory_used_bytes = self.pool.used_bytes();
         self.last.queues = queues();
         let troubled = std::mem::replace(&mut self.last.trouble, trouble.clone());
@@ -82,6 +87,7 @@ impl Publisher {
             // The next turn sees the same change and tries again.
             self.last.view = before;
             self.last.nbd_clients = clients;
+            self.last.volumes = before_volumes;
             self.last.at = at;
             self.last.trouble = troubled;
         }

@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use replicator::io::{AdminCommand, Input, LogLevel, LogLine, Output};
+use replicator::meta::superblock::VolumeRecord;
+use replicator::meta::volumes::Volumes;
 use replicator::types::*;
 
 use super::acks::Acknowledgements;
@@ -50,8 +52,6 @@ pub struct Parts<C> {
     pub pool: Pool,
     /// Who asks the stores for holes, and rings the bell.
     pub mapper: Mapper,
-    /// The sizes of the volumes.
-    pub volume_bytes: Vec<u64>,
     /// The bound of requests that the core works on.
     pub requests_max: u32,
     /// How long clients wait for this node's disks while another node could serve them, in milliseconds.
@@ -68,7 +68,8 @@ pub struct Server<C> {
     engine: Engine<C>,
     disks: Disks,
     pool: Pool,
-    volume_bytes: Vec<u64>,
+    /// The volumes, as clients know them.
+    volumes: Arc<Volumes>,
     clients: Slab<Client>,
     nbd_clients: [u32; VOLUMES_MAX],
     peers: Slab<Peer>,
@@ -120,12 +121,12 @@ impl<C: Core> Server<C> {
             disks,
             pool,
             mapper,
-            volume_bytes,
             requests_max,
             disk_timeout_ms,
             control,
             recorder,
         } = parts;
+        let volumes = Arc::new(core.volumes().clone());
         let bell = Rc::new(control.bell.as_fd().try_clone_to_owned()?);
         let places = CLIENTS_MAX + PEERS_MAX;
         let engine = Engine {
@@ -144,7 +145,7 @@ impl<C: Core> Server<C> {
             disks,
             publisher: Publisher::new(pool.clone()),
             pool,
-            volume_bytes,
+            volumes,
             clients: Slab::new(CLIENTS_MAX),
             nbd_clients: [0; VOLUMES_MAX],
             peers: Slab::new(PEERS_MAX),
@@ -246,6 +247,7 @@ impl<C: Core> Server<C> {
         while let Some(output) = self.engine.core.poll() {
             self.perform(output);
         }
+        self.follow_volumes();
         self.flush_connections();
         self.publish();
         self.commands.deliver();
@@ -266,6 +268,11 @@ impl<C: Core> Server<C> {
                 // Read first: a message that comes later rings again.
                 let _ = self.control.bell.read();
                 self.take_messages();
+                while let Some(stores) = self.disks.moved() {
+                    if let Some(stores) = stores {
+                        self.engine.mapper.stores_are(&stores);
+                    }
+                }
                 while let Some(Mapped { client, extents }) = self.engine.mapper.answered() {
                     if let Some(client) = self.clients.get_mut(client) {
                         client.mapped(extents);
@@ -528,7 +535,7 @@ impl<C: Core> Server<C> {
         self.publisher.publish(
             now,
             view,
-            self.nbd_clients,
+            (self.nbd_clients, &self.volumes),
             queues,
             self.disks.watch().trouble(),
             (&self.control, about_to_wait),
@@ -563,11 +570,26 @@ impl<C: Core> Server<C> {
         }
     }
 
+    /// Volumes may have changed: who is attached can use what is new at once.
+    fn follow_volumes(&mut self) {
+        let volumes = self.engine.core.volumes();
+        if *volumes == *self.volumes {
+            return;
+        }
+        self.volumes = Arc::new(volumes.clone());
+        let keys: Vec<u32> = self.clients.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            if let Some(client) = self.clients.get_mut(key) {
+                client.resize(self.volumes.bytes(client.volume()));
+            }
+        }
+    }
+
     fn add_client(&mut self, stream: Stream, chosen: (VolumeId, Terms), leftover: &[u8]) {
         let (volume, terms) = chosen;
         let serving = self.engine.core.view().serving && self.stop.is_none();
-        let bytes = self.volume_bytes.get(usize::from(volume.0)).copied();
-        let (Some(bytes), true) = (bytes, serving) else {
+        let known = self.engine.core.volumes().get(volume);
+        let (Some(&VolumeRecord { bytes, .. }), true) = (known, serving) else {
             tracing::info!("NBD client turned away: this node does not serve");
             return;
         };
@@ -621,6 +643,12 @@ impl<C: Core> Server<C> {
         self.wake_peer(key);
     }
 
+    /// Whether a volume would lose something that a client is attached to.
+    fn in_use(&self, volume: &str, bytes: u64) -> bool {
+        let known = self.engine.core.volumes().find(volume);
+        known.is_some_and(|(id, v)| bytes < v.bytes && self.nbd_clients[usize::from(id.0)] > 0)
+    }
+
     fn command(&mut self, command: DataCommand, answer: super::admin::AnswerSender) {
         if let (Some(_), true) = (&self.stop, command != DataCommand::Stop) {
             let stopping = refusal(1, "this node is stopping");
@@ -667,6 +695,38 @@ impl<C: Core> Server<C> {
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },
             DataCommand::ConfirmStopped { peer } => AdminCommand::ConfirmStopped { peer },
+            DataCommand::Resize { volume, bytes, .. } if self.in_use(&volume, bytes) => {
+                let message = "in use: an NBD client is attached to this volume; detach it before it is made smaller";
+                self.commands.answer(answer, Err(refusal(12, message)));
+                return;
+            }
+            DataCommand::RemoveVolume { volume, .. } if self.in_use(&volume, 0) => {
+                let message = "in use: an NBD client is attached to this volume; detach it before it is removed";
+                self.commands.answer(answer, Err(refusal(12, message)));
+                return;
+            }
+            DataCommand::Resize {
+                volume,
+                bytes,
+                timeout_ms,
+            } => AdminCommand::Resize {
+                volume,
+                bytes,
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
+            DataCommand::AddVolume {
+                volume,
+                bytes,
+                timeout_ms,
+            } => AdminCommand::AddVolume {
+                volume,
+                bytes,
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
+            DataCommand::RemoveVolume { volume, timeout_ms } => AdminCommand::RemoveVolume {
+                volume,
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
             DataCommand::SuspendIo { timeout_ms } => AdminCommand::SuspendIo {
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },

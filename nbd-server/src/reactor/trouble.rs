@@ -114,7 +114,7 @@ impl Watch {
         }
         let reason = match error {
             DiskError::Os(code) => std::io::Error::from_raw_os_error(code).to_string(),
-            DiskError::Short => error.to_string(),
+            DiskError::Short | DiskError::Volume(_) => error.to_string(),
         };
         let text = format!("{} failed: {reason}", operation.sentence());
         let advice = match error {

@@ -18,6 +18,7 @@ use nbd_server::meters::Meters;
 use nbd_server::nbd::Terms;
 use nbd_server::reactor::engine::Core;
 use nbd_server::reactor::holes::Cover;
+use nbd_server::reactor::places::Places;
 use nbd_server::reactor::pool::{Pool, PoolBuffer};
 use nbd_server::reactor::record::Recorder;
 use nbd_server::reactor::ring::RingError;
@@ -28,6 +29,7 @@ use replicator::memory::{Buffer, Memory, Purpose};
 use replicator::meta::config::Name;
 use replicator::meta::label::{FormatParams, format_node};
 use replicator::meta::superblock::VolumeRecord;
+use replicator::meta::volumes::Volumes;
 use replicator::recover::recover;
 use replicator::replica::Capacity;
 use replicator::store::sums;
@@ -66,6 +68,7 @@ pub struct StandIn {
     behaviour: Behaviour,
     working: u32,
     view: View,
+    volumes: Volumes,
 }
 
 impl StandIn {
@@ -85,6 +88,7 @@ impl StandIn {
                 serving: true,
                 ..View::default()
             },
+            volumes: volumes(),
         }
     }
 
@@ -172,7 +176,20 @@ impl StandIn {
     }
 }
 
+/// The one volume.
+fn volumes() -> Volumes {
+    std::iter::once(VolumeRecord {
+        name: Name::from("volume").expect("a short name"),
+        bytes: VOLUME_BYTES,
+    })
+    .collect()
+}
+
 impl Core for StandIn {
+    fn volumes(&self) -> &Volumes {
+        &self.volumes
+    }
+
     fn handle(&mut self, _now: Time, input: Input<'_, PoolBuffer>) {
         match input {
             Input::Client { req, op } => self.client(req, op),
@@ -288,16 +305,13 @@ impl Node {
     pub fn real(nodes: u8, me: u8, begun: impl FnOnce() + Send + 'static) -> Self {
         let name = |text: &str| Name::from(text).expect("a short name");
         let node_name = |n: u8| name(&format!("node-{n}"));
-        let volumes = vec![VolumeRecord {
-            name: name("volume"),
-            bytes: VOLUME_BYTES,
-        }];
+        let volumes = volumes().iter().map(|(_, v)| *v).collect();
         let (meta, label) = format_node(&FormatParams {
             resource: name("test"),
             node: node_name(me),
             incarnation: Incarnation(u128::from(me) + 1),
             journal_bytes: JOURNAL_BYTES,
-            volumes: volumes.clone(),
+            volumes,
         });
         let dir = tempfile::tempdir().expect("a directory");
         write_file(&dir, "journal", JOURNAL_BYTES, &label);
@@ -308,7 +322,6 @@ impl Node {
             nodes: (0..nodes).map(node_name).collect(),
             witnesses: Vec::new(),
             me: NodeId(me),
-            volumes,
             lease_ms: 1000,
             on_no_quorum: OnNoQuorum::SuspendIo,
             ack: AckPolicy::Majority,
@@ -343,10 +356,12 @@ impl Node {
         let params = ReactorParams {
             journal: Some(dir.path().join("journal")),
             meta: dir.path().join("meta"),
-            stores: vec![dir.path().join("store")],
-            sums: Some(dir.path().join("sums")),
-            stage: Some(dir.path().join("stage")),
-            volume_bytes: vec![VOLUME_BYTES],
+            places: Places::fixed(
+                volumes(),
+                std::iter::once(dir.path().join("store")),
+                dir.path().join("sums"),
+                dir.path().join("stage"),
+            ),
             memory_bytes: 64 << 20,
             requests_max,
             disk_timeout_ms: 60_000,

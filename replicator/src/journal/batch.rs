@@ -17,6 +17,7 @@ use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::meta::config::{ClusterConfig, RawConfig};
+use crate::meta::volumes::{RawVolumes, Volumes};
 use crate::types::*;
 
 /// The version of the journal format.
@@ -57,6 +58,8 @@ pub enum Kind {
     Membership,
     /// Ends an epoch cleanly.
     Demote,
+    /// Changes the table of volumes; its payload block holds the new one.
+    Volumes,
 }
 
 /// One record of a batch.
@@ -220,6 +223,7 @@ const KIND_ZERO: u8 = 2;
 const KIND_EPOCH: u8 = 16;
 const KIND_MEMBERSHIP: u8 = 17;
 const KIND_DEMOTE: u8 = 18;
+const KIND_VOLUMES: u8 = 19;
 const MAY_DEALLOCATE: u8 = 1;
 
 /// The checksum of a payload block at its place.
@@ -299,7 +303,9 @@ impl Draft {
         let payload_blocks = payload.len() / BLOCK_BYTES;
         match kind {
             Kind::Write => assert_eq!(payload_blocks, blocks as usize),
-            Kind::Epoch | Kind::Membership => assert_eq!((payload_blocks, blocks), (1, 1)),
+            Kind::Epoch | Kind::Membership | Kind::Volumes => {
+                assert_eq!((payload_blocks, blocks), (1, 1));
+            }
             Kind::Zero { .. } | Kind::Demote => assert_eq!(payload_blocks, 0),
         }
         for (index, bytes) in (0u64..).zip(payload.chunks_exact(BLOCK_BYTES)) {
@@ -388,6 +394,7 @@ impl Descriptor {
             Kind::Epoch => (KIND_EPOCH, 0),
             Kind::Membership => (KIND_MEMBERSHIP, 0),
             Kind::Demote => (KIND_DEMOTE, 0),
+            Kind::Volumes => (KIND_VOLUMES, 0),
         };
         RawDescriptor {
             kind,
@@ -412,6 +419,7 @@ impl Descriptor {
             (KIND_EPOCH, 0) => Kind::Epoch,
             (KIND_MEMBERSHIP, 0) => Kind::Membership,
             (KIND_DEMOTE, 0) => Kind::Demote,
+            (KIND_VOLUMES, 0) => Kind::Volumes,
             _ => return None,
         };
         let (block, blocks) = (raw.block.get(), raw.blocks.get());
@@ -429,7 +437,7 @@ impl Descriptor {
     #[must_use]
     pub fn payload_blocks(&self) -> u32 {
         match self.kind {
-            Kind::Write | Kind::Epoch | Kind::Membership => self.blocks,
+            Kind::Write | Kind::Epoch | Kind::Membership | Kind::Volumes => self.blocks,
             Kind::Zero { .. } | Kind::Demote => 0,
         }
     }
@@ -483,7 +491,9 @@ pub fn read_header(block: &[u8]) -> Result<Header, BatchFault> {
         let shape = match record.kind {
             Kind::Write => record.blocks > 0,
             Kind::Zero { .. } => record.blocks > 0 && record.blocks <= ZERO_BLOCKS_MAX,
-            Kind::Epoch | Kind::Membership => record.blocks == 1 && header.records == 1,
+            Kind::Epoch | Kind::Membership | Kind::Volumes => {
+                record.blocks == 1 && header.records == 1
+            }
             Kind::Demote => record.blocks == 0 && header.records == 1,
         };
         if !shape || record.payload != if blocks == 0 { 0 } else { payload } {
@@ -563,6 +573,25 @@ pub fn config_of(bytes: &[u8], header: &Header) -> Option<ClusterConfig> {
     let payload = bytes.get(BLOCK_BYTES..2 * BLOCK_BYTES)?;
     let (raw, _) = RawConfig::ref_from_prefix(payload).ok()?;
     ClusterConfig::from_raw(raw)
+}
+
+/// The table in a verified batch that changes the volumes.
+#[must_use]
+pub fn volumes_of(bytes: &[u8], header: &Header) -> Option<Volumes> {
+    let record = descriptors(bytes, header).next()??;
+    if record.kind != Kind::Volumes {
+        return None;
+    }
+    let payload = bytes.get(BLOCK_BYTES..2 * BLOCK_BYTES)?;
+    let (raw, _) = RawVolumes::ref_from_prefix(payload).ok()?;
+    Volumes::from_raw(raw)
+}
+
+/// Fills the payload block of a record that changes the volumes.
+pub fn write_volumes(volumes: &Volumes, block: &mut [u8]) {
+    block.fill(0);
+    let raw = volumes.to_raw();
+    block[..size_of::<RawVolumes>()].copy_from_slice(raw.as_bytes());
 }
 
 /// Fills the payload block of an epoch or membership record.

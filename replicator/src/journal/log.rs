@@ -11,6 +11,7 @@ use crate::journal::batch::{Descriptor, Header};
 use crate::meta::config::{ClusterConfig, ConfigAt};
 use crate::meta::label::LABEL_BLOCKS;
 use crate::meta::superblock::AppliedFloor;
+use crate::meta::volumes::Volumes;
 use crate::types::*;
 use crate::wire::frame::EpochHistory;
 
@@ -104,6 +105,17 @@ pub struct LogParts {
     pub epochs: EpochHistory,
     /// The configs, the one at the applied floor first.
     pub configs: Vec<ConfigAt>,
+    /// The tables of volumes, the one at the applied floor first.
+    pub tables: Vec<TableAt>,
+}
+
+/// A table of volumes, and the record that brought it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TableAt {
+    /// The record; 0 if it is that of the superblock.
+    pub at: Seq,
+    /// The table.
+    pub volumes: Volumes,
 }
 
 /// The log of one node.
@@ -125,6 +137,8 @@ pub struct Log<B> {
     floor_position: u64,
     epochs: EpochHistory,
     configs: Vec<ConfigAt>,
+    /// The first is that of the applied floor.
+    tables: Vec<TableAt>,
     /// The record of a config that came without it (protocol D3).
     adopted: Option<RecordId>,
 }
@@ -167,6 +181,7 @@ impl<B: Clone> Log<B> {
             floor_position: parts.applied.position,
             epochs: parts.epochs,
             configs: parts.configs,
+            tables: parts.tables,
             adopted,
         }
     }
@@ -417,6 +432,9 @@ impl<B: Clone> Log<B> {
         while self.epochs.last().is_some_and(|e| e.seq > seq) {
             self.epochs.pop();
         }
+        while self.tables.len() > 1 && self.tables.last().is_some_and(|t| t.at > seq) {
+            self.tables.pop();
+        }
         // The first is the one at the applied floor, or came to a fresh node without its record: it stays.
         while self.configs.len() > 1 && self.configs.last().is_some_and(|c| c.at.seq > seq) {
             self.configs.pop();
@@ -428,7 +446,13 @@ impl<B: Clone> Log<B> {
     ///
     /// # Panics
     /// If that is not durable, or is newer than the record.
-    pub fn restart(&mut self, start: Tail, epochs: EpochHistory, config: ConfigAt) {
+    pub fn restart(
+        &mut self,
+        start: Tail,
+        epochs: EpochHistory,
+        config: ConfigAt,
+        volumes: TableAt,
+    ) {
         assert!(self.durable == self.next_number() && self.tail().id <= start.id);
         assert!(start.position >= self.tail().position);
         self.base = self.next_number();
@@ -440,6 +464,8 @@ impl<B: Clone> Log<B> {
         self.epochs = epochs;
         self.configs.clear();
         self.configs.push(config);
+        self.tables.clear();
+        self.tables.push(volumes);
         self.adopted = None;
     }
 
@@ -463,6 +489,52 @@ impl<B: Clone> Log<B> {
         while self.configs.get(1).is_some_and(|c| c.at.seq <= floor) {
             self.configs.remove(0);
         }
+        while self.tables.get(1).is_some_and(|t| t.at <= floor) {
+            self.tables.remove(0);
+        }
+    }
+
+    /// The record that was appended last brought this table of volumes.
+    pub fn note_volumes(&mut self, volumes: Volumes) {
+        let at = self.tail().id.seq;
+        self.tables.push(TableAt { at, volumes });
+    }
+
+    /// The volumes at the end of the log: what follows has to be about these.
+    #[must_use]
+    pub fn volumes(&self) -> &Volumes {
+        &self.tables.last().expect("the first one stays").volumes
+    }
+
+    /// The volumes that the record after this one is about; `None` if that is too long ago to be known.
+    #[must_use]
+    pub fn volumes_after(&self, seq: Seq) -> Option<&Volumes> {
+        let table = self.tables.iter().rev().find(|t| t.at <= seq)?;
+        Some(&table.volumes)
+    }
+
+    /// The volumes at the applied floor.
+    #[must_use]
+    pub fn applied_volumes(&self) -> &Volumes {
+        &self.tables[0].volumes
+    }
+
+    /// The record that made the volumes at the applied floor what they are; 0 if none did.
+    #[must_use]
+    pub fn applied_volumes_at(&self) -> Seq {
+        self.tables[0].at
+    }
+
+    /// The number of the first entry that the stores lack and that changes the volumes.
+    #[must_use]
+    pub fn next_volumes_number(&self) -> Option<u64> {
+        self.number_of(self.tables.get(1)?.at)
+    }
+
+    /// The tables that the stores lack, in their order.
+    #[must_use]
+    pub fn unapplied_volumes(&self) -> &[TableAt] {
+        &self.tables[1..]
     }
 
     /// The epoch history.

@@ -6,7 +6,9 @@
 
 use crate::io::DiskError;
 use crate::journal::batch::{self, BATCH_BLOCKS_MAX, BatchFault, Header};
-use crate::journal::log::{Entry, INFLIGHT_BATCHES_MAX, INFLIGHT_BLOCKS_MAX, LogParts, Tail};
+use crate::journal::log::{
+    Entry, INFLIGHT_BATCHES_MAX, INFLIGHT_BLOCKS_MAX, LogParts, TableAt, Tail,
+};
 use crate::meta::config::ConfigAt;
 use crate::meta::label::LABEL_BLOCKS;
 use crate::meta::superblock::Superblock;
@@ -185,6 +187,7 @@ impl Scanned {
                 descriptors: Vec::new(),
                 epochs: superblock.epochs.clone(),
                 configs: superblock.config.iter().cloned().collect(),
+                tables: vec![table_of(superblock)],
             },
             committed: superblock.committed,
             damaged_until: superblock.damaged_until,
@@ -370,6 +373,7 @@ pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
         descriptors: Vec::new(),
         epochs: superblock.epochs.clone(),
         configs: superblock.config.iter().cloned().collect(),
+        tables: vec![table_of(superblock)],
     };
     let mut demoted_at = None;
     let (end, seen, proven) = loop {
@@ -401,6 +405,12 @@ pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
             parts.configs.push(ConfigAt {
                 at: header.last_id(),
                 config,
+            });
+        }
+        if let Some(volumes) = batch::volumes_of(bytes, &header) {
+            parts.tables.push(TableAt {
+                at: header.last(),
+                volumes,
             });
         }
         // What a forced promotion decided stands in the superblock and not in a record (protocol D2).
@@ -464,6 +474,14 @@ pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
         end,
         seen,
         demoted,
+    }
+}
+
+/// The volumes at the applied floor.
+fn table_of(superblock: &Superblock) -> TableAt {
+    TableAt {
+        at: superblock.volumes_at,
+        volumes: superblock.volumes.clone(),
     }
 }
 

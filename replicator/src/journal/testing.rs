@@ -62,6 +62,7 @@ pub(crate) fn superblock() -> Superblock {
             bytes: 1 << 30,
         })
         .collect(),
+        volumes_at: Seq(0),
         fork: None,
         resync: None,
         sums_written: 0,
@@ -150,6 +151,10 @@ impl Chain {
                 Kind::Epoch | Kind::Membership => {
                     bytes.resize(from + BLOCK_BYTES, 0);
                     write_config(&config(self.epoch.0), &mut bytes[from..]);
+                }
+                Kind::Volumes => {
+                    bytes.resize(from + BLOCK_BYTES, 0);
+                    crate::journal::batch::write_volumes(&superblock().volumes, &mut bytes[from..]);
                 }
                 Kind::Zero { .. } | Kind::Demote => {}
             }

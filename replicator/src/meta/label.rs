@@ -166,6 +166,7 @@ fn metadata_of(params: &FormatParams) -> Vec<u8> {
         epochs: EpochHistory::new(),
         journal_bytes: params.journal_bytes,
         volumes: params.volumes.iter().copied().collect(),
+        volumes_at: Seq(0),
         fork: None,
         resync: None,
         sums_written: 0,

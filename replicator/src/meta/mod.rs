@@ -3,3 +3,4 @@
 pub mod config;
 pub mod label;
 pub mod superblock;
+pub mod volumes;

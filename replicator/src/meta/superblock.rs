@@ -12,11 +12,12 @@ use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::meta::config::{ClusterConfig, ConfigAt, NAME_BYTES_MAX, Name, RawConfig, Standing};
+use crate::meta::volumes::{RawVolume, RawVolumes, VOLUME_BYTES_MAX, Volumes};
 use crate::types::*;
 use crate::wire::frame::{EPOCH_HISTORY_MAX, EpochHistory};
 
 /// The version of the metadata format.
-pub const META_VERSION: u16 = 2;
+pub const META_VERSION: u16 = 3;
 
 /// How many copies there are.
 pub const COPIES: usize = 4;
@@ -32,14 +33,7 @@ pub const META_BYTES: u64 = COPIES as u64 * COPY_STRIDE_BYTES;
 
 const MAGIC: u64 = 0x5245_5055_534c_5052; // "RPLSUPER"
 
-/// A volume as it was when the node was created.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct VolumeRecord {
-    /// Its name.
-    pub name: Name,
-    /// Its size in bytes.
-    pub bytes: u64,
-}
+pub use crate::meta::volumes::VolumeRecord;
 
 /// The place in the log up to which the stores hold everything, durably: recovery begins there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -81,6 +75,8 @@ pub struct Resync {
     pub written: u64,
     /// What is staged is the image now, and is being laid over the stores.
     pub merging: bool,
+    /// The sizes of the volumes that it is of, in bytes.
+    pub sizes: [u64; VOLUMES_MAX],
 }
 
 /// What a node durably knows of itself, besides its log (protocol S1).
@@ -118,8 +114,10 @@ pub struct Superblock {
     pub epochs: EpochHistory,
     /// Bytes of the journal file or device in use; 0 if this is a witness, which has none.
     pub journal_bytes: u64,
-    /// The volumes.
-    pub volumes: arrayvec::ArrayVec<VolumeRecord, VOLUMES_MAX>,
+    /// The volumes at the applied floor.
+    pub volumes: Volumes,
+    /// The record that made them so; 0 if none did.
+    pub volumes_at: Seq,
     /// Where the history begins, if another one was before it.
     pub fork: Option<Fork>,
     /// A resync that has brought something.
@@ -160,7 +158,7 @@ fn advice(found: u16) -> &'static str {
     if found > META_VERSION {
         "a newer program created this node, run that one"
     } else {
-        "a node of before has no checksums of its blocks; create it anew with `replctl create --wipe`, and it gets its \
+        "a node of before keeps its checksums elsewhere, or has none; create it anew with `replctl create --wipe`, and it gets its \
          data from its peers (if they have it: else copy the volumes first, with the program that this node was created with)"
     }
 }
@@ -170,13 +168,6 @@ fn advice(found: u16) -> &'static str {
 struct RawName {
     length: u8,
     bytes: [u8; NAME_BYTES_MAX],
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
-#[repr(C)]
-struct RawVolume {
-    name: RawName,
-    bytes: U64,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -227,7 +218,9 @@ struct RawSuperblock {
     sums_written: U64,
     staged_written: U64,
     resync: u8,
-    reserved: [u8; 735],
+    reserved: [u8; 599],
+    volumes_at: U64,
+    staged_bytes: [U64; VOLUMES_MAX],
 }
 const _: () = assert!(size_of::<RawSuperblock>() == BLOCK_BYTES);
 const _: () = {
@@ -269,9 +262,12 @@ const _: () = {
     assert!(offset_of!(RawSuperblock, staged_written) == 3352);
     assert!(offset_of!(RawSuperblock, resync) == 3360);
     assert!(offset_of!(RawSuperblock, reserved) == 3361);
+    assert!(offset_of!(RawSuperblock, volumes_at) == 3960);
+    assert!(offset_of!(RawSuperblock, staged_bytes) == 3968);
 };
 const CHECKSUM_AT: usize = 12;
 const HAS_CONFIG: u8 = 1;
+const SHRUNK: u8 = 2;
 const STAGING: u8 = 1;
 const MERGING: u8 = 2;
 
@@ -359,8 +355,11 @@ impl Superblock {
         raw.damaged_until = raw_id(self.damaged_until);
         raw.journal_bytes = U64::new(self.journal_bytes);
         raw.lease_ms = U32::new(self.lease_ms);
+        if self.volumes.shrunk {
+            raw.flags |= SHRUNK;
+        }
         if let Some(config) = &self.config {
-            raw.flags = HAS_CONFIG;
+            raw.flags |= HAS_CONFIG;
             raw.config_at = raw_id(config.at);
             raw.config = config.config.to_raw();
         }
@@ -368,13 +367,9 @@ impl Superblock {
         for (out, epoch) in raw.epochs.iter_mut().zip(&self.epochs) {
             *out = raw_id(*epoch);
         }
-        raw.volume_count = U16::new(u16::try_from(self.volumes.len()).expect("at most 16"));
-        for (out, volume) in raw.volumes.iter_mut().zip(&self.volumes) {
-            *out = RawVolume {
-                name: raw_name(&volume.name),
-                bytes: U64::new(volume.bytes),
-            };
-        }
+        raw.volume_count = U16::new(self.volumes.places());
+        raw.volumes = self.volumes.to_raw().volumes;
+        raw.volumes_at = U64::new(self.volumes_at.0);
         if let Some(fork) = self.fork {
             raw.parent = U128::new(fork.parent.0);
             raw.forked_at = raw_id(fork.at);
@@ -388,6 +383,7 @@ impl Superblock {
             raw.staged_since = U64::new(resync.since.0);
             raw.staged_written = U64::new(resync.written);
             raw.resync = if resync.merging { MERGING } else { STAGING };
+            raw.staged_bytes = resync.sizes.map(U64::new);
         }
         raw.checksum = U32::new(checksum(raw.as_bytes()));
         block.copy_from_slice(raw.as_bytes());
@@ -423,7 +419,6 @@ impl Superblock {
             })
         };
         let epochs = raw.epochs.get(..usize::from(raw.epoch_count.get()))?;
-        let volumes = raw.volumes.get(..usize::from(raw.volume_count.get()))?;
         Some(Self {
             version: raw.version.get(),
             resource: name(&raw.resource)?,
@@ -446,15 +441,12 @@ impl Superblock {
             config,
             epochs: epochs.iter().map(id).collect::<Option<_>>()?,
             journal_bytes: raw.journal_bytes.get(),
-            volumes: volumes
-                .iter()
-                .map(|v| {
-                    Some(VolumeRecord {
-                        name: name(&v.name)?,
-                        bytes: v.bytes.get(),
-                    })
-                })
-                .collect::<Option<_>>()?,
+            volumes: Volumes::from_raw(&RawVolumes::of(
+                raw.volume_count.get(),
+                raw.flags & SHRUNK != 0,
+                raw.volumes,
+            ))?,
+            volumes_at: Seq::checked(raw.volumes_at.get())?,
             fork: match raw.parent.get() {
                 0 => None,
                 parent => Some(Fork {
@@ -473,11 +465,19 @@ impl Superblock {
                     since: Seq::checked(raw.staged_since.get())?,
                     written: raw.staged_written.get(),
                     merging: state == MERGING,
+                    sizes: staged_sizes(&raw.staged_bytes)?,
                 }),
                 _ => return None,
             },
         })
     }
+}
+
+/// The sizes of what is staged; `None` if no volumes have them.
+fn staged_sizes(raw: &[U64; VOLUMES_MAX]) -> Option<[u64; VOLUMES_MAX]> {
+    let sizes = raw.map(U64::get);
+    let sound = |b: &u64| b.is_multiple_of(BLOCK_BYTES_U64) && *b <= VOLUME_BYTES_MAX;
+    sizes.iter().all(sound).then_some(sizes)
 }
 
 /// Where copy `copy` is in the metadata file, in bytes.

@@ -209,6 +209,15 @@ impl<M: Memory> Replica<M> {
         let load_blocks_max = self.memory.total_blocks(Purpose::Apply);
         let (mut end, mut records, mut blocks) = (from, 0, 0);
         let mut load_blocks = 0;
+        // A record that changes the volumes is by itself: what is before it is about those before.
+        let to = match self.log.next_volumes_number() {
+            Some(number) if number == from => {
+                self.apply_volumes(from);
+                return;
+            }
+            Some(number) => to.min(number),
+            None => to,
+        };
         while end < to {
             let entry = self
                 .log
@@ -241,6 +250,24 @@ impl<M: Memory> Replica<M> {
         let number = self.log.number_of(stop);
         let ends = |n: &u64| self.log.entry(*n).is_some_and(|e| e.last == stop);
         number.filter(ends).map_or(to, |n| to.min(n + 1))
+    }
+
+    /// The stores come to a record that changes the volumes.
+    fn apply_volumes(&mut self, number: u64) {
+        self.applier.waits = true;
+        if !self.fit_stores() {
+            return;
+        }
+        self.applier.waits = false;
+        self.applier.end = number + 1;
+        self.applier.waiting_since = None;
+        self.applier.plan.clear();
+        self.applier.cursor = None;
+        self.applier.left = 0;
+        self.applier.touched = 0;
+        self.applier.phase = Phase::Summing;
+        self.applier.flush_sums = !self.sums.is_clean();
+        self.apply_pages();
     }
 
     fn apply_load(&mut self) {
@@ -419,7 +446,7 @@ impl<M: Memory> Replica<M> {
 
     fn apply_flush(&mut self) {
         self.applier.phase = Phase::Flushing;
-        for volume in 0..u16::try_from(self.config.volumes.len()).expect("at most 16 volumes") {
+        for volume in 0..self.volumes().places() {
             let draining = self.drain.is_some();
             let mut touched = self.applier.touched & (1 << volume) != 0;
             if planted!(FloorBeforeFlush) {
@@ -520,7 +547,7 @@ pub(super) fn extent_of(
             block: record.payload,
         },
         Kind::Zero { may_deallocate } => Source::Zero { may_deallocate },
-        Kind::Epoch | Kind::Membership | Kind::Demote => return None,
+        Kind::Epoch | Kind::Membership | Kind::Demote | Kind::Volumes => return None,
     };
     Some(Extent {
         volume: record.volume,

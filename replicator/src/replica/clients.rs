@@ -169,6 +169,32 @@ impl<M: Memory> Replica<M> {
             // in a later reign, behind what its client has long since written elsewhere.
             return;
         }
+        // What was made smaller meanwhile has no place for it; the driver sees to it that nobody is there then.
+        let (volume, end) = match &op {
+            ClientOp::Read {
+                volume,
+                offset,
+                length,
+            } => (*volume, offset + u64::from(*length)),
+            ClientOp::Write {
+                volume,
+                offset,
+                length,
+                ..
+            } => (*volume, offset + u64::from(*length)),
+            ClientOp::Zero {
+                volume,
+                offset,
+                length,
+                ..
+            } => (*volume, offset + length),
+            ClientOp::Flush => (VolumeId(0), 0),
+        };
+        if end > self.limit(volume) {
+            let result = Err(ClientError::Io);
+            self.out.push_back(Output::Reply { req, result });
+            return;
+        }
         match op {
             ClientOp::Read {
                 volume,

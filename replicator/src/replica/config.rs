@@ -1,7 +1,6 @@
 //! What the operator decided, as far as the core needs to know.
 
 use crate::meta::config::Name;
-use crate::meta::superblock::VolumeRecord;
 use crate::types::*;
 
 /// What to do when the majority is lost.
@@ -33,8 +32,6 @@ pub struct ReplicaConfig {
     pub witnesses: Vec<NodeId>,
     /// Which of them this is.
     pub me: NodeId,
-    /// The volumes, in the config's order: a [`VolumeId`] is a position in here. At most 16.
-    pub volumes: Vec<VolumeRecord>,
     /// The length of the lease, in milliseconds.
     pub lease_ms: u32,
     /// What to do when the majority is lost.

@@ -123,6 +123,8 @@ impl<M: Memory> Replica<M> {
                 },
                 None,
             ) => self.got_changed_ask(conn, token, volume, group),
+            (Frame::Prepare { token, volumes }, None) => self.got_prepare(conn, token, *volumes),
+            (Frame::Prepared { token, result }, None) => self.got_prepared(conn, token, result),
             (Frame::Invite(told), None) => self.got_invite(conn, *told),
             (Frame::Verify(verify), None) => self.got_verify(conn, verify),
             _ => {
@@ -156,6 +158,8 @@ impl<M: Memory> Replica<M> {
                 blocks,
             } => self.check_was_read(serial, (first, blocks), result),
             Pending::Resync { serial } => self.resync_done(serial, result),
+            Pending::Room => self.room_done(result),
+            Pending::Fit => self.fit_done(result),
             Pending::MergeRead => self.merge_read(result),
             Pending::MergeWrite => self.merge_written(result),
             Pending::Repair { volume, block } => self.repair_written(volume, block, result),
@@ -201,6 +205,26 @@ impl<M: Memory> Replica<M> {
             AdminCommand::Drop { peer, deadline } => self.wish_out(id, peer, deadline),
             AdminCommand::Return { peer, deadline } => self.wish_back(id, peer, deadline),
             AdminCommand::Replace { peer, deadline } => self.wish_new(id, peer, deadline),
+            AdminCommand::Resize {
+                volume,
+                bytes,
+                deadline,
+            } => {
+                let text = format!("{volume} gets {bytes} bytes");
+                self.change_volumes(id, deadline, text, |v| v.resized(&volume, bytes));
+            }
+            AdminCommand::AddVolume {
+                volume,
+                bytes,
+                deadline,
+            } => {
+                let text = format!("{volume} comes, with {bytes} bytes");
+                self.change_volumes(id, deadline, text, |v| v.with(volume, bytes));
+            }
+            AdminCommand::RemoveVolume { volume, deadline } => {
+                let text = format!("{volume} goes");
+                self.change_volumes(id, deadline, text, |v| v.without(&volume));
+            }
             AdminCommand::ConfirmStopped { peer } => {
                 let result = self.confirm_stopped(peer);
                 self.out.push_back(Output::AdminReply { id, result });

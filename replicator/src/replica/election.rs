@@ -237,7 +237,12 @@ impl<M: Memory> Replica<M> {
                         "the epoch record was not committed".into(),
                     ));
                 } else if self.serving() && self.lease_runs() {
-                    self.end_candidacy(Ok(()));
+                    if self.exports_wait() {
+                        // Clients may know the volumes as they are with what is not applied yet.
+                        self.applier.urgent = true;
+                    } else {
+                        self.end_candidacy(Ok(()));
+                    }
                 }
             }
         }
@@ -313,6 +318,18 @@ impl<M: Memory> Replica<M> {
         }
     }
 
+    /// Why fresh nodes are no resource: they were not created with the same volumes.
+    fn other_volumes(&self, answers: &[(NodeId, Report)]) -> Option<AdminError> {
+        let own = self.volumes().digest();
+        let data = |n: NodeId| !self.config.is_witness(n);
+        let (node, _) = answers.iter().find(|(n, r)| data(*n) && r.volumes != own)?;
+        let name = self.config.nodes[usize::from(node.0)];
+        Some(AdminError::NoData(format!(
+            "{name} was created with other volumes or sizes than this node: use one file on all nodes, and create them from it \
+             with `replctl create --wipe`"
+        )))
+    }
+
     fn judge_answers(&mut self) {
         let answers = self.answers(None);
         let connected = self.peers.iter().filter(|p| p.conn.is_some()).count();
@@ -338,6 +355,8 @@ impl<M: Memory> Replica<M> {
                 self.attempt_failed(AdminError::NoQuorum(format!(
                     "the first promotion needs all nodes of the resource; not reached: {missing}"
                 )));
+            } else if let Some(error) = self.other_volumes(&answers) {
+                self.attempt_failed(error);
             } else {
                 self.take_epoch(&answers, None, true);
             }
@@ -505,7 +524,8 @@ impl<M: Memory> Replica<M> {
         }
         let grants = self.answers(Some(epoch));
         let done = if first {
-            if grants.len() == self.config.nodes.len() && grants.iter().all(|(_, r)| r.fresh) {
+            let all = grants.len() == self.config.nodes.len();
+            if all && grants.iter().all(|(_, r)| r.fresh) && self.other_volumes(&grants).is_none() {
                 self.first_identity(&grants);
                 return;
             }

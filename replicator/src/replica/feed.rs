@@ -2,7 +2,7 @@
 
 use super::Replica;
 use super::peers::{Feed, Peer};
-use crate::journal::log::{Tail, last_common};
+use crate::journal::log::{TableAt, Tail, last_common};
 use crate::memory::{Buffer, Memory};
 use crate::meta::config::ConfigAt;
 use crate::replica::loads::LoadFor;
@@ -41,9 +41,15 @@ impl<M: Memory> Replica<M> {
             // What is older than this history is not handed out in its name.
             let forked = self.metadata.wanted.fork.map_or(Seq(0), |f| f.at.seq);
             let start = self.log.start().id.seq;
+            // Who holds nothing yet may have been created with other volumes than the log began with.
+            let suits = !report.fresh
+                || (report.volumes == self.volumes().digest()
+                    && self.log.applied_volumes_at() == Seq(0)
+                    && self.log.unapplied_volumes().is_empty());
             // The batch with the last common record is sent too: it shows the peer that its log equals ours.
             let next = self.log.number_of(Seq(common.0.max(1)));
             match next.filter(|_| common > forked || forked == Seq(0)) {
+                _ if !suits => Feed::TooFar,
                 Some(next) => Feed::On {
                     next,
                     loading: false,
@@ -279,6 +285,10 @@ impl<M: Memory> Replica<M> {
         let (place, next, config) = self.stream_from(common);
         let Some(config) = config else { return };
         let epochs = self.log.epochs_until(place.id.seq);
+        let volumes = TableAt {
+            at: self.log.applied_volumes_at(),
+            volumes: self.volumes().clone(),
+        };
         let from = ResyncFrom {
             token,
             at: place.id,
@@ -287,6 +297,7 @@ impl<M: Memory> Replica<M> {
             common,
             config,
             epochs,
+            volumes,
         };
         if let Some(peer) = self.peer_of(conn) {
             peer.staging = true;
@@ -304,14 +315,17 @@ impl<M: Memory> Replica<M> {
 
     /// Where a stream of records for a resync begins: the place, the number of the next entry, and the config there.
     fn stream_from(&self, common: Seq) -> (Tail, u64, Option<ConfigAt>) {
+        // Answers are about the volumes that the stores have: what changes them comes in the stream.
         let end = self.committed_number(self.committed);
+        let end = end.min(self.log.next_volumes_number().unwrap_or(end));
         let end = (self.log.tail_before(end), end);
+        let volumes_at = self.log.applied_volumes_at();
         let number = self.log.number_of(common.next());
         let begins =
             number.filter(|&n| self.log.entry(n).is_some_and(|e| e.first == common.next()));
         let forked = self.metadata.wanted.fork.map_or(Seq(0), |f| f.at.seq);
         let (place, next) = match begins {
-            Some(number) if common > Seq(0) && common >= forked => {
+            Some(number) if common > Seq(0) && common >= forked && common >= volumes_at => {
                 (self.log.tail_before(number), number)
             }
             _ => end,

@@ -5,6 +5,7 @@ use crate::io::*;
 use crate::journal::batch::{self, Header};
 use crate::memory::{Buffer, Memory};
 use crate::meta::config::{ClusterConfig, ConfigAt};
+use crate::meta::volumes::Volumes;
 use crate::replica::metadata::MetaVersion;
 use crate::types::*;
 use crate::wire::frame::Frame;
@@ -335,7 +336,8 @@ impl<M: Memory> Replica<M> {
 
     /// `false` if the batch must wait.
     fn take_batch(&mut self, conn: ConnId, header: &Header, buffer: M::Buffer) -> bool {
-        if !self.records_make_sense(header, buffer.bytes()) {
+        let volumes = self.log.volumes_after(header.prev_id().seq);
+        if volumes.is_some_and(|v| !self.records_make_sense(header, buffer.bytes(), v)) {
             let reason = DropReason::Protocol("it sent records that no volume can hold");
             self.give_up(conn, reason, false);
             return true;
@@ -382,7 +384,11 @@ impl<M: Memory> Replica<M> {
                 .flatten()
                 .collect();
         self.resync_abandon();
+        let volumes = batch::volumes_of(buffer.bytes(), header);
         self.log.append(header, records.into_iter(), config, buffer);
+        if let Some(volumes) = volumes {
+            self.log.note_volumes(volumes);
+        }
         self.matched = self.matched.max(header.last());
         true
     }
@@ -406,7 +412,12 @@ impl<M: Memory> Replica<M> {
         Identity::Foreign
     }
 
-    pub(super) fn records_make_sense(&self, header: &Header, bytes: &[u8]) -> bool {
+    pub(super) fn records_make_sense(
+        &self,
+        header: &Header,
+        bytes: &[u8],
+        volumes: &Volumes,
+    ) -> bool {
         if planted!(RecordsUnchecked) {
             return true;
         }
@@ -414,14 +425,12 @@ impl<M: Memory> Replica<M> {
             .flatten()
             .all(|record| match record.kind {
                 batch::Kind::Write | batch::Kind::Zero { .. } => {
-                    let volume = self.config.volumes.get(usize::from(record.volume.0));
-                    volume.is_some_and(|v| {
-                        record.block + u64::from(record.blocks) <= v.bytes / BLOCK_BYTES_U64
-                    })
+                    record.block + u64::from(record.blocks) <= volumes.blocks(record.volume)
                 }
                 batch::Kind::Epoch | batch::Kind::Membership => {
                     batch::config_of(bytes, header).is_some()
                 }
+                batch::Kind::Volumes => batch::volumes_of(bytes, header).is_some(),
                 batch::Kind::Demote => true,
             })
     }

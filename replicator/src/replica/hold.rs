@@ -32,6 +32,9 @@ impl<M: Memory> Replica<M> {
             Some(_) => Some(Err(AdminError::Failed(
                 "another suspend-io is under way; wait for its end".into(),
             ))),
+            None if self.volumes_change() => Some(Err(AdminError::Failed(
+                "the volumes are being changed; wait for the end of that".into(),
+            ))),
             None => self.not_holding().map(Err),
         };
         if let Some(result) = answer {
@@ -99,7 +102,8 @@ impl<M: Memory> Replica<M> {
         };
         let (deadline, ask_at) = (waiting.deadline, waiting.ask_at);
         let committed = self.serving() && self.lease_runs() && self.committed == self.admitted();
-        let drained = committed && self.all_applied() && self.applies_nothing();
+        let drained =
+            committed && self.all_applied() && self.applies_nothing() && self.room_is_idle();
         let late = self.now >= deadline;
         let done = drained && (late || self.peers_have_applied());
         if done || (committed && planted!(HoldBeforeApplied)) {

@@ -7,6 +7,7 @@ use crate::memory::{Buffer, Memory, Purpose};
 use crate::meta::config::{ClusterConfig, ConfigAt, majority};
 use crate::replica::config::AckPolicy;
 use crate::replica::peers::{Feed, Peer};
+use crate::replica::volumes::Payload;
 use crate::types::*;
 use crate::wire::frame::Frame;
 
@@ -25,6 +26,8 @@ pub(super) struct Leader {
     pub(super) epoch: Epoch,
     /// Whether its epoch record is committed: only then exports are open.
     pub(super) committed: bool,
+    /// Whether its exports were open once: its stores had all tables of volumes.
+    pub(super) opened: bool,
     /// When it began.
     pub(super) began_at: Time,
     heartbeat: u64,
@@ -148,8 +151,8 @@ impl<M: Memory> Replica<M> {
     }
 
     /// Appends a control record. `false` if there is no memory or no room right now.
-    pub(super) fn append_control(&mut self, kind: Kind, config: Option<ClusterConfig>) -> bool {
-        let payload = u32::from(config.is_some());
+    pub(super) fn append_control(&mut self, kind: Kind, brings: Payload) -> bool {
+        let payload = u32::from(!matches!(brings, Payload::None));
         if !self.log.has_room(1 + payload, 1, 0) {
             return false;
         }
@@ -157,8 +160,14 @@ impl<M: Memory> Replica<M> {
             return false;
         };
         let mut draft = Draft::default();
-        if let Some(config) = &config {
-            batch::write_config(config, &mut buffer.bytes_mut()[BLOCK_BYTES..]);
+        match &brings {
+            Payload::None => {}
+            Payload::Config(config) => {
+                batch::write_config(config, &mut buffer.bytes_mut()[BLOCK_BYTES..]);
+            }
+            Payload::Volumes(volumes) => {
+                batch::write_volumes(volumes, &mut buffer.bytes_mut()[BLOCK_BYTES..]);
+            }
         }
         draft.push(
             kind,
@@ -167,7 +176,15 @@ impl<M: Memory> Replica<M> {
             payload,
             &buffer.bytes()[BLOCK_BYTES..],
         );
-        self.append_own(&draft, buffer, config);
+        match brings {
+            Payload::None => self.append_own(&draft, buffer, None),
+            Payload::Config(config) => self.append_own(&draft, buffer, Some(*config)),
+            Payload::Volumes(volumes) => {
+                let number = self.append_own(&draft, buffer, None);
+                self.log.note_volumes(*volumes);
+                number
+            }
+        };
         true
     }
 
@@ -180,6 +197,7 @@ impl<M: Memory> Replica<M> {
         self.leader = Some(Leader {
             epoch,
             committed: false,
+            opened: false,
             began_at: self.now,
             heartbeat: 0,
             heartbeat_at: self.now,
@@ -189,7 +207,7 @@ impl<M: Memory> Replica<M> {
             tell_commit_at: None,
             was_running: false,
         });
-        if !self.append_control(Kind::Epoch, Some(config)) {
+        if !self.append_control(Kind::Epoch, Payload::Config(Box::new(config))) {
             self.leader = continued;
             self.applier.urgent = true;
             return false;
@@ -565,7 +583,7 @@ impl<M: Memory> Replica<M> {
             if self.committed >= seq {
                 self.end_demotion(true);
             }
-        } else if all_committed && self.append_control(Kind::Demote, None) {
+        } else if all_committed && self.append_control(Kind::Demote, Payload::None) {
             let seq = self.log.tail().id.seq;
             if let Some(d) = self.leader.as_mut().and_then(|l| l.demoting.as_mut()) {
                 d.record = Some(seq);
@@ -614,6 +632,7 @@ impl<M: Memory> Replica<M> {
         self.drop_clients();
         self.hold_lost();
         self.wishes_lost();
+        self.change_lost();
         self.overlay.clear();
         self.heartbeat_heard_at = self.heartbeat_heard_at.max(leader.ran_at);
         for peer in &mut self.peers {

@@ -13,6 +13,7 @@ use crate::io::*;
 use crate::journal::batch::Kind;
 use crate::memory::Memory;
 use crate::meta::config::{ClusterConfig, ConfigAt, Standing, majority};
+use crate::replica::volumes::Payload;
 use crate::types::*;
 use crate::wire::frame::{Frame, Report, Told};
 
@@ -156,7 +157,7 @@ impl<M: Memory> Replica<M> {
     /// Appends a membership record and sees to it that everybody is fed who is to be from now on.
     fn change_membership(&mut self, config: ClusterConfig, why: &str) -> bool {
         self.close_batch();
-        if !self.append_control(Kind::Membership, Some(config)) {
+        if !self.append_control(Kind::Membership, Payload::Config(Box::new(config))) {
             self.applier.urgent = true;
             return false;
         }

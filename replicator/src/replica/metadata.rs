@@ -105,6 +105,10 @@ impl<M: Memory> Replica<M> {
         wanted.committed = self.committed.max(forked).min(wanted.acked.seq);
         wanted.config = self.log.config_at(floor.id.seq).cloned();
         wanted.epochs = self.log.epochs_until(floor.id.seq);
+        if !planted!(TableForgotten) {
+            wanted.volumes = self.log.applied_volumes().clone();
+            wanted.volumes_at = self.log.applied_volumes_at();
+        }
         let mut floor = floor;
         if let Some(restart) = &self.restart {
             // A resync is whole: in this write the image, the beginning of the log and its end become what it brought.
@@ -114,6 +118,9 @@ impl<M: Memory> Replica<M> {
             wanted.committed = floor.id.seq;
             wanted.config = Some(restart.config.clone());
             wanted.epochs = restart.epochs.clone();
+            wanted.volumes = restart.volumes.volumes.clone();
+            wanted.volumes_at = restart.volumes.at;
+            wanted.sums_written = restart.sums_written;
         }
         for (copy, block) in meta.blocks.iter_mut().enumerate() {
             wanted.encode(copy, block.bytes_mut());

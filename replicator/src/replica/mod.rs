@@ -14,6 +14,7 @@
 //! | `resync`, `serve`, `repair` | getting what is past a Primary's journal; telling peers what blocks hold; bad blocks |
 //! | `verify` | comparing all copies, by their checksums |
 //! | `pending`, `metadata` | disk operations in flight; the superblock |
+//! | `volumes` | volumes that grow, shrink, come and go |
 //! | `witness` | voters without a log |
 //! | `status` | the view |
 
@@ -37,6 +38,7 @@ mod resync;
 mod serve;
 mod status;
 mod verify;
+mod volumes;
 mod witness;
 mod writer;
 
@@ -61,10 +63,11 @@ use self::repair::Repairs;
 use self::resync::{Restart, Resync};
 use self::serve::Serves;
 use self::verify::Verify;
+use self::volumes::{Change, Preparation, Room};
 use self::writer::Writer;
 use crate::checksum::mix;
 use crate::io::*;
-use crate::journal::log::Log;
+use crate::journal::log::{Log, TableAt};
 use crate::memory::{Memory, Purpose};
 use crate::recover::Recovered;
 use crate::store::extents::ExtentMap;
@@ -151,10 +154,22 @@ pub struct Replica<M: Memory> {
     resync: Option<Resync>,
     /// Operations of this and earlier ones that have not ended.
     resync_flying: u32,
+    /// What is emptied of the stage and its sums.
+    discards: Vec<(SideFile, u64, u64)>,
     /// A resync was given up: once this version of the superblock is durable, what it staged is waste.
     stage_is_waste: Option<MetaVersion>,
     /// The log that the superblock being written begins anew with.
     restart: Option<Restart>,
+    /// Room for volumes that are to come, who wants it, and what an operator wants of them.
+    room: Room,
+    preparation: Option<Preparation>,
+    change: Option<Change>,
+    /// Stores have more than the volumes need.
+    unfit: bool,
+    /// They are being made shorter.
+    fitting: bool,
+    /// Why there is no room for volumes that have come; it was said.
+    room_complaint: Option<DiskError>,
     /// Blocks of the stage being read for the stores: from which block of a volume on.
     merge: Option<(VolumeId, u64, M::Buffer)>,
     evict_from: u64,
@@ -257,7 +272,11 @@ impl<M: Memory> Replica<M> {
         let log = Log::new(scanned.parts, UNAPPLIED_MAX);
         let writer = Writer::from_entry(log.next_number());
         let position = log.tail().position;
-        let resync = Self::resync_of(metadata.wanted.resync, staged, position, now);
+        let volumes = TableAt {
+            at: log.applied_volumes_at(),
+            volumes: log.applied_volumes().clone(),
+        };
+        let resync = Self::resync_of(metadata.wanted.resync, staged, position, now, volumes);
         let peers = (0..config.nodes.len())
             .map(|n| NodeId(u8::try_from(n).expect("at most 8 nodes")))
             .filter(|&n| n != config.me)
@@ -284,8 +303,15 @@ impl<M: Memory> Replica<M> {
             verify: Verify::new(),
             resync,
             resync_flying: 0,
+            discards: Vec::new(),
             stage_is_waste: None,
             restart: None,
+            room: Room::new(log.applied_volumes().clone()),
+            preparation: None,
+            change: None,
+            unfit: false,
+            fitting: false,
+            room_complaint: None,
             merge: None,
             loads: Loads::new(),
             evict_from: 0,
@@ -414,6 +440,7 @@ impl<M: Memory> Replica<M> {
         self.pump_candidacy();
         self.pump_commit();
         self.pump_membership();
+        self.pump_volumes();
         self.pump_leader();
         self.pump_hold();
         self.pump_lending();
@@ -433,6 +460,7 @@ impl<M: Memory> Replica<M> {
         self.pump_evict();
         self.pump_drain();
         self.pump_metadata();
+        self.pump_unfit();
     }
 
     fn pump_drain(&mut self) {
@@ -473,6 +501,8 @@ impl<M: Memory> Replica<M> {
             self.resync_timeout(),
             self.repairs.timeout(),
             self.wishes_timeout(),
+            self.change_timeout(),
+            self.room.timeout(),
         ]
         .into_iter()
         .flatten()

@@ -230,6 +230,7 @@ impl<M: Memory> Replica<M> {
         self.serves.forget(conn);
         self.verify.forget(conn, node);
         self.resync_loses(conn);
+        self.change_loses(conn);
         self.repairs_lose(conn, node);
         self.candidate_lost(node);
     }
@@ -319,6 +320,7 @@ impl<M: Memory> Replica<M> {
             demoted: self.demoted,
             config: self.durable_config(),
             epochs: self.log.epochs_until(tail.seq),
+            volumes: self.volumes().digest(),
         }
     }
 

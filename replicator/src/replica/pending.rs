@@ -47,6 +47,10 @@ pub(super) enum Pending {
     },
     /// Blocks of the stage on their way to the stores.
     MergeRead,
+    /// Room for volumes that are to come.
+    Room,
+    /// What volumes have no more is given back.
+    Fit,
     MergeWrite,
     Edge {
         index: u32,

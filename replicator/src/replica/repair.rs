@@ -169,7 +169,7 @@ impl<M: Memory> Replica<M> {
             .iter()
             .filter(|&&(v, b, at)| (v, b) == (volume, block) && self.now.since(at) < AGAIN_NS);
         let worn = mended.count() >= MENDED_MAX;
-        let name = self.config.volumes[usize::from(volume.0)].name;
+        let name = self.volume_name(volume);
         if worn {
             self.repairs.worn += 1;
             self.repairs.worn_at = Some(self.now);
@@ -224,7 +224,7 @@ impl<M: Memory> Replica<M> {
         }
         self.repairs.found += 1;
         if self.repairs.found <= TOLD_MAX {
-            let name = self.config.volumes[usize::from(volume.0)].name;
+            let name = self.volume_name(volume);
             self.log_error(format!(
                 "block {block} of volume {name} is another one than on the nodes that are right: a peer is asked for it"
             ));
@@ -377,7 +377,7 @@ impl<M: Memory> Replica<M> {
     fn lose(&mut self, volume: VolumeId, block: u64, why: &str) {
         self.repairs.lost += 1;
         if self.repairs.lost <= TOLD_MAX {
-            let name = self.config.volumes[usize::from(volume.0)].name;
+            let name = self.volume_name(volume);
             self.log_error(format!(
                 "block {block} of volume {name} is bad and {why}: whoever reads it gets an error"
             ));
@@ -517,7 +517,7 @@ impl<M: Memory> Replica<M> {
                     self.sums.set(volume, block, sum);
                 }
                 if self.repairs.mended <= TOLD_MAX {
-                    let name = self.config.volumes[usize::from(volume.0)].name;
+                    let name = self.volume_name(volume);
                     self.log_warn(format!(
                         "block {block} of volume {name} is mended with a peer's copy"
                     ));

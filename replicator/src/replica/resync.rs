@@ -21,10 +21,12 @@ use super::metadata::MetaVersion;
 use super::{Incoming, Item, Pending, Replica};
 use crate::io::*;
 use crate::journal::batch::{self, Header, Kind};
-use crate::journal::log::Tail;
+use crate::journal::log::{TableAt, Tail};
 use crate::memory::{Buffer, Memory, Purpose};
 use crate::meta::config::ConfigAt;
 use crate::meta::superblock::{self, AppliedFloor};
+use crate::meta::volumes::Volumes;
+use crate::replica::volumes::HasRoom;
 use crate::store::sums::{self, BlockSum, GROUP_BLOCKS, SumTable, Table};
 use crate::types::*;
 use crate::view::SyncView;
@@ -56,6 +58,8 @@ pub(super) struct Restart {
     pub(super) floor: AppliedFloor,
     pub(super) config: ConfigAt,
     pub(super) epochs: EpochHistory,
+    pub(super) volumes: TableAt,
+    pub(super) sums_written: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,6 +68,8 @@ enum Phase {
     Rest,
     /// What this node knows to be committed has to be in its stores first.
     Settle,
+    /// Room for other volumes is made.
+    Room,
     /// The stage is emptied: operations left.
     Clear(u32),
     /// The Primary was asked to begin.
@@ -134,6 +140,8 @@ pub(super) struct Resync {
     through: Seq,
     config: Option<ConfigAt>,
     epochs: EpochHistory,
+    /// The volumes that it is of; those of this node's stores until the Primary has told its own.
+    volumes: TableAt,
     /// No group before this one has to be asked about.
     scan: (VolumeId, u64),
     known: Option<Known>,
@@ -170,7 +178,42 @@ impl Resync {
             since: self.since,
             written: self.stage.written(),
             merging,
+            sizes: self.sizes(),
         }
+    }
+
+    /// The sizes of the volumes that are staged.
+    fn sizes(&self) -> [u64; VOLUMES_MAX] {
+        std::array::from_fn(|v| {
+            let volume = u16::try_from(v).expect("16 volumes");
+            if volume < self.stage.volumes() {
+                self.stage.blocks(VolumeId(volume)) * BLOCK_BYTES_U64
+            } else {
+                0
+            }
+        })
+    }
+
+    /// Whether what is staged is of volumes of these sizes.
+    fn is_of(&self, volumes: &Volumes) -> bool {
+        let own = self.sizes();
+        let theirs = volumes.sizes().chain(std::iter::repeat(0));
+        own.iter().copied().eq(theirs.take(VOLUMES_MAX))
+    }
+
+    /// Nothing is staged, of other volumes.
+    fn begin_anew(&mut self, volumes: TableAt) {
+        self.stage = SumTable::new(Table::Staged, volumes.volumes.sizes());
+        self.volumes = volumes;
+        self.at = Tail::default();
+        self.committed = Seq(0);
+        self.since = Seq(0);
+        self.through = Seq(0);
+        self.unsaved_bytes = 0;
+        self.total_bytes = 0;
+        self.cursor = (VolumeId(0), 0);
+        self.stream = None;
+        self.phase = Phase::Room;
     }
 
     /// Forgets what is staged of records after `common`.
@@ -207,6 +250,7 @@ impl<M: Memory> Replica<M> {
         staged: Option<SumTable>,
         position: u64,
         now: Time,
+        volumes: TableAt,
     ) -> Option<Resync> {
         let (mark, stage) = (mark?, staged?);
         let serial = 0;
@@ -233,6 +277,7 @@ impl<M: Memory> Replica<M> {
             through,
             config: None,
             epochs: EpochHistory::new(),
+            volumes,
             scan: (VolumeId(0), 0),
             known: None,
             asked_about: None,
@@ -322,7 +367,6 @@ impl<M: Memory> Replica<M> {
         if self.resync.is_none() {
             // It is emptied at the beginning of the new one.
             self.stage_is_waste = None;
-            let volumes = self.config.volumes.iter().map(|v| v.bytes);
             let mark = superblock::Resync {
                 staged: RecordId::NONE,
                 blocks: 0,
@@ -331,9 +375,14 @@ impl<M: Memory> Replica<M> {
                 since: Seq(0),
                 written: 0,
                 merging: false,
+                sizes: [0; VOLUMES_MAX],
             };
-            let stage = SumTable::new(Table::Staged, volumes);
-            self.resync = Self::resync_of(Some(mark), Some(stage), 0, self.now);
+            let volumes = TableAt {
+                at: self.log.applied_volumes_at(),
+                volumes: self.volumes().clone(),
+            };
+            let stage = SumTable::new(Table::Staged, volumes.volumes.sizes());
+            self.resync = Self::resync_of(Some(mark), Some(stage), 0, self.now, volumes);
             let serial = self.next_token();
             if let Some(resync) = self.resync.as_mut() {
                 resync.serial = serial;
@@ -344,7 +393,10 @@ impl<M: Memory> Replica<M> {
         resync.source = Some(conn);
         resync.stream = None;
         resync.saved_at = now;
-        if matches!(resync.phase, Phase::Rest | Phase::Ask | Phase::Run) {
+        if matches!(
+            resync.phase,
+            Phase::Rest | Phase::Room | Phase::Ask | Phase::Run
+        ) {
             resync.phase = Phase::Settle;
         }
         self.incoming.retain(|i| i.conn != conn);
@@ -360,7 +412,7 @@ impl<M: Memory> Replica<M> {
             resync.stream = None;
             if matches!(
                 resync.phase,
-                Phase::Settle | Phase::Ask | Phase::Run | Phase::Full(_)
+                Phase::Settle | Phase::Room | Phase::Ask | Phase::Run | Phase::Full(_)
             ) {
                 resync.phase = Phase::Rest;
             }
@@ -396,6 +448,11 @@ impl<M: Memory> Replica<M> {
                 }
             }
             Phase::Settle => self.resync_settle(),
+            Phase::Room => {
+                if self.resync_flying == 0 && self.resync_has_room() {
+                    self.resync_clear();
+                }
+            }
             Phase::Run => self.resync_run(),
             Phase::Save(_) => self.resync_save(),
             Phase::Mark(version) => {
@@ -406,9 +463,11 @@ impl<M: Memory> Replica<M> {
             Phase::Merge => self.resync_merge(),
             Phase::End(version) => {
                 if self.metadata.is_durable(version) {
-                    resync.phase = Phase::Last(2);
                     self.log_info("the resync is complete: the stores have it".into());
-                    self.discard_stage();
+                    let left = self.discard_stage();
+                    if let Some(resync) = self.resync.as_mut() {
+                        resync.phase = Phase::Last(left);
+                    }
                 }
             }
         }
@@ -442,28 +501,66 @@ impl<M: Memory> Replica<M> {
                  until it is whole"
                     .into(),
             );
-            let resync = self.resync.as_mut().expect("it is pumped");
-            resync.phase = Phase::Clear(2);
-            self.discard_stage();
+            self.resync_clear();
         } else {
             self.resync_ask();
         }
     }
 
-    /// Empties the stage.
-    fn discard_stage(&mut self) {
-        let sizes = || self.config.volumes.iter().map(|v| v.bytes);
-        let (bytes, (offset, length)) = (sizes().sum(), sums::area(Table::Staged, sizes()));
-        for (file, offset, length) in [
-            (SideFile::Stage, 0, bytes),
-            (SideFile::Sums, offset, length),
-        ] {
-            let op = DiskOp::SideDiscard {
+    fn resync_clear(&mut self) {
+        let left = self.discard_stage();
+        if let Some(resync) = self.resync.as_mut() {
+            resync.phase = Phase::Clear(left);
+        }
+    }
+
+    /// Whether there is room for the volumes that are staged: for the stage, and for the stores that they are to go to.
+    fn resync_has_room(&mut self) -> bool {
+        let Some(resync) = self.resync.as_ref() else {
+            return false;
+        };
+        let volumes = resync.volumes.volumes.clone();
+        match self.has_room_for(&volumes) {
+            HasRoom::Yes => self.room_is_idle(),
+            HasRoom::NotYet => false,
+            HasRoom::No(error) => {
+                self.complain_of_room(&volumes, error);
+                false
+            }
+        }
+    }
+
+    /// Empties the stage; returns how many operations that takes.
+    fn discard_stage(&mut self) -> u32 {
+        let sizes = match &self.resync {
+            Some(resync) => resync.sizes(),
+            None => std::array::from_fn(|v| {
+                let id = VolumeId(u16::try_from(v).expect("16 volumes"));
+                self.volumes().bytes(id)
+            }),
+        };
+        let areas = sums::areas(Table::Staged, sizes.into_iter());
+        self.discards.clear();
+        self.discards
+            .extend(areas.map(|(offset, length)| (SideFile::Sums, offset, length)));
+        self.discards.push((
+            SideFile::Stage,
+            0,
+            sizes.iter().sum::<u64>().max(BLOCK_BYTES_U64),
+        ));
+        let count = u32::try_from(self.discards.len()).expect("fewer stripes than pages");
+        self.next_discard();
+        count
+    }
+
+    /// One after the other: a large table has many.
+    fn next_discard(&mut self) {
+        if let Some((file, offset, length)) = self.discards.pop() {
+            self.resync_disk(DiskOp::SideDiscard {
                 file,
                 offset,
                 length,
-            };
-            self.resync_disk(op);
+            });
         }
     }
 
@@ -491,6 +588,7 @@ impl<M: Memory> Replica<M> {
     pub(super) fn resync_done(&mut self, serial: u64, result: Result<(), DiskError>) {
         let now = self.now;
         self.resync_flying -= 1;
+        self.next_discard();
         if self.resync.as_ref().is_none_or(|r| r.serial != serial) {
             return;
         }

@@ -113,11 +113,8 @@ impl<M: Memory> Replica<M> {
         block: u64,
         blocks: u32,
     ) {
-        let size = self.config.volumes.get(usize::from(volume.0));
-        let end = block.checked_add(u64::from(blocks));
-        let fits = size.is_some_and(|v| end.is_some_and(|end| end <= v.bytes / BLOCK_BYTES_U64));
         let waiting = self.serves.queue.iter().filter(|s| s.conn == conn).count();
-        if !fits || blocks == 0 || blocks as usize > ASKED_BLOCKS_MAX || waiting >= ASKS_MAX {
+        if blocks == 0 || blocks as usize > ASKED_BLOCKS_MAX || waiting >= ASKS_MAX {
             let reason =
                 DropReason::Protocol("it asks for blocks that there are not, or too much at once");
             self.give_up(conn, reason, false);
@@ -148,7 +145,13 @@ impl<M: Memory> Replica<M> {
                 return;
             }
             let (conn, token) = (front.conn, front.token);
-            if !self.may_serve() {
+            // One of two nodes may know of larger volumes first.
+            let end = front.block.checked_add(u64::from(front.blocks));
+            let volume = front.volume;
+            let there = end.is_some_and(|end| {
+                volume.0 < self.sums.volumes() && end <= self.sums.blocks(volume)
+            });
+            if !self.may_serve() || !there {
                 self.serve_nothing(conn, token);
                 continue;
             }
@@ -161,6 +164,14 @@ impl<M: Memory> Replica<M> {
                 self.serves.retry_at.get_or_insert(self.now.after(RETRY_NS));
                 return;
             }
+        }
+    }
+
+    /// What is asked about now may not be there any more.
+    pub(super) fn serve_nothing_more(&mut self) {
+        while let Some(front) = self.serves.queue.front() {
+            let (conn, token) = (front.conn, front.token);
+            self.serve_nothing(conn, token);
         }
     }
 
@@ -438,10 +449,10 @@ impl<M: Memory> Replica<M> {
         volume: VolumeId,
         group: u64,
     ) {
-        // A witness has no volumes to tell of, whatever the config lists.
+        // A witness has no volumes to tell of, and one of two nodes may know of larger ones first.
         if volume.0 >= self.sums.volumes() || group >= self.sums.groups(volume) {
-            let reason = DropReason::Protocol("it asks about groups that there are not");
-            self.give_up(conn, reason, false);
+            let groups = ArrayVec::new();
+            self.send(conn, Frame::Changed(Box::new(Changed { token, groups })));
             return;
         }
         let end = self

@@ -42,7 +42,7 @@ impl<M: Memory> Replica<M> {
             health: Health::Ok,
             health_reason: "",
             // Clients that came during a demotion would not be heard.
-            serving: serving && !self.demoting(),
+            serving: serving && !self.demoting() && !self.exports_wait(),
             admitted: self.admitted(),
             durable: self.log.durable_id().seq,
             committed: self.committed,
@@ -72,6 +72,10 @@ impl<M: Memory> Replica<M> {
         if view.health == Health::Ok && self.repairs.found_worn(self.now) {
             view.health = Health::Degraded;
             view.health_reason = "a store does not keep blocks that are put back: peers' copies are read instead; replace its disk";
+        }
+        if view.health != Health::Down && self.lacks_room() {
+            view.health = Health::Degraded;
+            view.health_reason = "there is no room for volumes as large as the resource has them: the log says what to do";
         }
         if view.health != Health::Down && self.peers.iter().any(|p| p.foreign) {
             view.health = Health::Degraded;

@@ -673,7 +673,7 @@ impl<M: Memory> Replica<M> {
         self.verify.told += 1;
         if self.verify.told <= TOLD_MAX {
             let name = self.config.nodes[usize::from(node.0)];
-            let of = self.config.volumes[usize::from(volume.0)].name;
+            let of = self.volume_name(volume);
             let what = match kind {
                 FindingKind::Bad => "is bad in the store",
                 FindingKind::Differs => "differs from the right copy",

@@ -29,7 +29,7 @@ use crate::recover::BlockRead;
 use crate::types::*;
 
 /// The version of the format of the file of checksums.
-pub const SUMS_VERSION: u16 = 1;
+pub const SUMS_VERSION: u16 = 2;
 
 /// Blocks of a group.
 pub const GROUP_BLOCKS: u64 = 16;
@@ -134,6 +134,12 @@ struct Part {
     sums: Vec<BlockSum>,
 }
 
+impl Part {
+    fn pages(&self) -> usize {
+        self.changed.len().div_ceil(PAGE_GROUPS)
+    }
+}
+
 /// The table, as it is in memory.
 #[derive(Clone, Debug)]
 pub struct SumTable {
@@ -221,18 +227,61 @@ fn checksum(block: &[u8]) -> u32 {
     crate::checksum::with_field_at(block, CHECKSUM_AT)
 }
 
-/// Bytes of the file of checksums for volumes of these sizes.
-#[must_use]
-pub fn file_bytes(volumes: impl Iterator<Item = u64>) -> u64 {
-    let pages: u64 = volumes.map(|bytes| u64::from(pages_of(bytes))).sum();
-    4 * pages * BLOCK_BYTES_U64
+/// Pages of a stripe: as many of one volume lie together in the file. Stripes of the volumes take turns, so that pages keep their
+/// places when a volume grows or another one comes.
+pub const STRIPE_PAGES: u64 = 64;
+
+/// Bytes that one slot of a stripe's pages has.
+const AREA_BYTES: u64 = STRIPE_PAGES * BLOCK_BYTES_U64;
+
+/// Bytes of a stripe: two tables with two slots each.
+pub const STRIPE_BYTES: u64 = 4 * AREA_BYTES;
+
+/// Where a stripe of a volume is in the file.
+fn stripe_offset(volume: u64, stripe: u64) -> u64 {
+    (stripe * VOLUMES_MAX as u64 + volume) * STRIPE_BYTES
 }
 
-/// The part of that file that is one table's: from where, and how many bytes.
+/// The stripes of volumes of these sizes in bytes: which volume's, and where in the file.
+fn stripes(volumes: impl Iterator<Item = u64>) -> impl Iterator<Item = (u64, u64)> {
+    (0..).zip(volumes).flat_map(|(volume, bytes)| {
+        let count = u64::from(pages_of(bytes)).div_ceil(STRIPE_PAGES);
+        (0..count).map(move |stripe| (volume, stripe_offset(volume, stripe)))
+    })
+}
+
+/// Bytes of the file of checksums for volumes of these sizes in bytes, by their ids. Most of it are holes.
 #[must_use]
-pub fn area(table: Table, volumes: impl Iterator<Item = u64>) -> (u64, u64) {
-    let bytes = file_bytes(volumes) / 2;
-    (u64::from(table.number()) * bytes, bytes)
+pub fn file_bytes(volumes: impl Iterator<Item = u64>) -> u64 {
+    let ends = stripes(volumes).map(|(_, offset)| offset + STRIPE_BYTES);
+    ends.max().unwrap_or(0)
+}
+
+/// The ranges of the file that are used for volumes of these sizes: from where, and how many bytes.
+pub fn used(volumes: impl Iterator<Item = u64>) -> impl Iterator<Item = (u64, u64)> {
+    stripes(volumes).map(|(_, offset)| (offset, STRIPE_BYTES))
+}
+
+/// Those of them that are one table's.
+pub fn areas(table: Table, volumes: impl Iterator<Item = u64>) -> impl Iterator<Item = (u64, u64)> {
+    let from = u64::from(table.number()) * 2 * AREA_BYTES;
+    stripes(volumes).map(move |(_, offset)| (offset + from, 2 * AREA_BYTES))
+}
+
+/// Where the pages are of the table of the stores that a volume of `bytes` has, and with `before` bytes has not.
+pub fn new_areas(volume: VolumeId, before: u64, bytes: u64) -> impl Iterator<Item = (u64, u64)> {
+    let (mut from, end) = (u64::from(pages_of(before)), u64::from(pages_of(bytes)));
+    std::iter::from_fn(move || {
+        if from >= end {
+            return None;
+        }
+        let (stripe, first) = (from / STRIPE_PAGES, from % STRIPE_PAGES);
+        let count = (STRIPE_PAGES - first).min(end - from);
+        from += count;
+        let offset = stripe_offset(u64::from(volume.0), stripe) + first * BLOCK_BYTES_U64;
+        Some((offset, count * BLOCK_BYTES_U64))
+    })
+    .flat_map(|(offset, bytes)| [(offset, bytes), (offset + AREA_BYTES, bytes)])
 }
 
 fn pages_of(bytes: u64) -> u32 {
@@ -296,16 +345,15 @@ impl SumTable {
         applied: Seq,
         mut tell: impl FnMut(PageRead),
     ) -> Self {
-        const CHUNK_PAGES: usize = 64;
         let mut loaded = Self::new(table, volumes);
         let pages = loaded.versions.len();
-        let mut slots = [
-            vec![0; CHUNK_PAGES * BLOCK_BYTES],
-            vec![0; CHUNK_PAGES * BLOCK_BYTES],
-        ];
+        let mut slots = [vec![0; AREA_BYTES as usize], vec![0; AREA_BYTES as usize]];
         let mut first = 0;
         while first < pages {
-            let count = CHUNK_PAGES.min(pages - first);
+            // What lies together: a stripe of a volume.
+            let part = &loaded.parts[loaded.part_of(first)];
+            let (of_part, at) = (part.pages(), first - part.first_page as usize);
+            let count = (STRIPE_PAGES as usize - at % STRIPE_PAGES as usize).min(of_part - at);
             for (slot, bytes) in slots.iter_mut().enumerate() {
                 loaded.read_slots(disk, slot, first, &mut bytes[..count * BLOCK_BYTES]);
             }
@@ -341,8 +389,12 @@ impl SumTable {
     }
 
     fn slot_offset(&self, page: usize, slot: usize) -> u64 {
-        let area = usize::from(self.table.number()) * 2 + slot;
-        (area * self.versions.len() + page) as u64 * BLOCK_BYTES_U64
+        let part = self.part_of(page);
+        let page = (page - self.parts[part].first_page as usize) as u64;
+        let area = u64::from(self.table.number()) * 2 + slot as u64;
+        stripe_offset(part as u64, page / STRIPE_PAGES)
+            + area * AREA_BYTES
+            + page % STRIPE_PAGES * BLOCK_BYTES_U64
     }
 
     fn load_page(&mut self, page: usize, slots: [&[u8]; 2], applied: Seq) -> Found {
@@ -401,9 +453,78 @@ impl SumTable {
     }
 
     fn part_of(&self, page: usize) -> usize {
+        // Of those that begin with the page the last one has it: those before have none.
         self.parts
             .partition_point(|p| p.first_page as usize <= page)
             - 1
+    }
+
+    /// Makes it a table of volumes of other sizes. What a volume had goes where it ends earlier now, and what is new reads as
+    /// never written; groups with new blocks count as changed by record `changed`. `kept` says how many bytes each
+    /// volume keeps of what was there under its id.
+    pub fn resize(&mut self, sizes: impl Iterator<Item = u64>, kept: &[u64], changed: Seq) {
+        let mut next = Self::new(self.table, sizes);
+        for (at, part) in next.parts.iter_mut().enumerate() {
+            let kept_blocks = kept.get(at).map_or(0, |bytes| bytes / BLOCK_BYTES_U64);
+            let Some(old) = self.parts.get_mut(at).filter(|_| kept_blocks > 0) else {
+                part.changed.fill(changed);
+                continue;
+            };
+            let groups = index(kept_blocks.div_ceil(GROUP_BLOCKS));
+            // Most of it stays where it is in memory.
+            let (mut sums, mut since) = (
+                std::mem::take(&mut old.sums),
+                std::mem::take(&mut old.changed),
+            );
+            sums.truncate(index(kept_blocks));
+            since.truncate(groups);
+            sums.resize(part.sums.len(), self.table.never());
+            since.resize(part.changed.len(), changed);
+            if part.blocks > kept_blocks && kept_blocks % GROUP_BLOCKS != 0 {
+                let edge = &mut since[groups - 1];
+                *edge = (*edge).max(changed);
+            }
+            (part.sums, part.changed) = (sums, since);
+        }
+        for at in 0..next.parts.len() {
+            let kept_blocks = kept.get(at).map_or(0, |bytes| bytes / BLOCK_BYTES_U64);
+            let kept_pages = index(kept_blocks.div_ceil(PAGE_BLOCKS));
+            let (from, blocks, pages) = {
+                let part = &next.parts[at];
+                (part.first_page as usize, part.blocks, part.pages())
+            };
+            if let Some(old) = self.parts.get(at).filter(|_| kept_blocks > 0) {
+                let before = old.first_page as usize;
+                for page in 0..kept_pages {
+                    next.versions[from + page] = self.versions[before + page];
+                    if self.dirty[before + page] {
+                        next.touch(from + page);
+                    }
+                }
+                // What a page says of blocks behind the end is nothing.
+                if (old.blocks != blocks || kept_blocks != blocks) && kept_pages > 0 {
+                    next.touch(from + kept_pages - 1);
+                }
+            }
+            if changed > Seq(0) {
+                for page in kept_pages..pages {
+                    next.touch(from + page);
+                }
+            }
+        }
+        *self = next;
+    }
+
+    /// How often those pages were written, all together, that a table keeps of which so many bytes of each volume are kept.
+    #[must_use]
+    pub fn written_within(&self, kept: &[u64]) -> u64 {
+        let parts = self.parts.iter().zip(kept);
+        let pages = parts.flat_map(|(part, bytes)| {
+            let first = part.first_page as usize;
+            let count = (pages_of(*bytes) as usize).min(part.pages());
+            &self.versions[first..first + count]
+        });
+        pages.sum()
     }
 
     fn groups_of(&self, page: usize) -> (usize, std::ops::Range<usize>) {

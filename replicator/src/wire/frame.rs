@@ -11,8 +11,10 @@ use arrayvec::ArrayVec;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::io::DiskError;
 use crate::memory::ALLOC_BLOCKS_MAX;
 use crate::meta::config::ConfigAt;
+use crate::meta::volumes::Volumes;
 use crate::types::*;
 
 pub use resync::{ASKED_BLOCKS_MAX, ASKED_GROUPS_MAX, Blocks, Changed, ResyncFrom};
@@ -81,6 +83,8 @@ pub struct Report {
     pub config: Option<ConfigAt>,
     /// The epoch history, back to the committed floor at least.
     pub epochs: EpochHistory,
+    /// A number that is the same for the same volumes: those of the stores.
+    pub volumes: u32,
 }
 
 /// A config for a witness, which has no log to find it in, from the Primary of the epoch of its record.
@@ -239,6 +243,20 @@ pub enum Frame {
     Invite(Box<Told>),
     /// Something of a verification.
     Verify(VerifyFrame),
+    /// Make room for these volumes. Answered by [`Frame::Prepared`].
+    Prepare {
+        /// Comes back in the answer.
+        token: u64,
+        /// The volumes.
+        volumes: Box<Volumes>,
+    },
+    /// There is room, or there is none.
+    Prepared {
+        /// From the question.
+        token: u64,
+        /// Why there is none.
+        result: Result<(), DiskError>,
+    },
 }
 
 /// Why bytes are not a frame.
@@ -331,6 +349,8 @@ const KIND_RESYNC_ASK: u16 = 24;
 const KIND_RESYNC_FROM: u16 = 25;
 const KIND_STAGED: u16 = 26;
 const KIND_INVITE: u16 = 40;
+const KIND_PREPARE: u16 = 60;
+const KIND_PREPARED: u16 = 61;
 
 /// A frame's header, checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -366,6 +386,7 @@ impl FrameHeader {
             KIND_BLOCKS_ASK..=KIND_STAGED,
             KIND_INVITE..=KIND_INVITE,
             verify::KIND_ASK..=verify::KIND_VERIFIED,
+            KIND_PREPARE..=KIND_PREPARED,
         ];
         if !known.iter().any(|kinds| kinds.contains(&kind)) {
             return Err(FrameError::Kind(kind));
@@ -403,6 +424,7 @@ impl FrameHeader {
         }
         match self.kind {
             KIND_INVITE => return told::decode(body).map(|t| Frame::Invite(Box::new(t))),
+            KIND_PREPARE => return volumes::decode(body),
             KIND_BLOCKS => return resync::decode_blocks(body).map(|b| Frame::Blocks(Box::new(b))),
             KIND_CHANGED => {
                 return resync::decode_changed(body).map(|c| Frame::Changed(Box::new(c)));
@@ -491,6 +513,10 @@ impl FrameHeader {
                 seq: seq(b)?,
                 left_bytes: c,
                 total_bytes: d,
+            },
+            KIND_PREPARED => Frame::Prepared {
+                token: a,
+                result: volumes::result_from_wire(b, c)?,
             },
             other => return Err(FrameError::Kind(other)),
         })
@@ -622,6 +648,14 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
         Frame::Config(_) => KIND_CONFIG,
         Frame::Invite(_) => KIND_INVITE,
         Frame::Verify(verify) => verify.kind(),
+        Frame::Prepare { .. } => KIND_PREPARE,
+        Frame::Prepared { token, result } => {
+            let (code, number) = volumes::result_to_wire(*result);
+            n.a = U64::new(*token);
+            n.b = U64::new(code);
+            n.c = U64::new(number);
+            KIND_PREPARED
+        }
         Frame::BlocksAsk {
             token,
             volume,
@@ -674,6 +708,7 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
     let body_bytes = match frame {
         Frame::Report(report) => report::encode(report, body),
         Frame::Config(told) | Frame::Invite(told) => told::encode(told, body),
+        Frame::Prepare { token, volumes } => volumes::encode(*token, volumes, body),
         Frame::Blocks(blocks) => resync::encode_blocks(blocks, body),
         Frame::Changed(changed) => resync::encode_changed(changed, body),
         Frame::ResyncFrom(from) => resync::encode_from(from, body),
@@ -704,3 +739,4 @@ mod resync;
 mod tests;
 mod told;
 mod verify;
+mod volumes;

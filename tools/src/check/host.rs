@@ -42,7 +42,8 @@ fn memory(config: &Config, running: bool) -> Vec<Finding> {
     // In memory a checksum is as large as in one of the four places that it has in the file.
     let volumes = config.volumes.iter().map(|volume| volume.size_bytes);
     let pool = data_path_bytes(config.policy.memory_bytes);
-    let needed = pool + sums::file_bytes(volumes) / 4;
+    let checksums: u64 = sums::used(volumes).map(|(_, bytes)| bytes).sum();
+    let needed = pool + checksums / 4;
     let text = bytes(needed);
     let mut findings = Vec::new();
     if let Some(available) = available_bytes().filter(|_| !running) {

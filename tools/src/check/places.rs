@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use nbd_server::config::{Config, Node};
+use nbd_server::config::{Config, Node, Volume};
 use nbd_server::reactor::file::DirectFile;
 use nix::errno::Errno;
 use nix::libc;
@@ -19,6 +19,7 @@ use super::{Finding, fine, keeps_data, warning, wrong};
 use crate::create::is_blank;
 use crate::demo::probe_direct_io;
 use crate::dump::Disk;
+use crate::known;
 use crate::status::bytes;
 
 pub(super) fn look(config: &Config, node: &Node, running: bool) -> Vec<Finding> {
@@ -56,13 +57,47 @@ pub(super) fn look(config: &Config, node: &Node, running: bool) -> Vec<Finding> 
             findings.extend(place.map(|r| finding("store", &store, r)));
         }
         findings.extend(beside_the_stores(config, node, created));
+        findings.extend(volumes_of_the_file(config, node));
     }
+    findings
+}
+
+/// Volumes that the file has otherwise than the node.
+fn volumes_of_the_file(config: &Config, node: &Node) -> Vec<Finding> {
+    let Some(known) = known::by_node(node) else {
+        return Vec::new();
+    };
+    let file = config.file.display();
+    let differs = |(name, has): (&str, u64)| {
+        let listed = config.volumes.iter().find(|v| v.name == name);
+        let text = match listed {
+            Some(volume) if volume.size_bytes == has => return None,
+            Some(_) => format!(
+                "volume {name} has {has} bytes since it was resized: write that to {file} on every node"
+            ),
+            None => format!(
+                "volume {name}, {has} bytes, is part of the resource and not in {file}: write it there on every node"
+            ),
+        };
+        Some(warning("config", text))
+    };
+    let has = known.iter().map(|(_, v)| (v.name.as_str(), v.bytes));
+    let mut findings: Vec<_> = has.filter_map(differs).collect();
+    let unknown = |v: &&Volume| known.find(&v.name).is_none();
+    findings.extend(config.volumes.iter().filter(unknown).map(|v| {
+        let name = &v.name;
+        let text = format!(
+            "volume {name} of {file} is not part of the resource: replctl add-volume {name} adds it"
+        );
+        warning("config", text)
+    }));
     findings
 }
 
 /// The table of checksums, and the room for a resync.
 fn beside_the_stores(config: &Config, node: &Node, created: bool) -> Vec<Finding> {
-    let volumes = || config.volumes.iter().map(|volume| volume.size_bytes);
+    let known = known::volumes(config, node);
+    let volumes = || known.sizes();
     let files = [
         ("sums", node.sums_path(), sums::file_bytes(volumes())),
         ("stage", node.stage_path(), volumes().sum()),
@@ -151,7 +186,8 @@ fn data_dir(config: &Config, node: &Node, created: bool) -> Vec<Finding> {
     let stores = config.volumes.iter().filter(|v| on_it(&node.store_path(v)));
     let stores: u64 = stores.map(|v| v.size_bytes).sum();
     let volumes = || config.volumes.iter().map(|volume| volume.size_bytes);
-    let needed = journal + META_BYTES + sums::file_bytes(volumes());
+    let checksums: u64 = sums::used(volumes()).map(|(_, bytes)| bytes).sum();
+    let needed = journal + META_BYTES + checksums;
     // A resync brings all volumes at most, and keeps them beside the stores until it has them all.
     let most = needed.saturating_add(stores);
     let (free_text, all) = (bytes(free), most.saturating_add(volumes().sum()));

@@ -150,7 +150,8 @@ pub fn create(config: &Config, node: &Node, wipe: bool) -> Result<(), CreateErro
     for (store, bytes) in &stores {
         store.make_store(*bytes, &mut made)?;
     }
-    sums.make_reserved(sums::file_bytes(volumes()), &mut made)?;
+    let (bytes, used) = (sums::file_bytes(volumes()), sums::used(volumes()));
+    sums.make_reserved(bytes, used, &mut made)?;
     stage.make_store(volumes().sum(), &mut made)?;
     journal.make_journal(config.journal.size_bytes, &format.journal_label, &mut made)?;
     write_meta(&meta, &format.meta, &mut made)?;

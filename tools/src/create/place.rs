@@ -131,11 +131,17 @@ impl Place {
         }
     }
 
-    /// Makes a file that reads as zeroes and has its room reserved, so that no write to it fails for want of it.
-    pub(super) fn make_reserved(&self, bytes: u64, made: &mut Made) -> Result<(), CreateError> {
+    /// Makes a file that reads as zeroes and has its room reserved where it is used, so that no write there fails for want of it.
+    pub(super) fn make_reserved(
+        &self,
+        bytes: u64,
+        mut used: impl Iterator<Item = (u64, u64)>,
+        made: &mut Made,
+    ) -> Result<(), CreateError> {
         let path = self.path();
         let file = make_file(path, 0, made)?;
-        preallocate(&file, bytes)
+        file.set_len(bytes)
+            .and_then(|()| used.try_for_each(|range| preallocate(&file, range)))
             .and_then(|()| file.sync_all())
             .map_err(|error| no_space(error, "make", path, bytes))?;
         sync_parent(path)
@@ -161,7 +167,7 @@ impl Place {
                     }
                     other => other?,
                 };
-                preallocate(&opened, bytes)
+                preallocate(&opened, (0, bytes))
                     .and_then(|()| write_zeroes(&opened, bytes))
                     .map_err(|error| no_space(error, "write", path, bytes))?;
                 &opened
@@ -220,10 +226,17 @@ fn no_space(source: io::Error, what: &'static str, path: &Path, bytes: u64) -> C
     }
 }
 
-fn preallocate(file: &File, bytes: u64) -> io::Result<()> {
-    let length = i64::try_from(bytes).map_err(|_| io::Error::from(Errno::EFBIG))?;
-    match fallocate(file, FallocateFlags::empty(), 0, length) {
-        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => file.set_len(bytes),
+fn preallocate(file: &File, (offset, bytes): (u64, u64)) -> io::Result<()> {
+    let number = |n| i64::try_from(n).map_err(|_| io::Error::from(Errno::EFBIG));
+    let (from, length) = (number(offset)?, number(bytes)?);
+    match fallocate(file, FallocateFlags::empty(), from, length) {
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+            let end = offset + bytes;
+            if file.metadata()?.len() < end {
+                file.set_len(end)?;
+            }
+            Ok(())
+        }
         other => other.map_err(Into::into),
     }
 }

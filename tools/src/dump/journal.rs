@@ -133,7 +133,7 @@ pub(super) fn dump(
     };
     let names: Vec<String> = superblock
         .volumes
-        .iter()
+        .slots()
         .map(|v| v.name.to_string())
         .collect();
     let parts = &scanned.parts;
@@ -345,6 +345,7 @@ fn shown(
             Kind::Epoch => ("epoch", false),
             Kind::Membership => ("membership", false),
             Kind::Demote => ("demote", false),
+            Kind::Volumes => ("volumes", false),
         };
         let volume = usize::from(record.volume.0);
         let name = || {

@@ -136,7 +136,7 @@ fn shown(superblock: &Superblock) -> line::Superblock {
             nodes: nodes.collect(),
         }
     });
-    let volumes = superblock.volumes.iter().map(|volume| line::Volume {
+    let volumes = superblock.volumes.iter().map(|(_, volume)| line::Volume {
         name: volume.name.to_string(),
         bytes: volume.bytes,
     });

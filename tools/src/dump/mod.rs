@@ -67,7 +67,7 @@ pub(crate) fn dump(config: &Config, node: &Node, wanted: Wanted) -> Result<(), F
                 )
             })?;
             let mut journal = Disk::open(&node.journal_path())?;
-            sums::verify(&tables, config, node, superblock, &mut journal, &mut out)?;
+            sums::verify(&tables, node, superblock, &mut journal, &mut out)?;
         }
     }
     match out.damage {
@@ -162,7 +162,7 @@ impl BlockRead for Disk {
 /// What went wrong with a read, for people.
 fn reading(error: DiskError) -> String {
     match error {
-        DiskError::Short => "the file ends before it".to_owned(),
+        DiskError::Short | DiskError::Volume(_) => "the file ends before it".to_owned(),
         DiskError::Os(number) => io::Error::from_raw_os_error(number).to_string(),
     }
 }

@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use nbd_server::config::{Config, Node};
+use nbd_server::config::{self, Config, Node};
 use replicator::journal::batch::{Descriptor, Kind};
 use replicator::journal::scan::{Decision, scan};
 use replicator::meta::superblock::Superblock;
 use replicator::recover::BlockRead;
 use replicator::store::sums::{BlockSum, Found, PageRead, SumTable, Table, file_bytes};
-use replicator::types::{BLOCK_BYTES, BLOCK_BYTES_U64, Seq, VolumeId};
+use replicator::types::{BLOCK_BYTES, BLOCK_BYTES_U64, Seq, VOLUMES_MAX, VolumeId};
 
 use super::line::{self, Damage, Line};
 use super::{Disk, Out, reading};
@@ -49,7 +49,7 @@ pub(super) fn dump(
     })?;
     let named: Vec<(String, u64)> = match superblock {
         Some(superblock) => {
-            let volumes = superblock.volumes.iter();
+            let volumes = superblock.volumes.slots();
             volumes.map(|v| (v.name.to_string(), v.bytes)).collect()
         }
         None => {
@@ -80,7 +80,12 @@ pub(super) fn dump(
     let (stores, pages) = load(Table::Stores);
     show("stores", &volumes, &stores, &pages, &path, out)?;
     let (mut staged, pages) = load(Table::Staged);
-    if superblock.is_some_and(|s| s.resync.is_none()) {
+    let of_others = |s: &Superblock| {
+        let sizes = s.volumes.sizes().chain(std::iter::repeat(0));
+        s.resync
+            .is_none_or(|r| !sizes.take(r.sizes.len()).eq(r.sizes))
+    };
+    if superblock.is_some_and(of_others) {
         // What an earlier one left means nothing.
         let sizes = volumes.iter().map(|v| v.bytes);
         staged = SumTable::new(Table::Staged, sizes);
@@ -102,7 +107,7 @@ fn show(
     path: &str,
     out: &mut Out,
 ) -> Result<(), Failure> {
-    for volume in volumes {
+    for volume in volumes.iter().filter(|v| v.bytes > 0) {
         let mut found = Found::default();
         let of_volume = || pages.iter().filter(|page| page.volume == volume.id);
         for page in of_volume() {
@@ -153,7 +158,7 @@ impl Elsewhere {
     fn of(superblock: &Superblock, journal: &mut Disk, out: &mut Out) -> Result<Self, Failure> {
         let scanned = scan(superblock, journal);
         let parts = &scanned.parts;
-        let mut unapplied = vec![Vec::new(); superblock.volumes.len()];
+        let mut unapplied = vec![Vec::new(); VOLUMES_MAX];
         let data = |record: &&Descriptor| matches!(record.kind, Kind::Write | Kind::Zero { .. });
         for record in parts.descriptors.iter().filter(data) {
             if let Some(ranges) = unapplied.get_mut(usize::from(record.volume.0)) {
@@ -193,22 +198,15 @@ fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
 /// Reads the stores and compares each block with its sum, but for those that the journal or a resync has newer.
 pub(super) fn verify(
     tables: &Tables,
-    config: &Config,
     node: &Node,
     superblock: &Superblock,
     journal: &mut Disk,
     out: &mut Out,
 ) -> Result<(), Failure> {
     let elsewhere = Elsewhere::of(superblock, journal, out)?;
-    for volume in &tables.volumes {
-        let known = config.volumes.iter().find(|v| v.name == volume.name);
-        let known = known.ok_or_else(|| {
-            let (file, name) = (config.file.display(), &volume.name);
-            Failure::Failed(format!(
-                "{file} has no volume {name}, so it is not known where its store is; restore the config"
-            ))
-        })?;
-        let mut store = Disk::open(&node.store_path(known))?;
+    for volume in tables.volumes.iter().filter(|v| v.bytes > 0) {
+        let path = node.store_path(&config::Volume::named(&volume.name, volume.bytes));
+        let mut store = Disk::open(&path)?;
         verify_volume(tables, volume, &elsewhere, &mut store, out)?;
         if out.gone {
             return Ok(());

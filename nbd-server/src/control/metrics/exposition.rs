@@ -298,7 +298,7 @@ impl Scrape {
             self.status
                 .volumes
                 .iter()
-                .enumerate()
+                .map(|volume| (volume.id, volume))
                 .flat_map(|(index, volume)| {
                     RequestKind::ALL.iter().map(move |kind| {
                         let labels = [
@@ -353,9 +353,9 @@ impl Scrape {
             &[DiskKind::Read, DiskKind::Write],
         );
         add((DiskFile::Meta, "metadata"), "", &[DiskKind::Write]);
-        for (index, volume) in self.status.volumes.iter().enumerate() {
+        for volume in &self.status.volumes {
             add(
-                (DiskFile::Store(index), "store"),
+                (DiskFile::Store(volume.id), "store"),
                 &volume.name,
                 DiskKind::ALL,
             );

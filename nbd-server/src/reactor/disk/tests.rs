@@ -49,7 +49,7 @@ impl Bench {
         let files = Files {
             meta: open("meta"),
             journal: Some(open("journal")),
-            stores: vec![open("store")],
+            stores: vec![Some(open("store"))],
             sums: Some(open("sums")),
             stage: Some(open("stage")),
         };
@@ -169,7 +169,7 @@ fn zeroes_are_made_in_every_way() {
             let active = Active {
                 ticket: Ticket(1),
                 began: Time(0),
-                file: bench.disks.files.stores[0].clone(),
+                file: bench.disks.files.stores[0].clone().expect("it is there"),
                 offset,
                 length,
                 done: 0,
@@ -246,7 +246,7 @@ fn a_way_that_the_filesystem_lacks_is_followed_by_the_next() {
     let mut active = Active {
         ticket: Ticket(1),
         began: Time(0),
-        file: bench.disks.files.stores[0].clone(),
+        file: bench.disks.files.stores[0].clone().expect("it is there"),
         offset: 0,
         length: 4096,
         done: 0,
@@ -276,7 +276,7 @@ fn short_results_are_continued_and_nothing_is_an_error() {
     let mut active = Active {
         ticket: Ticket(1),
         began: Time(0),
-        file: bench.disks.files.stores[0].clone(),
+        file: bench.disks.files.stores[0].clone().expect("it is there"),
         offset: 0,
         length: 12288,
         done: 0,

@@ -151,7 +151,7 @@ fn the_thread_looks_at_real_files() {
     file.set_len(4 << 20).unwrap();
     file.write_all_at(&[1; 4096], 1 << 20).unwrap();
     let bell = Arc::new(EventFd::new().unwrap());
-    let mapper = Mapper::start(&[path], Arc::clone(&bell)).unwrap();
+    let mapper = Mapper::start(&[Some(path)], Arc::clone(&bell)).unwrap();
     for client in 0..CLIENTS_MAX as u32 {
         let question = question(0, 4 << 20, &[(256, 4, Holds::Anything)]);
         mapper.ask(Question { client, ..question });

@@ -16,6 +16,7 @@ fn empty(ring_blocks: u64, descriptors_max: usize) -> Log<u64> {
         descriptors: Vec::new(),
         epochs: EpochHistory::new(),
         configs: Vec::new(),
+        tables: vec![TableAt::default()],
     };
     Log::new(parts, descriptors_max)
 }

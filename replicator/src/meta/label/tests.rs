@@ -79,7 +79,7 @@ fn a_created_node_is_found_again() {
         node: superblock().node,
         incarnation: Incarnation(77),
         journal_bytes: JOURNAL_BYTES_MIN,
-        volumes: volumes.to_vec(),
+        volumes: volumes.iter().map(|(_, v)| *v).collect(),
     };
     let (meta, label) = format_node(&params);
     assert_eq!(meta.len() as u64, META_BYTES);

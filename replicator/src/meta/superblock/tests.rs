@@ -56,8 +56,10 @@ fn full() -> Superblock {
             since: Seq(50),
             written: 0x0304,
             merging: true,
+            sizes: std::array::from_fn(|v| v as u64 * 4096),
         }),
         sums_written: 0x0102,
+        volumes_at: Seq(39),
         ..superblock()
     }
 }
@@ -207,12 +209,12 @@ fn what_can_not_be_used_is_named() {
     assert_eq!(chosen(&different), Err(MetaError::Damaged { intact: 4 }));
     let mut newer = copies_of(&full());
     for copy in &mut newer {
-        copy[8] = 3;
+        copy[8] = 4;
         seal(copy);
     }
-    assert_eq!(chosen(&newer), Err(MetaError::Version(3)));
-    assert!(MetaError::Version(3).to_string().contains("newer program"));
-    assert!(MetaError::Version(1).to_string().contains("create --wipe"));
+    assert_eq!(chosen(&newer), Err(MetaError::Version(4)));
+    assert!(MetaError::Version(4).to_string().contains("newer program"));
+    assert!(MetaError::Version(2).to_string().contains("create --wipe"));
 }
 
 /// Makes the checksum fit.
@@ -261,11 +263,15 @@ fn the_format_is_this() {
         "05000000000000003c0000000000000003000000443322113b000000000000003200000000000000\
          0201000000000000040300000000000002"
     );
-    assert!(block[3361..].iter().all(|&b| b == 0));
+    assert!(block[3361..3960].iter().all(|&b| b == 0));
+    assert_eq!(block[3960..3968], 39u64.to_le_bytes());
+    for (volume, bytes) in (0u64..).zip(block[3968..].chunks_exact(8)) {
+        assert_eq!(bytes, (volume * 4096).to_le_bytes());
+    }
 }
 
 const GOLDEN: [&str; 28] = [
-    "52504c53555045520200020129a6c8c0",
+    "52504c535550455203000201b2fbdb25",
     "02010000000000000370627800000000",
     "00000000000000000000000000000000",
     "00000000000000000000000000000000",
@@ -312,7 +318,7 @@ prop_compose! {
         small in any::<[u32; 3]>(),
         configured in any::<bool>(),
         epochs in proptest::collection::vec(any_id(), 0..=EPOCH_HISTORY_MAX),
-        volumes in proptest::collection::vec((1usize..=NAME_BYTES_MAX, any::<u64>()), 0..=VOLUMES_MAX),
+        volumes in proptest::collection::vec(0..=crate::meta::volumes::VOLUME_BYTES_MAX / 4096, 0..=VOLUMES_MAX),
     ) -> Superblock {
         let name = |n: usize| Name::from(&"x".repeat(n)).unwrap();
         let [resource, node, promised_to] = names.map(|n| name(usize::from(n % 64)));
@@ -338,9 +344,13 @@ prop_compose! {
             config: configured.then(|| ConfigAt { at: ids[3], config: config(version.max(1)) }),
             epochs: epochs.into_iter().collect(),
             journal_bytes: numbers[3],
-            volumes: volumes
-                .into_iter()
-                .map(|(n, bytes)| VolumeRecord { name: name(n), bytes })
+            volumes_at: ids[0].seq,
+            volumes: (1..)
+                .zip(volumes)
+                .map(|(n, blocks)| match blocks {
+                    0 => VolumeRecord::default(),
+                    _ => VolumeRecord { name: name(n), bytes: blocks * 4096 },
+                })
                 .collect(),
             resync: (small[0] % 3 > 0).then(|| Resync {
                 staged: ids[2],
@@ -350,6 +360,7 @@ prop_compose! {
                 since: Seq(numbers[2]),
                 written: version,
                 merging: small[0] % 3 == 1,
+                sizes: [u64::from(small[1]) * 4096; VOLUMES_MAX],
             }),
             fork: (small[2] % 2 == 0).then(|| Fork { parent: HistoryId(wide[0] | 1), at: ids[1] }),
             sums_written: version,

@@ -191,7 +191,7 @@ impl<M: Memory> Replica<M> {
                     && h.history == sb.history
                     && h.epoch < candidacy.epoch
                     && h.last_id() <= target
-                    && self.records_make_sense(&h, buffer.bytes()) =>
+                    && self.records_make_sense(&h, buffer.bytes(), self.log.volumes()) =>
             {
                 h
             }
@@ -216,8 +216,12 @@ impl<M: Memory> Replica<M> {
             batch::descriptors(buffer.bytes(), &header)
                 .flatten()
                 .collect();
+        let volumes = batch::volumes_of(buffer.bytes(), &header);
         self.log
             .append(&header, records.into_iter(), config, buffer);
+        if let Some(volumes) = volumes {
+            self.log.note_volumes(volumes);
+        }
         self.set_phase(Phase::Fetching {
             source,
             target,

@@ -126,17 +126,8 @@ impl<M: Memory> Replica<M> {
 
     /// Why nothing can be changed about a node here.
     fn not_changing(&self, node: NodeId) -> Option<AdminError> {
-        if !self.serving() || self.demoting() || self.drain.is_some() {
-            let primary = self.following.filter(|_| !self.released);
-            return Some(match primary {
-                Some(following) => AdminError::OtherPrimary(format!(
-                    "{} is Primary: the membership is changed there",
-                    self.name_of(following.node)
-                )),
-                None => AdminError::Failed(
-                    "this node is not Primary: the membership is changed on the Primary".into(),
-                ),
-            });
+        if let Some(error) = self.not_primary("the membership is changed") {
+            return Some(error);
         }
         if node == self.config.me {
             let text = "this node is Primary: promote another one first, and change it from there";
@@ -146,6 +137,21 @@ impl<M: Memory> Replica<M> {
             return Some(AdminError::Failed("this is no peer".into()));
         }
         None
+    }
+
+    /// Why something that is done on the Primary can not be done here.
+    pub(in crate::replica) fn not_primary(&self, what: &str) -> Option<AdminError> {
+        if self.serving() && !self.demoting() && self.drain.is_none() {
+            return None;
+        }
+        let primary = self.following.filter(|_| !self.released);
+        Some(match primary {
+            Some(following) => AdminError::OtherPrimary(format!(
+                "{} is Primary: {what} there",
+                self.name_of(following.node)
+            )),
+            None => AdminError::Failed(format!("this node is not Primary: {what} on the Primary")),
+        })
     }
 
     /// Why a node can not be done without: a config would not have what it takes to go on, or the present one does not.

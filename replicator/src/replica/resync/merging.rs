@@ -47,9 +47,17 @@ impl<M: Memory> Replica<M> {
     /// All is staged, durable and committed: it becomes the image.
     pub(super) fn resync_mark(&mut self) {
         let busy = !self.writer.is_idle() || self.log.durable_number() != self.log.next_number();
-        if busy || self.repairs.write() {
+        if busy || self.repairs.write() || !self.resync_has_room() {
             return;
         }
+        let resync = self.resync.as_ref().expect("it is pumped");
+        let kept: Vec<u64> = (0..resync.volumes.volumes.places())
+            .map(|id| {
+                let own = self.volumes();
+                own.common_bytes(&resync.volumes.volumes, VolumeId(id))
+            })
+            .collect();
+        let sums_written = self.sums.written_within(&kept);
         let position = self.log.tail().position;
         let resync = self.resync.as_mut().expect("it is pumped");
         let Some(config) = resync.config.clone() else {
@@ -67,6 +75,8 @@ impl<M: Memory> Replica<M> {
             },
             config,
             epochs: resync.epochs.clone(),
+            volumes: resync.volumes.clone(),
+            sums_written,
         });
         self.metadata.wanted.resync = Some(resync.mark(true));
         let version = self.metadata.changed();
@@ -85,7 +95,11 @@ impl<M: Memory> Replica<M> {
         resync.cursor = (VolumeId(0), 0);
         resync.left = 0;
         let (at, source) = (resync.at, resync.source);
-        self.log.restart(at, restart.epochs, restart.config);
+        if restart.volumes.volumes != *self.volumes() {
+            self.take_volumes(&restart.volumes.volumes, restart.volumes.at);
+        }
+        self.log
+            .restart(at, restart.epochs, restart.config, restart.volumes);
         self.writer.cut(self.log.next_number());
         self.evict_from = self.log.next_number();
         self.committed = self.committed.max(at.id.seq);
@@ -249,8 +263,9 @@ impl<M: Memory> Replica<M> {
         if !self.write_pages(|r| &mut r.sums) {
             return;
         }
-        let volumes = u16::try_from(self.config.volumes.len()).expect("at most 16 volumes");
-        for volume in (0..volumes).map(VolumeId) {
+        let ids: Vec<_> = self.volumes().iter().map(|(id, _)| id).collect();
+        let volumes = u16::try_from(ids.len()).expect("at most 16 volumes");
+        for volume in ids {
             self.resync_disk(DiskOp::StoreFlush { volume });
         }
         let file = SideFile::Sums;

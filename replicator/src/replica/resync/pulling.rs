@@ -32,6 +32,13 @@ impl<M: Memory> Replica<M> {
         if resync.source != Some(conn) || resync.phase != Phase::Ask || resync.token != from.token {
             return;
         }
+        if !resync.is_of(&from.volumes.volumes) {
+            // What is staged is of other volumes: it begins anew with these, once there is room for them.
+            resync.begin_anew(from.volumes);
+            self.metadata.wanted.resync = None;
+            self.metadata.changed();
+            return;
+        }
         let common = from.common.min(resync.at.id.seq);
         if common < resync.at.id.seq || common < resync.through {
             resync.forget_after(common);
@@ -51,6 +58,7 @@ impl<M: Memory> Replica<M> {
         resync.through = resync.through.max(from.at.seq);
         resync.stream = Some(conn);
         resync.config = Some(from.config);
+        resync.volumes = from.volumes;
         resync.epochs = from.epochs;
         resync.scan = (VolumeId(0), 0);
         resync.phase = Phase::Run;

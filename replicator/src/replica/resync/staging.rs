@@ -15,6 +15,7 @@ impl<M: Memory> Replica<M> {
             // It was asked for by an earlier question.
             Phase::Run
             | Phase::Settle
+            | Phase::Room
             | Phase::Clear(_)
             | Phase::Ask
             | Phase::Rest
@@ -38,11 +39,15 @@ impl<M: Memory> Replica<M> {
                 {
                     resync.asked_about = None;
                     let groups = (resync.stage.groups(volume) - group).min(ASKED_GROUPS_MAX as u64);
-                    if changed.groups.len() as u64 != groups {
-                        let reason = DropReason::Protocol("it tells of groups that there are not");
-                        self.give_up(item.conn, reason, false);
+                    if (changed.groups.len() as u64) < groups {
+                        // Its volumes have changed meanwhile: the record that says so is on its way.
+                        resync.retry_at = Some(self.now.after(RETRY_NS));
                         return true;
                     }
+                    let mut changed = changed.clone();
+                    changed
+                        .groups
+                        .truncate(usize::try_from(groups).expect("448 groups"));
                     // At this place in the stream that is true: what comes after it is staged if it is about these groups.
                     let at = resync.at.id.seq;
                     for (group, &changed) in (group..).zip(&changed.groups) {
@@ -56,7 +61,7 @@ impl<M: Memory> Replica<M> {
                     resync.known = Some(Known {
                         volume,
                         group,
-                        changed: changed.clone(),
+                        changed,
                         next: 0,
                     });
                 }
@@ -89,9 +94,18 @@ impl<M: Memory> Replica<M> {
             header.prev_id() == resync.at.id && header.prev_checksum == resync.at.checksum;
         let later = self.following.is_some_and(|f| header.epoch > f.epoch);
         let ours = wanted.uuid == header.uuid && wanted.history == header.history;
-        if !follows || later || !ours || !self.records_make_sense(&header, buffer.bytes()) {
+        let volumes = &resync.volumes.volumes;
+        let sense = self.records_make_sense(&header, buffer.bytes(), volumes);
+        if !follows || later || !ours || !sense {
             let reason = DropReason::Protocol("what it sends for a resync does not follow");
             self.give_up(conn, reason, false);
+            return true;
+        }
+        if batch::volumes_of(buffer.bytes(), &header).is_some() {
+            // What is staged is of other volumes.
+            self.log_info("the volumes change: what the resync has staged begins anew".into());
+            self.resync_abandon();
+            self.resync_wanted(conn);
             return true;
         }
         self.stage_records(&header, buffer)
@@ -205,12 +219,11 @@ impl<M: Memory> Replica<M> {
     /// Where each volume begins in the stage, in blocks.
     pub(super) fn stage_bases(&self) -> ArrayVec<u64, VOLUMES_MAX> {
         let mut at = 0;
-        self.config
-            .volumes
-            .iter()
+        let resync = self.resync.as_ref().expect("it is staged");
+        (0..resync.stage.volumes())
             .map(|v| {
                 let base = at;
-                at += v.bytes / BLOCK_BYTES_U64;
+                at += resync.stage.blocks(VolumeId(v));
                 base
             })
             .collect()

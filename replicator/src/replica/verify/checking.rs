@@ -418,7 +418,7 @@ impl<M: Memory> Replica<M> {
     fn tell_bad(&mut self, volume: VolumeId, block: u64) {
         self.verify.told += 1;
         if self.verify.told <= super::TOLD_MAX {
-            let name = self.config.volumes[usize::from(volume.0)].name;
+            let name = self.volume_name(volume);
             self.log_error(format!(
                 "verify: block {block} of volume {name} is bad: the store does not give back what was written there; \
                  replctl verify --repair mends it"

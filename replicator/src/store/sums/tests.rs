@@ -126,7 +126,7 @@ fn a_flip_of_any_byte_costs_a_version_or_the_page_and_never_gives_another_sum() 
         file.0[offset + at] ^= 0x40;
     }
     let slot_0 = offset;
-    let slot_1 = offset + table.versions.len() * BLOCK_BYTES;
+    let slot_1 = offset + AREA_BYTES as usize;
     file.0[slot_0 + 100] ^= 1;
     file.0[slot_1 + 100] ^= 1;
     let (mut back, found) = file.load(Table::Stores);
@@ -221,9 +221,9 @@ fn the_format_is_this() {
         BlockSum::of_crc(0xa0b0_c0d0 + u32::try_from(b - PAGE_BLOCKS).expect("small"))
     });
     let places = file.save(&mut table);
-    // Both slots of the stores' pages, the first slot of this table's, and two pages before it in the second.
-    let pages = u64::from(table.pages());
-    assert_eq!(places, [(3 * pages + 2) * BLOCK_BYTES_U64]);
+    // The stripe of the volume before it, both slots of the stores' pages, the first slot of this table's, and a page before it.
+    let (stripe, slot) = (4 * 64 * BLOCK_BYTES_U64, 64 * BLOCK_BYTES_U64);
+    assert_eq!(places, [stripe + 3 * slot + BLOCK_BYTES_U64]);
     let block = &file.0[index(places[0])..][..BLOCK_BYTES];
     let hex: Vec<String> = block[..144]
         .chunks(16)
@@ -244,3 +244,125 @@ const GOLDEN: [&str; 9] = [
     "00000000000000000000000000000000",
     "00000000000000000000000000000000",
 ];
+
+/// A file that is as long as it is written.
+#[derive(Default)]
+struct Any(std::collections::BTreeMap<u64, Vec<u8>>);
+
+impl Any {
+    fn save(&mut self, table: &mut SumTable) {
+        let mut block = [0; BLOCK_BYTES];
+        while let Some(offset) = table.take_dirty(&mut block) {
+            self.0.insert(offset, block.to_vec());
+        }
+    }
+}
+
+impl BlockRead for Any {
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        for (at, block) in (offset..)
+            .step_by(BLOCK_BYTES)
+            .zip(buffer.chunks_exact_mut(BLOCK_BYTES))
+        {
+            match self.0.get(&at) {
+                Some(bytes) => block.copy_from_slice(bytes),
+                None => block.fill(0),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn pages_keep_their_places_when_volumes_grow_and_come() {
+    let bytes = |blocks: &[u64]| {
+        blocks
+            .iter()
+            .map(|b| b * BLOCK_BYTES_U64)
+            .collect::<Vec<_>>()
+    };
+    // Each volume's second stripe begins behind all first ones.
+    let stripe = STRIPE_PAGES * PAGE_BLOCKS;
+    let (small, large) = (
+        bytes(&[10, stripe - 3]),
+        bytes(&[stripe + 1, 2 * stripe, 7]),
+    );
+    let mut file = Any::default();
+    let mut table = SumTable::new(Table::Stores, small.iter().copied());
+    table.write(VolumeId(0), 9, 1, Seq(1), sum);
+    table.write(V, stripe - 4, 1, Seq(2), sum);
+    file.save(&mut table);
+    table.resize(large.iter().copied(), &[small[0], small[1]], Seq(0));
+    table.write(VolumeId(0), stripe, 1, Seq(3), sum);
+    table.write(VolumeId(2), 6, 1, Seq(4), sum);
+    let check = |table: &SumTable| {
+        assert_eq!(table.sum(VolumeId(0), 9), sum(9));
+        assert_eq!(table.sum(VolumeId(0), 10), BlockSum::ZERO);
+        assert_eq!(table.sum(VolumeId(0), stripe), sum(stripe));
+        assert_eq!(table.sum(V, stripe - 4), sum(stripe - 4));
+        assert_eq!(table.sum(V, 2 * stripe - 1), BlockSum::ZERO);
+        assert_eq!(table.changed(V, (stripe - 4) / GROUP_BLOCKS), Seq(2));
+        assert_eq!(table.changed(V, stripe / GROUP_BLOCKS), Seq(0));
+        assert_eq!(table.sum(VolumeId(2), 6), sum(6));
+    };
+    check(&table);
+    file.save(&mut table);
+    let (loaded, found) = SumTable::load(Table::Stores, large.iter().copied(), &mut file, Seq(9));
+    assert_eq!((found.lost, found.doubtful, found.whole), (0, 0, 4));
+    check(&loaded);
+    let used: Vec<_> = used(large.iter().copied()).collect();
+    let within = |offset: &u64| {
+        used.iter()
+            .any(|(from, bytes)| (*from..from + bytes).contains(offset))
+    };
+    assert!(file.0.keys().all(within));
+    assert!(
+        file.0
+            .keys()
+            .all(|o| *o < file_bytes(large.iter().copied()))
+    );
+}
+
+#[test]
+fn what_a_volume_loses_is_forgotten_and_what_it_gets_again_counts_as_changed() {
+    let sizes = |blocks: u64| [blocks * BLOCK_BYTES_U64];
+    let mut table = SumTable::new(Table::Stores, sizes(3 * PAGE_BLOCKS).into_iter());
+    for page in 0..3 {
+        table.write(VolumeId(0), page * PAGE_BLOCKS, PAGE_BLOCKS, Seq(1), sum);
+    }
+    let mut file = Any::default();
+    file.save(&mut table);
+    let written = table.written();
+    let kept = PAGE_BLOCKS + 5;
+    assert_eq!(table.written_within(&sizes(kept)), written - 1);
+    table.resize(sizes(kept).into_iter(), &sizes(kept), Seq(7));
+    assert_eq!(table.blocks(VolumeId(0)), kept);
+    // The old pages are not there any more when it grows again; see `new_areas`.
+    let gone: Vec<_> = new_areas(
+        VolumeId(0),
+        kept * BLOCK_BYTES_U64,
+        3 * PAGE_BLOCKS * BLOCK_BYTES_U64,
+    )
+    .flat_map(|(from, bytes)| (from..from + bytes).step_by(BLOCK_BYTES))
+    .collect();
+    assert_eq!(gone.len(), 2);
+    file.save(&mut table);
+    file.0.retain(|at, _| !gone.contains(at));
+    table.resize(sizes(3 * PAGE_BLOCKS).into_iter(), &sizes(kept), Seq(9));
+    file.save(&mut table);
+    let (loaded, _) = SumTable::load(
+        Table::Stores,
+        sizes(3 * PAGE_BLOCKS).into_iter(),
+        &mut file,
+        Seq(9),
+    );
+    for table in [table, loaded] {
+        assert_eq!(table.sum(VolumeId(0), kept - 1), sum(kept - 1));
+        assert_eq!(table.sum(VolumeId(0), kept), BlockSum::ZERO);
+        assert_eq!(table.sum(VolumeId(0), 3 * PAGE_BLOCKS - 1), BlockSum::ZERO);
+        let group = kept / GROUP_BLOCKS;
+        assert_eq!(table.changed(VolumeId(0), group - 1), Seq(1));
+        assert_eq!(table.changed(VolumeId(0), group), Seq(9));
+        assert_eq!(table.changed(VolumeId(0), group + 1), Seq(9));
+    }
+}

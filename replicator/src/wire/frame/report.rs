@@ -35,9 +35,11 @@ struct RawReport {
     flags: u8,
     epoch_count: U16,
     config: RawConfig,
+    volumes: U32,
+    reserved: U32,
 }
 
-const _: () = assert!(size_of::<RawReport>() == 872);
+const _: () = assert!(size_of::<RawReport>() == 880);
 const _: () = {
     assert!(offset_of!(RawReport, granted) == 8);
     assert!(offset_of!(RawReport, uuid) == 16);
@@ -58,6 +60,7 @@ const _: () = {
     assert!(offset_of!(RawReport, flags) == 149);
     assert!(offset_of!(RawReport, epoch_count) == 150);
     assert!(offset_of!(RawReport, config) == 152);
+    assert!(offset_of!(RawReport, volumes) == 872);
 };
 const _: () = assert!(size_of::<RawReport>() + EPOCH_HISTORY_MAX * EPOCH_BYTES <= BODY_BYTES_MAX);
 
@@ -105,6 +108,7 @@ pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
         demoted: epoch(raw.demoted.get())?,
         config,
         epochs,
+        volumes: raw.volumes.get(),
     })
 }
 
@@ -140,6 +144,8 @@ pub(super) fn encode(report: &Report, out: &mut [u8]) -> usize {
             .config
             .as_ref()
             .map_or_else(RawConfig::empty, |c| c.config.to_raw()),
+        volumes: U32::new(report.volumes),
+        reserved: U32::new(0),
     };
     let bytes = raw.as_bytes();
     out[..bytes.len()].copy_from_slice(bytes);

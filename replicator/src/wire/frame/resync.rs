@@ -8,7 +8,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::epochs::{self, EPOCH_BYTES};
 use super::{BODY_BYTES_MAX, EPOCH_HISTORY_MAX, EpochHistory, FrameError, seq};
+use crate::journal::log::TableAt;
 use crate::meta::config::{ClusterConfig, ConfigAt, RawConfig};
+use crate::meta::volumes::{RawVolumes, Volumes};
 use crate::store::sums::BlockSum;
 use crate::types::*;
 
@@ -57,6 +59,8 @@ pub struct ResyncFrom {
     pub config: ConfigAt,
     /// The epoch history at that record.
     pub epochs: EpochHistory,
+    /// The volumes at that record.
+    pub volumes: TableAt,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -101,8 +105,10 @@ struct RawFrom {
     epoch_count: U16,
     reserved: [u8; 6],
     config: RawConfig,
+    volumes_at: U64,
+    volumes: RawVolumes,
 }
-const _: () = assert!(size_of::<RawFrom>() == 784);
+const _: () = assert!(size_of::<RawFrom>() == 1952);
 const _: () = {
     assert!(offset_of!(RawFrom, epoch) == 8);
     assert!(offset_of!(RawFrom, seq) == 16);
@@ -113,6 +119,8 @@ const _: () = {
     assert!(offset_of!(RawFrom, checksum) == 52);
     assert!(offset_of!(RawFrom, epoch_count) == 56);
     assert!(offset_of!(RawFrom, config) == 64);
+    assert!(offset_of!(RawFrom, volumes_at) == 784);
+    assert!(offset_of!(RawFrom, volumes) == 792);
 };
 const _: () = assert!(size_of::<RawFrom>() + EPOCH_HISTORY_MAX * EPOCH_BYTES <= BODY_BYTES_MAX);
 
@@ -194,7 +202,10 @@ pub(super) fn decode_from(body: &[u8]) -> Result<ResyncFrom, FrameError> {
         at: id(raw.config_epoch.get(), raw.config_seq.get())?,
         config: ClusterConfig::from_raw(&raw.config).ok_or(FrameError::Field)?,
     };
-    if config.at.seq > at.seq || epochs.last().is_none_or(|last| last.epoch != at.epoch) {
+    if config.at.seq > at.seq
+        || raw.volumes_at.get() > at.seq.0
+        || epochs.last().is_none_or(|last| last.epoch != at.epoch)
+    {
         return Err(FrameError::Field);
     }
     Ok(ResyncFrom {
@@ -205,6 +216,10 @@ pub(super) fn decode_from(body: &[u8]) -> Result<ResyncFrom, FrameError> {
         common: seq(raw.common.get())?,
         config,
         epochs,
+        volumes: TableAt {
+            at: seq(raw.volumes_at.get())?,
+            volumes: Volumes::from_raw(&raw.volumes).ok_or(FrameError::Field)?,
+        },
     })
 }
 
@@ -221,6 +236,8 @@ pub(super) fn encode_from(from: &ResyncFrom, out: &mut [u8]) -> usize {
         epoch_count: U16::new(u16::try_from(from.epochs.len()).expect("at most 64")),
         reserved: [0; 6],
         config: from.config.config.to_raw(),
+        volumes_at: U64::new(from.volumes.at.0),
+        volumes: from.volumes.volumes.to_raw(),
     };
     let at = size_of::<RawFrom>();
     out[..at].copy_from_slice(raw.as_bytes());

@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::io::VolumeTrouble;
+use crate::journal::log::TableAt;
 use crate::journal::testing::config;
+use crate::meta::config::Name;
 use crate::store::sums::BlockSum;
 
 /// Header, body and how many blocks of a batch follow.
@@ -62,7 +65,14 @@ fn report() -> Report {
             config: config(18),
         }),
         epochs: [id(1, 1), id(8, 9)].into_iter().collect(),
+        volumes: 19,
     }
+}
+
+fn volumes() -> Volumes {
+    let name = |text| Name::from(text).unwrap();
+    let one = Volumes::default().with(name("db"), 1 << 20).unwrap();
+    one.with(name("mail"), 4096).unwrap().without("db").unwrap()
 }
 
 fn told() -> Told {
@@ -225,6 +235,27 @@ fn every_kind() -> Vec<(Frame, u32)> {
             })),
             0,
         ),
+        (
+            Frame::Prepare {
+                token: 60,
+                volumes: Box::new(volumes()),
+            },
+            0,
+        ),
+        (
+            Frame::Prepared {
+                token: 61,
+                result: Ok(()),
+            },
+            0,
+        ),
+        (
+            Frame::Prepared {
+                token: 62,
+                result: Err(DiskError::Volume(VolumeTrouble::Device { bytes: 63 })),
+            },
+            0,
+        ),
     ]
 }
 
@@ -300,12 +331,17 @@ fn from() -> ResyncFrom {
             config: config(7),
         },
         epochs: [id(1, 1), id(8, 9)].into_iter().collect(),
+        volumes: TableAt {
+            at: Seq(88),
+            volumes: volumes(),
+        },
     }
 }
 
 #[test]
 fn a_resync_begins_at_a_record_that_its_history_and_config_reach() {
-    let wrong: [fn(&mut ResyncFrom); 4] = [
+    let wrong: [fn(&mut ResyncFrom); 5] = [
+        |f| f.volumes.at = Seq(91),
         |f| f.at = id(9, 90),
         |f| f.at = id(8, 5),
         |f| f.config.at = id(8, 91),
@@ -423,10 +459,10 @@ fn fields_that_no_node_can_mean_are_refused() {
         ("an epoch fewer than said", 150, &[3], FrameError::Length),
         ("an epoch more than said", 150, &[1], FrameError::Length),
         ("65535 epochs", 150, &[0xff, 0xff], FrameError::Length),
-        ("epochs that do not rise", 872 + 16, &[1], FrameError::Field),
+        ("epochs that do not rise", 880 + 16, &[1], FrameError::Field),
         (
             "records that do not rise",
-            872 + 24,
+            880 + 24,
             &[1],
             FrameError::Field,
         ),
@@ -463,7 +499,7 @@ fn the_format_is_this() {
     };
     assert_eq!(hex(&encoded(&append, 0x0103)[..16]), APPEND);
     let bytes = encoded(&Frame::Report(Box::new(report())), 0);
-    let config_ends = FRAME_HEADER_BYTES + 872;
+    let config_ends = FRAME_HEADER_BYTES + 880;
     assert_eq!(hex(&bytes[..208]), REPORT);
     assert_eq!(
         hex(&bytes[config_ends..]),
@@ -487,8 +523,8 @@ const HEARTBEAT: [&str; 6] = [
 ];
 const APPEND: [&str; 1] = ["5250464d0600380003010000266f3eb5"];
 const REPORT: [&str; 13] = [
-    "5250464d01008803000000009b3dac66",
-    "000000000000000000000000bfdb312d",
+    "5250464d01009003000000003612c035",
+    "00000000000000000000000096db28b1",
     "01000000000000000200000000000000",
     "03000000000000000000000000000000",
     "04000000000000000000000000000000",
@@ -544,6 +580,7 @@ prop_compose! {
                 config: config(numbers[0].max(1)),
             }),
             epochs: epochs.into_iter().map(|n| id(n, n * 2)).collect(),
+            volumes: small,
         }
     }
 }

@@ -22,7 +22,7 @@ pub(super) struct MemoryServer {
 
 impl MemoryServer {
     pub(super) fn new(table: ExportTable) -> Self {
-        let size = table.exports()[0].size_bytes as usize;
+        let size = table.exports().next().unwrap().1.size_bytes as usize;
         Self {
             session: Session::new(Limits::default()),
             table,

@@ -39,7 +39,7 @@ impl Bench {
         let files = Files {
             meta: open("meta"),
             journal: Some(open("journal")),
-            stores: vec![open("store")],
+            stores: vec![Some(open("store"))],
             sums: Some(open("sums")),
             stage: Some(open("stage")),
         };
