@@ -2,8 +2,8 @@
 //! replication, so none is checked while it speaks; but nothing it says may stop a node.
 
 use replicator::io::AdminCommand;
-use replicator::store::sums::BlockSum;
 use replicator::io::{DiskError, VolumeTrouble};
+use replicator::store::sums::BlockSum;
 use replicator::types::*;
 use replicator::wire::frame::{
     FRAME_BYTES_MAX, FRAME_HEADER_BYTES, Frame, FrameHeader, VerifyFrame, encode,

@@ -47,7 +47,10 @@ impl Cluster {
     pub(crate) fn volumes_at(&self, node: usize) -> Volumes {
         match &self.nodes[node].replica {
             Some(replica) => replica.volumes().clone(),
-            None => self.nodes[node].disks.meta.superblock()
+            None => self.nodes[node]
+                .disks
+                .meta
+                .superblock()
                 .map_or_else(|| self.first_volumes(), |s| s.volumes),
         }
     }

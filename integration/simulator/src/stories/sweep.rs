@@ -336,7 +336,11 @@ fn whatever_is_flipped_the_node_ends_with_everything_or_does_not_start() {
                 let mut c = begin();
                 disk(&mut c).rot(block, bit(byte));
                 c.nodes[C].sums_rotted = nth >= 4;
-                let table = if is_of_staged(block) { "staged" } else { "first" };
+                let table = if is_of_staged(block) {
+                    "staged"
+                } else {
+                    "first"
+                };
                 whole_life(
                     c,
                     &format!("{state}: place {nth}, block {block} ({table}), byte {byte}"),
