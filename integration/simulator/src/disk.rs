@@ -152,13 +152,13 @@ pub(crate) struct Disk {
     pub(crate) lies: bool,
     /// Blocks that can not be read until they are written.
     bad: BTreeSet<u64>,
+    /// Blocks that it ever harmed, and how often it did harm.
+    harmed_ever: BTreeSet<u64>,
+    harms: u64,
     /// Blocks that can not be read, whatever is written to them.
     worn: BTreeSet<u64>,
     /// What was read from it as a superblock last, and from which blocks.
     superblock: RefCell<Option<SuperblockRead>>,
-    /// Blocks that it ever harmed, and how often it did harm.
-    harmed_ever: BTreeSet<u64>,
-    harms: u64,
 }
 
 /// A superblock, or none, and the blocks that it was made of.
@@ -519,6 +519,7 @@ impl Disk {
 
     /// A block can not be read any more, whatever is written to it.
     pub(crate) fn wear_out(&mut self, block: u64) {
+        self.does_harm(block);
         self.worn.insert(block);
     }
 

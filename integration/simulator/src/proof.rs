@@ -31,6 +31,8 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::MapForgetsUnapplied
         | Bug::UnboundedApply
         | Bug::FloorNotKept
+        | Bug::VerifyUnaligned
+        | Bug::VerifyTrustsTable
         | Bug::TrimIsAHint => 20,
         Bug::OverlayBackwards
         | Bug::StaleEpochHeard

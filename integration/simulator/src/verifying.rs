@@ -7,6 +7,7 @@ use replicator::io::AdminCommand;
 use replicator::types::VolumeId;
 use replicator::view::FindingKind;
 
+use crate::disk::Disk;
 use crate::drive::{STORE, SUMS};
 use crate::harness::*;
 use crate::rng::Rng;
@@ -62,13 +63,7 @@ pub(crate) fn verify(c: &mut Cluster, rng: &mut Rng) -> bool {
 impl Cluster {
     /// How often any disk of data did harm.
     fn harms(&self) -> u64 {
-        let of = |n: &Node| {
-            n.disks
-                .stores
-                .iter()
-                .map(crate::disk::Disk::harms)
-                .sum::<u64>()
-        };
+        let of = |n: &Node| n.disks.stores.iter().map(Disk::harms).sum::<u64>();
         self.nodes.iter().map(of).sum()
     }
 
@@ -200,7 +195,12 @@ impl Cluster {
         let view = &self.nodes[node].view.verify;
         let whole = (0..self.options.nodes).all(|n| {
             let of = &self.nodes[n];
-            (n == node || self.is_fed(node, n)) && !of.hurt && !of.forced && !of.sums_rotted
+            let worn = |s: &Disk| s.harmed().any(|b| s.is_worn(b));
+            (n == node || self.is_fed(node, n))
+                && !of.hurt
+                && !of.forced
+                && !of.sums_rotted
+                && !of.disks.stores.iter().any(worn)
         });
         let bad_of = |n: usize, v: usize| {
             let mut harmed = self.nodes[n].disks.stores[v].harmed();

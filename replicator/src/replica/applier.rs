@@ -177,6 +177,9 @@ impl<M: Memory> Replica<M> {
         }
         if from == to {
             self.applier.waiting_since = None;
+            if !self.sums.is_clean() && self.repairs.is_idle() {
+                self.apply_sums_alone(from);
+            }
             return;
         }
         let since = *self.applier.waiting_since.get_or_insert(self.now);
@@ -240,6 +243,15 @@ impl<M: Memory> Replica<M> {
         self.applier.waiting_since = None;
         self.applier.phase = Phase::Loading;
         self.apply_load();
+    }
+
+    /// Checksums of blocks that were mended go to the disk without a record.
+    fn apply_sums_alone(&mut self, end: u64) {
+        self.applier.end = end;
+        self.applier.plan.clear();
+        self.applier.touched = 0;
+        self.applier.left = 0;
+        self.apply_sums();
     }
 
     /// The number of the entry after the record at which the table of sums is to stop, if that comes before `to`.

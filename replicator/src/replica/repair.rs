@@ -69,10 +69,10 @@ struct Repair<B> {
     /// The name of the question, whoever is asked.
     token: u64,
     since: Time,
-    /// It was mended again and again, and its disk does not keep it.
-    worn: bool,
     /// A verification found that the right copy has this sum, by the image of that record.
     wanted: Option<(BlockSum, Seq)>,
+    /// It was mended again and again, and its disk does not keep it.
+    worn: bool,
 }
 
 /// What is being done about bad blocks, and what was.
@@ -131,6 +131,11 @@ impl<B> Repairs<B> {
     /// Whether a disk was found, not long ago, not to keep what it is given.
     pub(super) fn found_worn(&self, now: Time) -> bool {
         self.worn_at.is_some_and(|at| now.since(at) < AGAIN_NS)
+    }
+
+    /// Whether there is nothing to be seen to.
+    pub(super) fn is_idle(&self) -> bool {
+        self.list.is_empty()
     }
 
     /// Whether a store is being written to.
@@ -197,8 +202,8 @@ impl<M: Memory> Replica<M> {
             slow: 0,
             token,
             since: self.now,
-            worn,
             wanted: None,
+            worn,
         });
     }
 
@@ -238,8 +243,8 @@ impl<M: Memory> Replica<M> {
             slow: 0,
             token,
             since: self.now,
-            worn: false,
             wanted: Some((sum, as_of)),
+            worn: false,
         });
     }
 

@@ -21,6 +21,7 @@ mod resync;
 mod rot;
 mod rules;
 mod sweep;
+mod verify;
 mod witness_rules;
 mod words;
 mod worn;

@@ -1,0 +1,284 @@
+//! Verifications: they find what is wrong, and nothing else; they mend it; and they survive whatever happens meanwhile.
+
+use replicator::view::FindingKind;
+use replicator::wire::frame::Verified;
+
+use super::*;
+
+const VERIFY: AdminCommand = AdminCommand::Verify {
+    repair: false,
+    bytes_per_second: 0,
+};
+const REPAIR: AdminCommand = AdminCommand::Verify {
+    repair: true,
+    bytes_per_second: 0,
+};
+const SLOWLY: AdminCommand = AdminCommand::Verify {
+    repair: true,
+    bytes_per_second: 2 << 20,
+};
+
+/// Everything was written, applied and flushed on all nodes.
+fn at_rest(seed: u64, options: Options) -> Cluster {
+    let mut c = serving(seed, options);
+    c.must_write(A, 0, 0, 40);
+    c.run_for(SECOND);
+    c.must_write(A, 0, 0, 40);
+    c.must_write(A, 1, 0, 5);
+    c.until_fed(A);
+    c.run_for(SECOND);
+    c
+}
+
+/// Waits for the end of the verification that a node runs.
+fn ended(c: &mut Cluster, node: usize) -> Verified {
+    let over = |c: &Cluster| {
+        let verify = &c.nodes[node].view.verify;
+        verify.running.is_none() && verify.by.is_none()
+    };
+    assert!(
+        c.run_until(100 * SECOND, over),
+        "{:?}",
+        c.nodes[node].view.verify
+    );
+    let (by, verified) = c.nodes[node].view.verify.last.expect("it has ended");
+    assert_eq!(by, node_id(node));
+    // The others hear of it.
+    c.run_for(20 * MS);
+    verified
+}
+
+fn verified(c: &mut Cluster, node: usize, command: AdminCommand) -> Verified {
+    assert_eq!(c.command(node, command), Ok(()));
+    ended(c, node)
+}
+
+#[test]
+fn what_is_bad_is_named_and_then_mended_on_whatever_node_it_is() {
+    for (seed, bad) in (0..).zip([A, B, C]) {
+        for by in [A, B] {
+            let mut c = at_rest(seed, Options::default());
+            c.nodes[bad].disks.stores[0].rot(3, 20_000);
+            c.nodes[bad].disks.stores[0].spoil(17);
+            let first = verified(&mut c, by, VERIFY);
+            assert_eq!((first.bad, first.left, first.missed), (2, 2, 0));
+            assert!(first.finished && !first.is_clean());
+            let found = [(bad, 3, FindingKind::Bad), (bad, 17, FindingKind::Bad)];
+            assert_eq!(c.found(by), found);
+            assert!(
+                c.nodes[bad].disks.stores[0].is_harmed(3),
+                "it was only to look"
+            );
+            let second = verified(&mut c, by, REPAIR);
+            assert_eq!((second.bad, second.left), (2, 0));
+            assert!(second.is_clean());
+            assert!(!c.nodes[bad].disks.stores[0].is_harmed(3));
+            assert!(!c.nodes[bad].disks.stores[0].is_harmed(17));
+            let third = verified(&mut c, by, VERIFY);
+            assert_eq!((third.bad, third.differing), (0, 0));
+            assert!(third.is_clean());
+            // All peers know of it.
+            c.run_for(SECOND);
+            let told = c.nodes[C].view.verify.last;
+            assert_eq!(told, Some((node_id(by), third)));
+            c.conclude();
+        }
+    }
+}
+
+/// A node's stores and their checksums are both put back to what they were before the last writes, so that they fit each other.
+fn with_an_old_copy(seed: u64, node: usize, options: Options) -> Cluster {
+    let mut c = at_rest(seed, options);
+    let old = c.nodes[node].disks.copy();
+    c.must_write(A, 0, 2, 1);
+    c.must_write(A, 0, 30, 2);
+    c.until_fed(A);
+    c.run_for(SECOND);
+    c.crash(node, KILL);
+    c.nodes[node].disks.stores = old.stores;
+    c.nodes[node].disks.sums = old.sums;
+    for block in [2, 30, 31] {
+        c.nodes[node].disks.stores[0].taint(block);
+    }
+    (c.nodes[node].hurt, c.nodes[node].sums_rotted) = (true, true);
+    c.run_for(3 * SECOND);
+    c.restart(node);
+    c
+}
+
+#[test]
+fn copies_that_differ_are_told_apart_by_what_most_nodes_have() {
+    for (seed, old) in (10..).zip([A, B, C]) {
+        let mut c = with_an_old_copy(seed, old, Options::default());
+        c.run_for(SECOND);
+        c.must_promote(A);
+        c.until_fed(A);
+        c.run_for(SECOND);
+        let first = verified(&mut c, A, VERIFY);
+        assert_eq!((first.bad, first.differing, first.left), (0, 3, 3));
+        let differs = |block| (old, block, FindingKind::Differs);
+        assert_eq!(c.found(A), [differs(2), differs(30), differs(31)]);
+        let second = verified(&mut c, A, REPAIR);
+        assert_eq!((second.differing, second.left), (3, 0));
+        assert!(second.is_clean());
+        assert!(verified(&mut c, B, VERIFY).is_clean());
+        // What is mended is so after a power cut, too.
+        c.run_for(2 * SECOND);
+        c.crash(old, POWER);
+        c.run_for(3 * SECOND);
+        c.restart(old);
+        c.run_for(SECOND);
+        c.must_promote(A);
+        c.until_fed(A);
+        let last = verified(&mut c, A, VERIFY);
+        assert!(last.is_clean(), "{last:?} {:?}", c.found(A));
+        c.read_all(A);
+    }
+}
+
+#[test]
+fn of_two_copies_that_of_the_primary_is_right() {
+    let mut c = with_an_old_copy(20, B, of_nodes(2));
+    c.until_fed(A);
+    c.run_for(SECOND);
+    let first = verified(&mut c, B, REPAIR);
+    assert_eq!((first.differing, first.left), (3, 0));
+    assert!(verified(&mut c, A, VERIFY).is_clean());
+}
+
+#[test]
+fn pages_of_checksums_that_are_lost_are_had_again() {
+    let mut c = at_rest(30, Options::default());
+    let pages: Vec<u64> = c.nodes[B].disks.sums.written().map(|(b, _)| b).collect();
+    for page in pages {
+        c.nodes[B].disks.sums.rot(page, 9999);
+    }
+    c.nodes[B].sums_rotted = true;
+    c.crash(B, POWER);
+    c.restart(B);
+    c.until_fed(A);
+    c.run_for(SECOND);
+    assert!(c.nodes[B].view.integrity.sums_pages_lost > 0);
+    let first = verified(&mut c, A, VERIFY);
+    // Of the small volume's page there was one version: a table without it says that the volume was never written.
+    assert_eq!((first.bad, first.differing, first.left), (5, 605, 610));
+    assert!(
+        c.found(A)
+            .iter()
+            .all(|&(n, _, kind)| (n, kind) == (B, FindingKind::Unknown))
+    );
+    assert!(verified(&mut c, A, REPAIR).is_clean());
+    let third = verified(&mut c, A, VERIFY);
+    assert_eq!((third.differing, third.is_clean()), (0, true));
+    c.conclude();
+}
+
+#[test]
+fn under_load_it_finds_what_is_bad_and_nothing_else() {
+    for seed in 40..46 {
+        let mut c = at_rest(seed, Options::default());
+        c.start_clients(3, 6, 2 * MS);
+        c.run_for(SECOND);
+        for by in [A, B, C] {
+            let quiet = verified(&mut c, by, VERIFY);
+            assert_eq!((quiet.bad, quiet.differing), (0, 0), "seed {seed}");
+            assert!(quiet.is_clean(), "seed {seed}: {quiet:?}");
+        }
+        c.nodes[B].disks.stores[0].misdirect(1, 590);
+        let found = verified(&mut c, C, REPAIR);
+        // A client may just have written there.
+        assert!(found.bad <= 1 && found.is_clean(), "seed {seed}: {found:?}");
+        c.stop_clients();
+        c.conclude();
+    }
+}
+
+#[test]
+fn one_at_a_time_and_it_can_be_stopped() {
+    let mut c = at_rest(50, Options::default());
+    assert_eq!(c.command(A, SLOWLY), Ok(()));
+    c.run_for(50 * MS);
+    for node in [A, B] {
+        assert!(matches!(
+            c.command(node, VERIFY),
+            Err(AdminError::Failed(_))
+        ));
+    }
+    assert_eq!(c.nodes[B].view.verify.by, Some(node_id(A)));
+    assert!(matches!(
+        c.command(B, AdminCommand::StopVerify),
+        Err(AdminError::Failed(_))
+    ));
+    assert_eq!(c.command(A, AdminCommand::StopVerify), Ok(()));
+    let stopped = ended(&mut c, A);
+    assert!(!stopped.finished && !stopped.is_clean());
+    assert_eq!(c.command(A, AdminCommand::StopVerify), Ok(()));
+    c.run_for(SECOND);
+    assert!(verified(&mut c, B, VERIFY).is_clean());
+    c.conclude();
+}
+
+#[test]
+fn a_peer_that_was_away_is_compared_when_it_is_back() {
+    let mut c = at_rest(60, Options::default());
+    c.nodes[C].disks.stores[0].rot(5, 1);
+    c.crash(C, KILL);
+    c.run_for(SECOND);
+    assert_eq!(c.command(A, REPAIR), Ok(()));
+    c.run_for(3 * SECOND);
+    assert!(
+        c.nodes[A].view.verify.running.is_some(),
+        "it waits a little"
+    );
+    c.restart(C);
+    let whole = ended(&mut c, A);
+    assert_eq!((whole.bad, whole.left, whole.missed), (1, 0, 0));
+    // One that does not come back is named.
+    c.crash(C, KILL);
+    c.run_for(SECOND);
+    let part = verified(&mut c, A, REPAIR);
+    assert!(part.finished && !part.is_clean());
+    assert_eq!(part.missed, 1 << C);
+    c.restart(C);
+    c.conclude();
+}
+
+#[test]
+fn it_goes_on_over_a_promotion_and_ends_with_its_node() {
+    let mut c = at_rest(70, Options::default());
+    assert_eq!(c.command(B, SLOWLY), Ok(()));
+    c.run_for(300 * MS);
+    c.crash(A, POWER);
+    c.run_for(SECOND);
+    c.must_promote(C);
+    c.restart(A);
+    assert!(ended(&mut c, B).is_clean());
+    // With its node it is gone, and somebody else can begin anew.
+    assert_eq!(c.command(B, SLOWLY), Ok(()));
+    c.run_for(300 * MS);
+    c.crash(B, KILL);
+    c.restart(B);
+    c.until_fed(C);
+    c.run_for(6 * SECOND);
+    assert_eq!(c.nodes[B].view.verify.ended, 0);
+    assert!(verified(&mut c, C, VERIFY).is_clean());
+    c.conclude();
+}
+
+#[test]
+fn a_witness_and_a_node_that_holds_nothing_say_why_they_can_not() {
+    let options = Options {
+        nodes: 2,
+        witnesses: 1,
+        ..Options::default()
+    };
+    let mut c = serving(80, options);
+    assert!(matches!(c.command(2, VERIFY), Err(AdminError::Failed(t)) if t.contains("witness")));
+    assert!(verified(&mut c, A, VERIFY).is_clean());
+    let mut fresh = Cluster::new(81, Options::default());
+    fresh.run_for(SECOND);
+    assert!(matches!(
+        fresh.command(A, VERIFY),
+        Err(AdminError::Failed(_))
+    ));
+}
