@@ -217,8 +217,10 @@ fn check_passes_a_good_cluster_and_leaves_nothing_behind() {
         .replace(addresses[2], addresses[1]);
     for (text, word) in [
         (
-            good.replace("size = 33554432", "size = 16777216"),
-            "other nodes, addresses, volumes or sizes",
+            format!(
+                "{good}\n[[node]]\nname = \"pbx-x\"\naddress = \"127.0.0.1:9\"\ndata_dir = \"/nowhere/x\"\nrun_dir = \"/nowhere/x\"\n"
+            ),
+            "other nodes, roles or addresses",
         ),
         (
             good.replace("resource = \"pbx\"", "resource = \"pbx2\""),

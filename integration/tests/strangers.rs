@@ -325,7 +325,7 @@ fn whoever_takes_a_nodes_name_is_found_out_and_the_node_returns() {
                 ..own
             }
             .encode(),
-            "other nodes, addresses, volumes or sizes",
+            "other nodes, roles or addresses",
         ),
     ] {
         let mut wire = TcpStream::connect(config.nodes[1].address).expect("it listens");

@@ -24,6 +24,8 @@ pub(crate) enum Forgery {
     Groups,
     /// It asks about a page that no volume has.
     Page,
+    /// Its batch brings a table of volumes that there can not be.
+    Table,
     /// It answers a question for data with data of other blocks, under their own sums.
     Others,
 }
@@ -42,10 +44,40 @@ pub(crate) fn forge_frame(c: &mut Cluster, rng: &mut Rng) -> bool {
         Forgery::Later,
         Forgery::Groups,
         Forgery::Page,
+        Forgery::Table,
         Forgery::Others,
     ]);
     c.net.forge.insert((a, b), forgery);
     true
+}
+
+/// In place of a batch one that changes the volumes, to a table with more places than there are.
+fn no_table(batch: &Shared) -> Option<Shared> {
+    let from = batch.first * BLOCK_BYTES;
+    let header = batch::read_header(&batch.bytes[from..]).ok()?;
+    let mut bytes = vec![0; 2 * BLOCK_BYTES];
+    bytes[BLOCK_BYTES] = 17;
+    let mut draft = Draft::default();
+    draft.push(Kind::Volumes, VolumeId(0), 0, 1, &bytes[BLOCK_BYTES..]);
+    draft.write_header(&place_of(&header), &mut bytes[..BLOCK_BYTES]);
+    Some(Shared {
+        bytes: Rc::new(bytes),
+        first: 0,
+        blocks: 2,
+    })
+}
+
+/// Where a batch is in the log.
+fn place_of(header: &batch::Header) -> Place {
+    Place {
+        uuid: header.uuid,
+        history: header.history,
+        epoch: header.epoch,
+        prev: header.prev_id(),
+        prev_blocks: header.prev_blocks,
+        prev_checksum: header.prev_checksum,
+        committed: Seq(header.committed.0.min(header.first.0)),
+    }
 }
 
 impl Forgery {
@@ -58,6 +90,9 @@ impl Forgery {
         let forged = match (self, frame) {
             (Self::Blocks | Self::Later, Frame::Append { .. }) => {
                 return Some((frame.clone(), Some(self.remade(batch?)?)));
+            }
+            (Self::Table, Frame::Append { .. }) => {
+                return Some((frame.clone(), Some(no_table(batch?)?)));
             }
             (Self::Unsent, &Frame::Ack { epoch, seq }) => Frame::Ack {
                 epoch,

@@ -33,7 +33,8 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::FloorNotKept
         | Bug::VerifyUnaligned
         | Bug::VerifyTrustsTable
-        | Bug::TrimIsAHint => 20,
+        | Bug::TrimIsAHint
+        | Bug::TableForgotten => 20,
         Bug::OverlayBackwards
         | Bug::StaleEpochHeard
         | Bug::NoLeaseWait
@@ -48,7 +49,8 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::FeedsInStep
         | Bug::SumsUnchecked
         | Bug::SumsAfterFloor
-        | Bug::DrainWithoutFlush => SAMPLE_SEEDS_MAX,
+        | Bug::DrainWithoutFlush
+        | Bug::RoomAsItIs => SAMPLE_SEEDS_MAX,
         Bug::TwoGrants
         | Bug::HoldForgetsParked
         | Bug::LargeWriteOvertakes

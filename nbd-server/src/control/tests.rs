@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use super::{ControlError, Listeners, run};
 use crate::admin::client::{Client, status};
 use crate::admin::{Connection, ExitCode, LINE_BYTES_MAX, Request, Response};
-use crate::config::Config;
+use crate::config::{Config, NodeRole};
 use crate::handle::{DataCommand, DataError, DataHandle, Snapshot, Stream, ToControl, ToData};
 use crate::meters::Meters;
 use crate::nbd::Terms;
@@ -519,7 +519,7 @@ fn nodes_with_other_configs_do_not_meet() {
     let dir = TempDir::new().unwrap();
     let config = config(&dir, 2);
     let mut other = Config::clone(&config);
-    other.volumes[0].size_bytes *= 2;
+    other.nodes[0].role = NodeRole::Witness;
     let a = Daemon::start(&config, 0);
     let b = Daemon::start(&Arc::new(other), 1);
     a.peer_reason(0, "the peer refused: the peer's config has other nodes");

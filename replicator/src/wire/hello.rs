@@ -144,7 +144,7 @@ pub enum HelloError {
     },
     /// Another config.
     #[error(
-        "the peer's config has other nodes, addresses, volumes or sizes than this node's; use the same file on all \
+        "the peer's config has other nodes, roles or addresses than this node's; use the same file on all \
          nodes and restart repld where it changed"
     )]
     Digest,

@@ -22,6 +22,7 @@ mod rot;
 mod rules;
 mod sweep;
 mod verify;
+mod volumes;
 mod witness_rules;
 mod words;
 mod worn;

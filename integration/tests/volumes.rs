@@ -1,0 +1,198 @@
+//! Volumes that grow, are made smaller, come and go in a running resource: on all nodes or on none. P1 (acknowledged is durable), P10
+//! (the image is yours).
+
+use integration::{BOUND, MIB, Scene, small};
+use nbd_server::nbd::client::Client;
+use tools::cluster::exit;
+
+const A: usize = 0;
+const B: usize = 1;
+const C: usize = 2;
+
+fn ctl(scene: &Scene, node: usize, verb: &[&str]) -> (i32, String) {
+    let finished = scene.cluster.ctl(node, verb, BOUND).expect("replctl runs");
+    (finished.code, finished.stderr)
+}
+
+/// Waits until a node says that a volume has this size; 0 is none.
+fn await_size(scene: &mut Scene, node: usize, volume: &str, bytes: u64) {
+    let what = format!("{volume} has {bytes} bytes");
+    let result = scene.cluster.wait_status(node, &what, BOUND, |status| {
+        let found = status.volumes.iter().find(|v| v.name == volume);
+        found.map_or(0, |v| v.size) == bytes
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn read(client: &mut Client, offset: u64) -> [u8; 4096] {
+    let mut block = [1; 4096];
+    client.read_at(offset, &mut block).expect("read");
+    block
+}
+
+#[test]
+fn a_volume_grows_under_load() {
+    let mut scene = Scene::serving(small());
+    let load = scene.work(A, scene.busy_streams());
+    scene.await_writes(&load, 300);
+    let mut before = scene.open(A, "db");
+    assert_eq!(before.size(), 16 * MIB);
+    // A file that is longer already, with something behind the end, as a device may have.
+    let store = scene.cluster.store(C, "db");
+    let file = std::fs::OpenOptions::new().write(true).open(&store);
+    let file = file.expect("the store is a file");
+    file.set_len(20 * MIB).expect("longer");
+    std::os::unix::fs::FileExt::write_all_at(&file, &[9; 4096], 18 * MIB).expect("written");
+
+    // All or none: a node that is away is named.
+    scene.cluster.kill(B).expect("killed");
+    let (code, text) = ctl(&scene, A, &["resize", "db", "24MiB", "--timeout", "3"]);
+    assert_eq!(code, exit::FAILED, "{text}");
+    assert!(text.contains("pbx-b"), "{text}");
+    scene.cluster.start(B).expect("started");
+    scene.await_caught_up(B, A);
+
+    let (code, text) = ctl(&scene, A, &["resize", "db", "24MiB"]);
+    assert_eq!(code, exit::DONE, "{text}");
+    assert!(text.contains("config file on every node"), "{text}");
+    // Whoever is attached can use it, whoever comes sees it.
+    before
+        .write_at(24 * MIB - 4096, &[5; 4096], false)
+        .expect("behind the former end");
+    let mut after = scene.open(A, "db");
+    assert_eq!(after.size(), 24 * MIB);
+    assert_eq!(read(&mut after, 18 * MIB), [0; 4096]);
+    assert_eq!(read(&mut after, 24 * MIB - 4096), [5; 4096]);
+    scene.await_writes(&load, 200);
+
+    // The Primary dies; the file still has the old size, and is overruled.
+    let streams = scene.kill_under(A, load);
+    scene.promote(B);
+    let mut after = scene.open(B, "db");
+    assert_eq!(after.size(), 24 * MIB);
+    assert_eq!(read(&mut after, 24 * MIB - 4096), [5; 4096]);
+    scene.cluster.start(A).expect("it starts with the old file");
+    assert!(
+        scene
+            .cluster
+            .log(A)
+            .contains("write 25165824 there on every node")
+    );
+    let check = scene.cluster.ctl(A, &["check"], BOUND).expect("runs");
+    assert!(
+        check.stdout.contains("volume db has 25165824 bytes"),
+        "{}",
+        check.stdout
+    );
+    let load = scene.work(B, streams);
+    scene.await_writes(&load, 200);
+    scene.await_caught_up(A, B);
+    for node in [A, B, C] {
+        await_size(&mut scene, node, "db", 24 * MIB);
+    }
+    scene.finish(load);
+    drop((before, after));
+    scene.verify(B);
+    let (code, text) = ctl(&scene, B, &["demote", "--force"]);
+    assert_eq!(code, exit::DONE, "{text}");
+    scene.cluster.terminate_all().expect("stopped");
+    let image = |node| std::fs::read(scene.cluster.store(node, "db")).expect("the store is a file");
+    let images = [A, B, C].map(image);
+    assert!(
+        images
+            .iter()
+            .all(|i| i.len() as u64 == 24 * MIB && *i == images[0])
+    );
+}
+
+#[test]
+fn a_volume_is_made_smaller_only_if_that_is_meant() {
+    let mut scene = Scene::serving(small());
+    let mut client = scene.open(A, "db");
+    client
+        .write_at(12 * MIB, &[7; 4096], true)
+        .expect("written");
+    let (code, text) = ctl(&scene, A, &["resize", "db", "8MiB"]);
+    assert_eq!(code, exit::FAILED, "{text}");
+    let forced = ["resize", "db", "8MiB", "--force"];
+    let (code, text) = scene.confirmed(A, &forced, "yes\n");
+    assert_eq!(code, exit::USAGE, "{text}");
+    let (code, text) = scene.confirmed(A, &forced, "db\n");
+    assert_eq!(code, exit::IN_USE, "{text}");
+    client.disconnect().expect("detached");
+    let detached = scene.cluster.wait_status(A, "nobody is there", BOUND, |s| {
+        s.volumes.iter().all(|v| v.nbd_clients == Some(0))
+    });
+    detached.unwrap_or_else(|error| panic!("{error}"));
+    let (code, text) = scene.confirmed(A, &forced, "db\n");
+    assert_eq!(code, exit::DONE, "{text}");
+    assert_eq!(scene.open(A, "db").size(), 8 * MIB);
+    for node in [A, B, C] {
+        await_size(&mut scene, node, "db", 8 * MIB);
+    }
+    // What was there is not there when it grows again.
+    assert_eq!(ctl(&scene, A, &["resize", "db", "16MiB"]).0, exit::DONE);
+    assert_eq!(read(&mut scene.open(A, "db"), 12 * MIB), [0; 4096]);
+}
+
+#[test]
+fn volumes_come_and_go() {
+    let mut scene = Scene::serving(small());
+    let load = scene.work(A, scene.busy_streams());
+    // It has to be in the file of every node first.
+    let (code, text) = ctl(&scene, A, &["add-volume", "mail"]);
+    assert_eq!(code, exit::USAGE, "{text}");
+    let config = scene.cluster.config().to_owned();
+    let good = std::fs::read_to_string(&config).expect("readable");
+    let with = format!("{good}\n[[volume]]\nname = \"mail\"\nsize = \"4MiB\"\n");
+    std::fs::write(&config, &with).expect("written");
+    // There is something at its place.
+    let place = scene.cluster.data_dir(C).join("mail.img");
+    std::fs::write(&place, [1; 4096]).expect("written");
+    let (code, text) = ctl(&scene, A, &["add-volume", "mail"]);
+    assert_eq!(code, exit::FAILED, "{text}");
+    assert!(
+        text.contains("pbx-c: there is something at the place"),
+        "{text}"
+    );
+    std::fs::remove_file(&place).expect("removed");
+    let (code, text) = ctl(&scene, A, &["add-volume", "mail"]);
+    assert_eq!(code, exit::DONE, "{text}");
+    let mut client = scene.open(A, "mail");
+    client.write_at(MIB, &[3; 4096], true).expect("written");
+    scene.await_writes(&load, 200);
+    let streams = scene.kill_under(A, load);
+    scene.promote(B);
+    let mut client = scene.open(B, "mail");
+    assert_eq!(read(&mut client, MIB), [3; 4096]);
+    scene.cluster.start(A).expect("started");
+    scene.await_caught_up(A, B);
+    let load = scene.work(B, streams);
+    let (code, text) = scene.confirmed(B, &["remove-volume", "mail"], "mail\n");
+    assert_eq!(code, exit::IN_USE, "{text}");
+    client.disconnect().expect("detached");
+    let detached = scene.cluster.wait_status(B, "nobody is there", BOUND, |s| {
+        let mail = s.volumes.iter().find(|v| v.name == "mail");
+        mail.is_some_and(|v| v.nbd_clients == Some(0))
+    });
+    detached.unwrap_or_else(|error| panic!("{error}"));
+    let (code, text) = scene.confirmed(B, &["remove-volume", "mail"], "mail\n");
+    assert_eq!(code, exit::DONE, "{text}");
+    std::fs::write(&config, &good).expect("restored");
+    for node in [A, B, C] {
+        await_size(&mut scene, node, "mail", 0);
+        let kept = scene.cluster.data_dir(node).join("mail.img.removed");
+        let result = scene.cluster.wait("its store is put aside", BOUND, |_| {
+            Ok(if kept.exists() {
+                Ok(())
+            } else {
+                Err("not yet".into())
+            })
+        });
+        result.unwrap_or_else(|error| panic!("{error}"));
+    }
+    scene.await_writes(&load, 200);
+    scene.finish(load);
+    scene.verify(B);
+    scene.stop_and_compare(B);
+}
