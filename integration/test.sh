@@ -4,8 +4,8 @@
 #
 #   integration/test.sh              everything but hosts
 #   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
-#                                    demo copy tools qemu reconnect fio filesystems compare postgres resync metrics soak kernel
-#                                    oldest hosts
+#                                    demo copy tools qemu reconnect fio flips filesystems compare postgres resync metrics soak
+#                                    kernel oldest hosts
 #   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
 #                                    hand, since it takes two minutes
 #   NO_INSTALL=1                     install nothing
@@ -152,7 +152,7 @@ prove_checkers() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy tools qemu reconnect fio filesystems compare postgres resync metrics soak kernel oldest hosts; do
+for name in tests demo copy tools qemu reconnect fio flips filesystems compare postgres resync metrics soak kernel oldest hosts; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
@@ -185,6 +185,7 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     part qemu integration/real/qemu.sh
     part reconnect integration/real/reconnect.sh
     part fio integration/real/fio.sh
+    part flips integration/real/flips.sh --seconds 30
     part filesystems integration/real/filesystems.sh
     part compare integration/real/compare.sh
     part postgres integration/real/postgres.sh

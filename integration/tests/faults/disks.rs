@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use integration::{BOUND, Disk, FailAt, MIB, Scene, roomy, small};
-use nbd_server::nbd::client::{ClientError, ClientRequest};
+use nbd_server::nbd::client::ClientRequest;
 use tools::cluster::{Spec, exit};
 use tools::demo::workload::{End, Job, Pace, Running, Stream};
 
@@ -13,6 +13,7 @@ enum File {
     Journal,
     Store,
     Sums,
+    Meta,
 }
 
 /// A cluster whose first node is Primary, with bad disks in some places; each write to them takes `delay`.
@@ -26,6 +27,7 @@ fn serving(spec: Spec, places: &[(usize, File)], delay: Duration) -> (Scene, Vec
             File::Journal => scene.cluster.data_dir(*node).join("journal"),
             File::Store => scene.cluster.store(*node, "db"),
             File::Sums => scene.cluster.data_dir(*node).join("sums"),
+            File::Meta => scene.cluster.data_dir(*node).join("meta"),
         };
         Disk::under(&path, delay)
     });
@@ -126,6 +128,10 @@ pub(crate) fn checksums_that_can_not_be_written_on_the_primary_end_its_reign() {
     fail_on_the_primary(File::Sums);
 }
 
+pub(crate) fn metadata_that_can_not_be_written_on_the_primary_ends_its_reign() {
+    fail_on_the_primary(File::Meta);
+}
+
 pub(crate) fn a_journal_that_fails_on_a_secondary_lets_no_client_down() {
     let (mut scene, disk) = with_disk(1, File::Journal);
     let load = scene.work(0, scene.calm_streams());
@@ -152,10 +158,10 @@ pub(crate) fn a_journal_that_fails_on_a_secondary_lets_no_client_down() {
     scene.stop_and_compare(1);
 }
 
-pub(crate) fn a_store_that_can_not_be_read_is_an_error_and_named() {
+pub(crate) fn a_store_that_can_not_be_read_is_read_at_the_peers_and_named() {
     let (mut scene, disk) = with_disk(0, File::Store);
     let mut client = scene.open(0, "db");
-    client.write_at(0, &[7; 4096], true).expect("written");
+    client.write_at(0, &[7; 1 << 20], true).expect("written");
     // What was applied is read from the store.
     let applied = scene
         .cluster
@@ -164,9 +170,17 @@ pub(crate) fn a_store_that_can_not_be_read_is_an_error_and_named() {
         });
     applied.expect("soon");
     disk.fail(FailAt::Reading);
-    let mut data = [0; 4096];
-    let error = client.read_at(0, &mut data).expect_err("no data");
-    assert!(matches!(error, ClientError::Io(_)), "{error}");
+    let mut data = vec![0; 1 << 20];
+    for _ in 0..5 {
+        client.read_at(0, &mut data[..4096]).expect("a peer has it");
+        assert_eq!(data[..4096], [7; 4096]);
+    }
+    client.read_at(0, &mut data).expect("a peer has all of it");
+    assert_eq!(data, [7; 1 << 20]);
+    // A part of a block needs the rest of it.
+    client.write_at(5000, &[8; 100], true).expect("written");
+    client.read_at(4096, &mut data[..4096]).expect("read");
+    assert_eq!((data[903], data[904], data[1003], data[1004]), (7, 8, 8, 7));
     await_blame(
         &mut scene,
         0,
@@ -180,7 +194,7 @@ pub(crate) fn a_store_that_can_not_be_read_is_an_error_and_named() {
     scene.promote(1);
     let mut client = scene.open(1, "db");
     client.read_at(0, &mut data).expect("read elsewhere");
-    assert_eq!(data, [7; 4096]);
+    assert_eq!(data[..4096], [7; 4096]);
     client.disconnect().expect("goodbye");
 }
 
@@ -298,21 +312,76 @@ pub(crate) fn a_journal_that_hangs_for_longer_than_memory_reaches_moves_the_serv
 }
 
 pub(crate) fn disks_that_hang_on_a_secondary_stop_nobody() {
-    for file in [File::Journal, File::Store] {
-        let (mut scene, disk) = with_disk(2, file);
+    for (file, ack) in [
+        (File::Journal, "majority"),
+        (File::Store, "majority"),
+        (File::Journal, "all"),
+    ] {
+        let spec = Spec {
+            disk_timeout_ms: Some(2000),
+            ack: Some(ack.into()),
+            ..roomy()
+        };
+        let (mut scene, mut disks) = serving(spec, &[(2, file)], Duration::ZERO);
+        let disk = disks.pop().expect("one was wanted");
         let load = scene.work(0, scene.calm_streams());
         scene.await_writes(&load, 200);
         disk.hang();
         scene.await_writes(&load, 100);
         await_blame(&mut scene, 2, &disk, "down", &["is not answered"]);
+        // It is of no use, and both say so.
+        await_disk_state(&mut scene, "Failed");
+        let own = scene.cluster.status(2).expect("it answers");
+        let state = &own.volume("db").expect("a volume").disk_state;
+        assert_eq!(state, "Failed");
+        let refused = scene.cluster.ctl(2, &["promote", "--timeout", "1"], BOUND);
+        assert_ne!(refused.expect("answers").code, exit::DONE);
         scene.await_writes(&load, 100);
         disk.wake();
         scene.await_writes(&load, 100);
+        await_disk_state(&mut scene, "UpToDate");
         scene.finish(load);
         scene.await_caught_up(2, 0);
         scene.verify(0);
         scene.stop_and_compare(0);
     }
+}
+
+/// Waits until the Primary shows the third node's disk so.
+fn await_disk_state(scene: &mut Scene, state: &str) {
+    let what = format!("its disk is {state} to the Primary");
+    let shown = scene.cluster.wait_status(0, &what, BOUND, |status| {
+        let peer = status.peer("pbx-c");
+        peer.is_some_and(|p| p.disk_state.as_deref() == Some(state))
+    });
+    shown.unwrap_or_else(|error| panic!("{error}"));
+}
+
+pub(crate) fn metadata_that_hangs_on_the_primary_moves_the_service() {
+    let spec = Spec {
+        disk_timeout_ms: Some(2000),
+        ..small()
+    };
+    let (mut scene, mut disks) = serving(spec, &[(0, File::Meta)], Duration::ZERO);
+    let disk = disks.pop().expect("one was wanted");
+    let pages = Job::Commit { page: 128 << 10 };
+    let pace = Pace::unbounded(16);
+    let stream = Stream::new(1, &scene.volumes[0], 0..16 * MIB, pages, pace);
+    let load = scene.work(0, vec![stream]);
+    scene.await_writes(&load, 20);
+    disk.hang();
+    // Until the ring is full: what is applied can not be noted.
+    let streams = dropped(load);
+    assert!(scene.cluster.log(0).contains("demoting"));
+    scene.promote(1);
+    scene.verify(1);
+    let load = scene.work(1, streams);
+    scene.await_writes(&load, 20);
+    scene.finish(load);
+    disk.wake();
+    scene.await_caught_up(0, 1);
+    scene.verify(1);
+    scene.stop_and_compare(1);
 }
 
 pub(crate) fn a_full_journal_slows_clients_down_and_lets_none_down() {

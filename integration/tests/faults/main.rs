@@ -40,10 +40,12 @@ fn main() {
         disks::a_journal_that_fails_on_a_secondary_lets_no_client_down,
         disks::a_store_that_fails_on_the_primary_ends_its_reign,
         disks::checksums_that_can_not_be_written_on_the_primary_end_its_reign,
-        disks::a_store_that_can_not_be_read_is_an_error_and_named,
+        disks::metadata_that_can_not_be_written_on_the_primary_ends_its_reign,
+        disks::a_store_that_can_not_be_read_is_read_at_the_peers_and_named,
         disks::a_journal_that_hangs_on_the_primary_stops_nobody,
         disks::a_store_that_hangs_on_the_primary_moves_the_service,
         disks::a_journal_that_hangs_for_longer_than_memory_reaches_moves_the_service,
+        disks::metadata_that_hangs_on_the_primary_moves_the_service,
         disks::disks_that_hang_on_a_secondary_stop_nobody,
         disks::a_full_journal_slows_clients_down_and_lets_none_down,
     );

@@ -1,5 +1,10 @@
 //! What one node does not do to another, however far behind that is.
 
+use replicator::io::Input;
+use replicator::replica::INCOMING_MAX;
+use replicator::types::Seq;
+use replicator::wire::frame::{Changed, Frame};
+
 use super::*;
 use crate::drive::JOURNAL;
 
@@ -26,4 +31,31 @@ fn a_peer_whose_disk_hangs_is_not_sent_the_whole_journal() {
         let sent = c.sent(A, C) - before;
         assert!((900..1024 + 2 * 129).contains(&sent), "{sent}");
     }
+}
+
+#[test]
+fn a_source_that_answers_more_than_it_was_asked_is_given_up() {
+    let mut c = super::resync::in_resync(1);
+    let mut conns = c.net.conns.iter();
+    let conn = conns
+        .rposition(|conn| conn.nodes == [A, C] && conn.up[1])
+        .expect("they are connected");
+    // What A says from here on is not what it was asked for.
+    c.net.conns[conn].spoilt = true;
+    let (id, now) = (c.net.conns[conn].ids[1], c.local(C, c.now));
+    let mut replica = c.nodes[C].replica.take().expect("it runs");
+    for token in 0..2 * INCOMING_MAX as u64 {
+        let groups = [Seq(1)].into_iter().collect();
+        let frame = Frame::Changed(Box::new(Changed { token, groups }));
+        let batch = None;
+        let conn = id;
+        replica.handle(now, Input::Frame { conn, frame, batch });
+        assert!(replica.view().incoming as usize <= INCOMING_MAX);
+    }
+    c.nodes[C].replica = Some(replica);
+    c.wake_by(C, c.now);
+    assert!(c.run_until(MS, |c| !c.net.conns[conn].up[1]));
+    // It goes on with the next connection.
+    c.until_follows(A, C);
+    c.conclude();
 }

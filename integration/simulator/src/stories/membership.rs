@@ -410,6 +410,41 @@ fn two_nodes_alone_stop_until_somebody_answers_for_it_that_the_other_is_off() {
 }
 
 #[test]
+fn of_two_nodes_alone_a_return_that_breaks_off_is_taken_back_by_somebodys_word() {
+    let mut stuck = 0;
+    for tenths in 0..60 {
+        let mut c = serving(tenths, options(2, 0));
+        c.crash(B, KILL);
+        c.run_for(3 * SECOND);
+        assert_eq!(c.confirms(A, B), Ok(()));
+        c.must_write(A, 0, 3, 2);
+        c.restart(B);
+        let changes = |c: &Cluster| c.nodes[A].view.changing;
+        assert!(c.run_until(20 * SECOND, changes));
+        c.run_for(tenths * MS / 20);
+        c.crash(B, KILL);
+        let write = c.write(A, 0, 9, 1);
+        if c.outcome(write, 6 * SECOND).is_none() {
+            stuck += 1;
+            assert_eq!(c.confirms(A, B), Ok(()));
+            assert_eq!(c.outcome(write, 5 * SECOND), Some(Outcome::Done));
+        }
+        // What B has of it makes it no Primary: nobody but A knows whether that was taken back.
+        c.crash(A, KILL);
+        c.restart(B);
+        assert!(no_quorum(&c.promote(B, 2 * SECOND)));
+        assert_eq!(c.confirms(B, A), Ok(()));
+        assert!(no_quorum(&c.promote(B, 2 * SECOND)));
+        c.restart(A);
+        c.must_promote(A);
+        c.until_stands(A, B, Membership::Full);
+        c.read_all(A);
+        c.conclude();
+    }
+    assert!(stuck > 0);
+}
+
+#[test]
 fn of_two_nodes_the_other_is_promoted_once_the_primary_is_confirmed_to_be_off() {
     let mut c = serving(13, options(2, 0));
     c.must_write(A, 0, 3, 2);

@@ -40,7 +40,7 @@ fn replicates(c: &Cluster, node: usize, peer: usize) -> ReplicationState {
 }
 
 /// C is started, and in its resync from A.
-fn in_resync(seed: u64) -> Cluster {
+pub(super) fn in_resync(seed: u64) -> Cluster {
     let mut c = past_the_journal(seed, Options::default());
     c.restart(C);
     let pulls = |c: &Cluster| replicates(c, A, C) == ReplicationState::SyncSource;
