@@ -100,7 +100,7 @@ fn the_format_is_this() {
     assert_eq!(bytes[96..102], *b"\x05pbx-a");
     assert_eq!(bytes[160..166], *b"\x05pbx-b");
     assert_eq!(bytes[224..228], *b"\x02\0no");
-    assert_eq!(hex(&bytes[508..]), "7ba42196");
+    assert_eq!(hex(&bytes[508..]), "47465a73");
 }
 
 /// Bytes with a checksum that fits them.
