@@ -440,14 +440,14 @@ impl Scrape {
         let running = verify.running.as_ref();
         let here = running.is_some_and(|r| r.counts.is_some());
         let last = verify.last.as_ref();
-        let sample = |n: Option<u64>| n.map(|n| ([], Number::from(n)));
-        let left = running.and_then(|r| r.left_bytes);
+        let sample = |n: u64| [([], Number::from(n))];
+        let left = running.and_then(|r| r.left_bytes).unwrap_or(0);
         for (name, unit, help, value) in [
             (
                 "verify_running",
                 None,
                 "Whether this node runs a verification",
-                Some(u64::from(here)),
+                u64::from(here),
             ),
             (
                 "verify_left",
@@ -459,13 +459,13 @@ impl Scrape {
                 "verify_last_clean",
                 None,
                 "Whether the last verification found all copies sound and equal, or made them so",
-                last.map(|l| u64::from(l.clean)),
+                last.map_or(0, |l| u64::from(l.clean)),
             ),
             (
                 "verify_last_left_blocks",
                 None,
                 "Blocks that the last verification left as they are",
-                last.map(|l| l.counts.left_blocks),
+                last.map_or(0, |l| l.counts.left_blocks),
             ),
         ] {
             page.gauges((name, unit, help), sample(value))?;
@@ -476,7 +476,7 @@ impl Scrape {
                 Some(Unit::Seconds),
                 "When a verification last found all copies sound and equal",
             ),
-            sample(self.verify_clean_at),
+            sample(self.verify_clean_at.unwrap_or(0)),
         )
     }
 
