@@ -16,6 +16,9 @@ use crate::rng::Rng;
 
 const SECTOR: usize = 512;
 
+/// What a device has where nobody has written.
+pub(crate) const LITTER: u8 = 0xd1;
+
 /// The error number of a device that failed.
 pub(crate) const EIO: i32 = 5;
 
@@ -534,7 +537,7 @@ impl Disk {
         if !self.cells.contains_key(&block)
             && !self.writing.iter().any(|&(b, e)| (b..e).contains(&block))
         {
-            self.set(block, Block::owned(vec![0xd1; BLOCK_BYTES]));
+            self.set(block, Block::owned(vec![LITTER; BLOCK_BYTES]));
         }
     }
 

@@ -66,7 +66,7 @@ pub struct Config {
     pub resource: String,
     /// The nodes, sorted by name: a node's position is its index everywhere.
     pub nodes: Vec<Node>,
-    /// The volumes, sorted by name: a volume's position is its index everywhere.
+    /// The volumes, sorted by name: as a node is created with them. What it knows of them later is in its superblock.
     pub volumes: Vec<Volume>,
     /// The journal.
     pub journal: Journal,

@@ -27,6 +27,9 @@ pub(super) fn look(config: &Config, node: &Node, running: bool) -> Vec<Finding> 
     let created = node.meta_path().exists();
     findings.extend(data_dir(config, node, created));
     findings.push(run_dir(node));
+    if keeps_data(node) {
+        findings.extend(volumes_of_the_file(config, node));
+    }
     if running {
         findings.push(fine(
             "node",
@@ -57,7 +60,6 @@ pub(super) fn look(config: &Config, node: &Node, running: bool) -> Vec<Finding> 
             findings.extend(place.map(|r| finding("store", &store, r)));
         }
         findings.extend(beside_the_stores(config, node, created));
-        findings.extend(volumes_of_the_file(config, node));
     }
     findings
 }

@@ -202,7 +202,7 @@ fn the_source_is_lost_while_the_target_switches_its_image() {
         c.run_for(seed * 2 * MS);
         c.crash(A, POWER);
         // Whoever asks it to be Primary now waits until its stores are the image.
-        c.must_promote(C);
+        assert_eq!(c.promote(C, 20 * SECOND), Ok(()));
         assert!(!merges(&c));
         c.read_all(C);
         c.must_write(C, 0, 3, 2);

@@ -9,6 +9,7 @@ use replicator::types::*;
 
 use super::*;
 use crate::disk::{Disk, Reading};
+use crate::drive::Flight;
 
 /// Which of C's disks.
 type DiskOfC = fn(&mut Cluster) -> &mut Disk;
@@ -89,10 +90,11 @@ fn down(busy: bool) -> Cluster {
     c
 }
 
-/// Whether all copies of C's superblock are the same.
+/// Whether all copies of C's superblock are the same, and none is being written.
 fn is_settled(c: &Cluster) -> bool {
     let read = read_superblock(&mut Reading(&c.nodes[C].disks.meta));
-    read.is_ok_and(|chosen| chosen.whole)
+    let written = c.nodes[C].flights.values().any(Flight::is_of_meta);
+    !written && read.is_ok_and(|chosen| chosen.whole)
 }
 
 /// C is down in the midst of a resync, of which it has saved something.
