@@ -87,6 +87,13 @@ pub enum DataCommand {
         /// When to give up, in milliseconds from now.
         timeout_ms: u64,
     },
+    /// Give this node's data up, waiting for `timeout_ms` for the Primary's consent.
+    Invalidate {
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+        /// Also where no Primary is connected.
+        force: bool,
+    },
     /// Take it that a node is off.
     ConfirmStopped {
         /// Which.

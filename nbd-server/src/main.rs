@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use clap::Parser;
-use nbd_server::config::{Ack, Config, Node, NodeRole, OnNoQuorum};
+use nbd_server::config::{Ack, Config, Node, NodeRole, OnNoQuorum, WithoutRoom};
 use nbd_server::control::{self, FILES_MIN, Listeners};
 use nbd_server::handle::{ControlHandle, DataHandle, Snapshot};
 use nbd_server::lock::DataDirLock;
@@ -264,6 +264,10 @@ fn replica_config(config: &Config, me: usize) -> Result<ReplicaConfig, Failure> 
         },
         requests_max: REQUESTS_MAX,
         drop_after_ms: config.policy.drop_after_ms,
+        without_room: match config.policy.resync_without_room {
+            WithoutRoom::Wait => replicator::WithoutRoom::Wait,
+            WithoutRoom::InPlace => replicator::WithoutRoom::InPlace,
+        },
     })
 }
 

@@ -179,6 +179,14 @@ pub enum AdminCommand {
         /// When to stop waiting.
         deadline: Time,
     },
+    /// Give this node's data up, and come back as a new incarnation that is given everything anew, with what the stores hold as a
+    /// seed. Answered when the data is given up. The driver has made sure that the operator means it.
+    Invalidate {
+        /// When to stop waiting for the Primary's consent.
+        deadline: Time,
+        /// Also where no Primary is connected.
+        insists: bool,
+    },
     /// This node is off: somebody made sure of that, and answers for it (protocol F0). Void as soon as it is heard of.
     ConfirmStopped {
         /// Which node.
@@ -454,6 +462,9 @@ pub enum DropReason {
     /// This node begins a history of its own.
     #[error("this node begins a history of its own")]
     Forked,
+    /// This node gives its data up.
+    #[error("this node gives its data up")]
+    Renewed,
     /// The peer belongs to another resource or history.
     #[error("the peer's data has another identity: {0}")]
     Unrelated(&'static str),

@@ -48,4 +48,4 @@ pub mod wire;
 
 #[cfg(feature = "planted")]
 pub use planted::{Bug, plant};
-pub use replica::{AckPolicy, Capacity, OnNoQuorum, Replica, ReplicaConfig};
+pub use replica::{AckPolicy, Capacity, OnNoQuorum, Replica, ReplicaConfig, WithoutRoom};

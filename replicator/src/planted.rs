@@ -87,6 +87,22 @@ bugs! {
         ZeroesFirst,
         /// A resync brings the newest that there is, whether it is committed or not (C2).
         ResyncUncommitted,
+        /// What a resync found to be the same in the stores did not change (C2).
+        KeptForgotten,
+        /// What was the same when it was asked for still is when the answer comes (C2).
+        StaleCompared,
+        /// A resync goes straight to the stores before the superblock says that they are no image (C3).
+        InPlaceUnmarked,
+        /// Blocks are written in place while the table of checksums still says what they were (C3).
+        OpenedUnsaid,
+        /// A node whose stores are no image is fed from where its log ends (C3).
+        InconsistentFed,
+        /// A node whose stores are no image is promoted like any other (C3).
+        InconsistentPromoted,
+        /// Who gives his data up asks nobody: the others have it (C4).
+        GivenUpUnasked,
+        /// Who gives his data up stays who he was (C4, S3).
+        SameIncarnation,
         /// A target in resync is not told of changes that the Primary's stores lack yet (C2).
         GroupMissed,
         /// The superblock keeps the table of volumes that the node was created with.
@@ -153,6 +169,8 @@ bugs! {
         SumsAfterFloor,
         /// A block from a peer is taken in place of a bad one whatever it holds.
         RepairTrusted,
+        /// A sum that may be older than the store is compared with a peer's like any other.
+        DoubtForgotten,
         /// Copies are compared as they are, whether or not the nodes have applied the same records.
         VerifyUnaligned,
         /// What a verification compares is what was recorded of the blocks; nobody reads them.

@@ -162,6 +162,10 @@ pub fn recover(
     table.outnumber(superblock.sums_written);
     let staged = match superblock.resync {
         None => None,
+        // Nothing has come yet, whatever an earlier one left.
+        Some(resync) if resync.in_place && resync.staged == RecordId::NONE => {
+            Some(SumTable::new(Table::Staged, volumes()))
+        }
         Some(resync) => {
             // What is lost of this one has to come again; once it is the image it can not.
             let sizes = || resync.sizes.into_iter();

@@ -78,6 +78,8 @@ pub struct SyncView {
     pub total_bytes: u64,
     /// There is no room for more.
     pub full: bool,
+    /// It goes straight to the stores, which are no image meanwhile.
+    pub in_place: bool,
 }
 
 /// Why I/O is held.

@@ -3,12 +3,14 @@
 use std::ffi::OsString;
 use std::io::{BufRead, IsTerminal, Read};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use nbd_server::admin::client::Client;
-use nbd_server::admin::{ExitCode, Request, Response};
+use nbd_server::admin::{DiskState, ExitCode, Request, Response};
 use nbd_server::config::{Config, DEFAULT_FILE, Node};
 
+use crate::bar::Watcher;
 use crate::demo::DemoArgs;
 use crate::output::{Reader, print};
 use crate::{Failure, check, create, demo, dump, status, verify};
@@ -53,6 +55,13 @@ enum Verb {
         /// Destroy what is there: an existing node's data, or what is on the devices
         #[arg(long)]
         wipe: bool,
+        /// Keep the stores that are there: an image carried by hand, of which only what differs has to come
+        ///
+        /// For a node that joins a resource that exists, not for the first promotion of one. The files or devices of the volumes are
+        /// read once, and extended where they are too short. The node is Inconsistent until replctl replace on the Primary has
+        /// admitted it and its resync has ended.
+        #[arg(long)]
+        seed: bool,
     },
     /// Shows this node's view of the resource, the volumes, the peers
     Status {
@@ -145,6 +154,22 @@ enum Verb {
     Replace {
         /// The node's name
         peer: String,
+        /// How long to wait
+        #[arg(long, value_name = "SECS", default_value_t = 30,
+              value_parser = clap::value_parser!(u64).range(0..=86_400))]
+        timeout: u64,
+    },
+    /// Discards this node's data and fetches it anew; answers when it is UpToDate again
+    ///
+    /// On a Secondary. The Primary first does without this node, for good: refused (10) where the others need its copy. Then it comes
+    /// back as a new incarnation, by itself, and is given what differs from what its stores have. Where no Primary is connected it is
+    /// refused (17), unless forced; then, and where the Primary changes meanwhile, replctl replace on the Primary admits it. This is
+    /// also how a node gives up the data of a history that others left by a forced promotion. Reads the resource's name as one line
+    /// from stdin, to confirm it. If the resync takes longer, it goes on by itself.
+    Invalidate {
+        /// Also where no Primary is connected, and nobody is known to have this data
+        #[arg(long)]
+        force: bool,
         /// How long to wait
         #[arg(long, value_name = "SECS", default_value_t = 30,
               value_parser = clap::value_parser!(u64).range(0..=86_400))]
@@ -313,7 +338,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let (_, node) = config.node(&name)?;
     match cli.verb {
         Verb::Check => return check::check(&config, node),
-        Verb::Create { wipe } => create::create(&config, node, wipe)?,
+        Verb::Create { wipe, seed } => create::create(&config, node, wipe, seed)?,
+        Verb::Invalidate { force, timeout } => {
+            confirm_invalidate(&config.resource, &node.name)?;
+            return invalidate(node, force, timeout * 1000);
+        }
         Verb::Status { json, watch } => return show_status(node, json, watch),
         Verb::Promote(PromoteArgs { timeout, force }) => {
             if force {
@@ -365,12 +394,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Return { peer, timeout } => {
             let peer = known_peer(&config, node, peer)?;
             let timeout_ms = timeout * 1000;
+            let _bar = Watcher::start(node, &peer);
             return send(node, &Request::Return { peer, timeout_ms });
         }
         Verb::Replace { peer, timeout } => {
             let peer = known_peer(&config, node, peer)?;
             confirm_replace(&peer)?;
             let timeout_ms = timeout * 1000;
+            let _bar = Watcher::start(node, &peer);
             return send(node, &Request::Replace { peer, timeout_ms });
         }
         Verb::ConfirmStopped { peer } => {
@@ -446,6 +477,59 @@ fn confirm_force(resource: &str, node: &str) -> Result<(), Failure> {
     Err(Failure::Usage(format!(
         "not forced: to confirm that the other nodes are stopped, give the resource's name, {resource}, as one line on stdin"
     )))
+}
+
+/// Reads the resource's name from stdin; anything else is no confirmation.
+fn confirm_invalidate(resource: &str, node: &str) -> Result<(), Failure> {
+    let what = format!(
+        "What {node} holds is discarded, and fetched anew from the Primary.\nType the name of the resource to go on: "
+    );
+    if confirmed(&what, resource)? {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!(
+        "not discarded: to confirm that the data of {node} is given up, give the resource's name, {resource}, as one line on stdin"
+    )))
+}
+
+/// How often it is looked whether a node is UpToDate.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Gives a node's data up, and waits until it has all of it again.
+fn invalidate(node: &Node, force: bool, timeout_ms: u64) -> Result<(), Failure> {
+    let began = Instant::now();
+    send(node, &Request::Invalidate { timeout_ms, force })?;
+    if force {
+        eprintln!(
+            "replctl: {} has given its data up; on the Primary, replctl replace {} lets it join",
+            node.name, node.name
+        );
+        return Ok(());
+    }
+    let _bar = Watcher::start(node, &node.name);
+    let mut client = Client::connect(&node.admin_socket())?;
+    loop {
+        let status = match client.call(&Request::Status)? {
+            Response::Status(status) => status,
+            Response::Error(error) => return Err(error.into()),
+            _ => return Err(Failure::UnexpectedAnswer),
+        };
+        if status
+            .volumes
+            .iter()
+            .all(|v| v.disk_state == DiskState::UpToDate)
+        {
+            return Ok(());
+        }
+        if began.elapsed() >= Duration::from_millis(timeout_ms) {
+            return Err(Failure::Failed(format!(
+                "{} has given its data up and is not UpToDate yet: that goes on by itself, replctl status shows how far it is; if it \
+                 does not begin, run replctl replace {} on the Primary",
+                node.name, node.name
+            )));
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 /// Reads a node's name from stdin; anything else is no confirmation.

@@ -1,5 +1,6 @@
 //! What `replctl` is made of.
 
+mod bar;
 mod check;
 pub mod cli;
 pub mod create;

@@ -54,6 +54,7 @@ impl LoneNode {
             incarnation: Incarnation(1),
             journal_bytes: JOURNAL_BYTES,
             volumes,
+            seed: false,
         });
         let config = ReplicaConfig {
             resource: name("bench"),
@@ -65,6 +66,7 @@ impl LoneNode {
             ack: AckPolicy::Majority,
             requests_max: 256,
             drop_after_ms: 0,
+            without_room: replicator::WithoutRoom::Wait,
         };
         let [mut meta, mut label, mut sums] = [meta, label, Vec::new()].map(Image);
         let recovered = recover(&mut meta, &mut label, &mut sums, &config).expect("just made");

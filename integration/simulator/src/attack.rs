@@ -50,6 +50,12 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("kill", 60, 12, |c, rng| crash(c, rng, false)),
     attack("power cut", 60, 12, |c, rng| crash(c, rng, true)),
     attack("long absence", 35, 18, stay_away),
+    attack(
+        "absence while a backup is restored",
+        70,
+        10,
+        away_for_a_backup,
+    ),
     attack("absence while much is written", 100, 10, |c, rng| {
         c.big_percent >= 30 && stay_away(c, rng)
     }),
@@ -71,6 +77,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("hanging disk", 30, 20, hang_disk),
     attack("disks recover", 100, 16, disks_recover),
     attack("failing write", 30, 25, failing_write),
+    attack("no room to stage", 60, 6, no_room),
     attack("one copy of the superblock rots", 30, 12, rot_superblock),
     // Disks that do not.
     attack("rot in the journal", 14, 20, rot_journal),
@@ -94,6 +101,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("drop", 25, 25, drop_node),
     attack("return", 40, 15, return_node),
     attack("replace", 40, 12, replace_node),
+    attack("invalidate", 35, 12, invalidate),
     attack("confirm a stop", 20, 15, confirm_stopped),
     attack("connect", 100, 14, connect),
     attack("change of volumes", 30, 8, change_volumes),
@@ -173,6 +181,33 @@ fn stay_away(c: &mut Cluster, rng: &mut Rng) -> bool {
     c.nodes[node].away_until = c.now + time;
     let life = c.nodes[node].life;
     c.after(time, Event::Restart { node, life });
+    true
+}
+
+/// A node is away while somebody writes more than a journal holds, at once.
+fn away_for_a_backup(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let Some(primary) = c.primary() else {
+        return false;
+    };
+    let up = (0..c.options.nodes).filter(|&n| c.up(n)).count();
+    let node = rng.index(c.options.nodes);
+    if node == primary || !c.up(node) || up <= c.options.nodes.div_ceil(2) {
+        return false;
+    }
+    let power = rng.chance(50);
+    c.crash(node, power);
+    let time = rng.between(2, 12) * lease(c) / 4;
+    c.nodes[node].away_until = c.now + time;
+    c.nodes[node].stage_full = rng.chance(40);
+    let life = c.nodes[node].life;
+    c.after(time, Event::Restart { node, life });
+    // More than the ring, in pieces that one batch holds; mostly over and over the same.
+    let near = rng.chance(50);
+    for _ in 0..rng.between(19, 24) {
+        let blocks = rng.between(200, 256);
+        let first = if near { 40 } else { rng.below(240) };
+        c.write(primary, 0, first, blocks);
+    }
     true
 }
 
@@ -329,6 +364,16 @@ fn failing_write(c: &mut Cluster, rng: &mut Rng) -> bool {
     true
 }
 
+/// The next write to the stage finds no room, if something is being staged.
+fn no_room(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let node = rng.index(c.options.nodes);
+    if !c.up(node) || !c.nodes[node].resyncs {
+        return false;
+    }
+    c.nodes[node].stage_full = true;
+    true
+}
+
 /// One copy of four, while the node is down: that must not be noticed at all.
 fn rot_superblock(c: &mut Cluster, rng: &mut Rng) -> bool {
     let Some(node) = running(c, rng) else {
@@ -413,7 +458,11 @@ fn wipe(c: &mut Cluster, rng: &mut Rng) -> bool {
         return false;
     };
     c.crash(node, true);
-    c.wipe(node);
+    if rng.chance(50) {
+        c.wipe_for_a_seed(node, rng);
+    } else {
+        c.wipe(node);
+    }
     let within = lease(c);
     restart_later(c, rng, node, within);
     true
@@ -576,6 +625,19 @@ fn replace_node(c: &mut Cluster, rng: &mut Rng) -> bool {
     let peer = node_id(wiped.filter(|_| rng.chance(80)).unwrap_or(peer));
     let deadline = c.deadline(node, time);
     c.admin(node, AdminCommand::Replace { peer, deadline });
+    true
+}
+
+/// An operator gives a node's data up.
+fn invalidate(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let node = rng.index(c.options.nodes);
+    let n = &c.nodes[node];
+    if !c.up(node) || n.hurt || n.forced || c.is_exile(node) {
+        return false;
+    }
+    let deadline = c.deadline(node, rng.between(1, 6) * lease(c));
+    let insists = false;
+    c.admin(node, AdminCommand::Invalidate { deadline, insists });
     true
 }
 

@@ -464,7 +464,7 @@ impl Cluster {
 
     fn stores_are_images(&self, node: usize) {
         let n = &self.nodes[node];
-        if n.hurt || self.checks.is_beyond() {
+        if n.hurt || n.in_place || self.checks.is_beyond() {
             return;
         }
         for (volume, store) in n.disks.stores.iter().enumerate() {

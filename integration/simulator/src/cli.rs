@@ -103,8 +103,8 @@ pub fn main() -> ExitCode {
     let kinds: Vec<_> = kinds.map(|(a, n)| format!("{} {n}", a.name)).collect();
     println!("faults: {}", kinds.join(", "));
     println!(
-        "{} resyncs; lives that ended early: {} since more was lost than anything can keep, {} since a majority went on alone or was wiped",
-        sum.resyncs, sum.beyond, sum.stuck
+        "{} resyncs in {} lives, {} of them in place; lives that ended early: {} since more was lost than anything can keep, {} since a majority went on alone or was wiped",
+        sum.resyncs, sum.resync_lives, sum.in_place, sum.beyond, sum.stuck
     );
     println!(
         "{} verifications came to their end, {} found everything in order",

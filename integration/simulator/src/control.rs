@@ -22,6 +22,7 @@ impl Cluster {
         if matches!(command, AdminCommand::SuspendIo { .. }) {
             self.bounds.suspends.insert(id);
         }
+        self.nodes[node].renews |= matches!(command, AdminCommand::Invalidate { .. });
         if let AdminCommand::Drop { .. } | AdminCommand::Replace { .. } = command {
             let life = self.nodes[node].life;
             self.bounds.changes.insert(id, (node, life));
@@ -181,7 +182,7 @@ impl Cluster {
         assert!(!self.up(node));
         let config = self.nodes[node].config.clone();
         self.checks.wiped(node);
-        self.nodes[node].disks = self.format(&config);
+        self.nodes[node].disks = self.format(&config, false);
         self.nodes[node].hurt = true;
         self.nodes[node].ruined = false;
         self.nodes[node].wiped = true;

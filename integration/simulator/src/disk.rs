@@ -190,6 +190,11 @@ impl Disk {
         disk
     }
 
+    /// These bytes were put there before anybody looked.
+    pub(crate) fn hold(&mut self, block: u64, bytes: Vec<u8>) {
+        self.set(block, Block::owned(bytes));
+    }
+
     fn set(&mut self, block: u64, durable: Block) {
         let cell = self.cell(block);
         cell.before = std::mem::replace(&mut cell.durable, durable);

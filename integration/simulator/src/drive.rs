@@ -311,6 +311,12 @@ impl Cluster {
         } = &mut what
         {
             disk_of(&mut n.disks, which).begin(*block, data, early);
+            // What is discarded needs no room.
+            let needs_room = |b: &Block| b.iter().any(|&byte| byte != 0);
+            if kind == STAGE && n.stage_full && data.iter().any(needs_room) {
+                n.stage_full = false;
+                *fate = Fate::Fails(DiskError::Os(ENOSPC));
+            }
             if let Some(next) = n.next_fate[kind].take() {
                 *fate = next;
                 n.may_fail |= matches!(next, Fate::Fails(_));
@@ -473,6 +479,9 @@ impl Cluster {
             self.checks.witness_holds(node, at.epoch.0, at.seq.0);
         }
         self.post(node, Happening::Disk(flight.ticket, result));
+        if of_meta && self.nodes[node].renews {
+            self.note_renewal(node);
+        }
         if of_meta && self.nodes[node].resyncs {
             self.note_merge(node);
             self.image_is_prefix(node);

@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use replicator::journal::batch::{self, Draft, Kind, Place};
+use replicator::store::sums::BlockSum;
 use replicator::types::*;
 use replicator::wire::frame::{CheckAsk, Frame, VerifyFrame};
 
@@ -28,6 +29,8 @@ pub(crate) enum Forgery {
     Table,
     /// It answers a question for data with data of other blocks, under their own sums.
     Others,
+    /// It says that what the asker has of a block is right, and does not say what that is.
+    Unknown,
 }
 
 /// The next frame from one node to another that can be forged is.
@@ -46,6 +49,7 @@ pub(crate) fn forge_frame(c: &mut Cluster, rng: &mut Rng) -> bool {
         Forgery::Page,
         Forgery::Table,
         Forgery::Others,
+        Forgery::Unknown,
     ]);
     c.net.forge.insert((a, b), forgery);
     true
@@ -107,13 +111,23 @@ impl Forgery {
                 let page = ask.page + 1_000_000;
                 Frame::Verify(VerifyFrame::Ask(CheckAsk { page, ..*ask }))
             }
-            (Self::Others, Frame::Blocks(blocks)) if batch.is_some() => {
+            (Self::Others, Frame::Compared(blocks)) if batch.is_some() => {
                 let mut blocks = blocks.clone();
-                blocks.sums.rotate_left(1);
-                if blocks.sums.iter().all(|s| *s == blocks.sums[0]) {
+                let given: Vec<usize> = blocks.given.iter().map(|n| n as usize).collect();
+                let last = blocks.sums[*given.last()?];
+                for n in given.windows(2).rev() {
+                    blocks.sums[n[1]] = blocks.sums[n[0]];
+                }
+                blocks.sums[given[0]] = last;
+                if given.iter().all(|&n| blocks.sums[n] == last) {
                     return None; // It would be the same.
                 }
-                return Some((Frame::Blocks(blocks), batch.cloned()));
+                return Some((Frame::Compared(blocks), batch.cloned()));
+            }
+            (Self::Unknown, Frame::Compared(blocks)) => {
+                let mut blocks = blocks.clone();
+                *blocks.sums.first_mut()? = BlockSum::UNKNOWN;
+                return Some((Frame::Compared(blocks), batch.cloned()));
             }
             _ => return None,
         };

@@ -143,6 +143,31 @@ fn garble(frame: &mut Frame, rng: &mut Rng) {
                 *blocks = u32::try_from(rng.below(1 << 32)).unwrap_or(0);
             }
         }
+        Frame::Renew { token, incarnation } => {
+            *token = skew(*token, rng);
+            incarnation.0 ^= u128::from(rng.below(2));
+        }
+        Frame::Renewed { token, refused } => {
+            *token = skew(*token, rng);
+            *refused = u32::try_from(rng.below(12)).unwrap_or(0);
+        }
+        Frame::Compare(compare) => {
+            compare.token = skew(compare.token, rng);
+            compare.block = skew(compare.block, rng);
+            if rng.chance(20) {
+                compare.volume.0 = u16::try_from(rng.below(1 << 16)).unwrap_or(0);
+                compare.sums.truncate(rng.index(3));
+            }
+        }
+        Frame::Compared(blocks) => match rng.below(5) {
+            0 => seq(&mut blocks.changed, rng),
+            1 => seq(&mut blocks.through, rng),
+            2 => blocks.token = skew(blocks.token, rng),
+            3 => blocks
+                .given
+                .add(u32::try_from(rng.below(256)).unwrap_or(0), 1),
+            _ => blocks.sums.truncate(rng.index(3)),
+        },
         // Volumes that nobody asked for: there is room for them, or there is not.
         Frame::Prepare { token, volumes } => {
             *token = skew(*token, rng);

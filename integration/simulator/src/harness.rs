@@ -6,7 +6,7 @@ use replicator::io::*;
 use replicator::meta::config::Name;
 use replicator::types::*;
 use replicator::view::{Suspended, View};
-use replicator::{AckPolicy, OnNoQuorum, Replica, ReplicaConfig};
+use replicator::{AckPolicy, OnNoQuorum, Replica, ReplicaConfig, WithoutRoom};
 
 use crate::attack::ATTACKS;
 use crate::bounds::Bounds;
@@ -48,6 +48,7 @@ pub(crate) struct Options {
     pub(crate) requests_max: u32,
     /// 0 if nobody is ever dropped without being told to.
     pub(crate) drop_after_ms: u32,
+    pub(crate) without_room: WithoutRoom,
     /// Blocks for clients, core and peers.
     pub(crate) shares: [u32; 4],
     /// Blocks of each volume.
@@ -72,6 +73,7 @@ impl Default for Options {
             on_no_quorum: OnNoQuorum::SuspendIo,
             requests_max: 32,
             drop_after_ms: 0,
+            without_room: WithoutRoom::Wait,
             shares: [2048, 2048, 2048, 1024],
             volumes: vec![600, 64],
             disk_ns: 300 * US,
@@ -147,8 +149,14 @@ pub(crate) struct Node {
     pub(crate) hurt: bool,
     /// It has asked for a resync since it started, or found one on its disks.
     pub(crate) resyncs: bool,
+    /// There is no room to stage a resync, at first.
+    pub(crate) stage_full: bool,
+    /// It was told to give its data up.
+    pub(crate) renews: bool,
     /// A merge has just ended.
     pub(crate) merged: bool,
+    /// Its superblock says that its stores are no image.
+    pub(crate) in_place: bool,
     /// The version of the superblock at which its image was looked at last.
     pub(crate) image_seen: u64,
     /// What its superblock says is being laid over its stores.
@@ -206,6 +214,8 @@ pub(crate) struct Cluster {
     pub(crate) operations: u64,
     /// How many resyncs came to their end.
     pub(crate) resyncs: u64,
+    /// How often a node went on without an image of its own.
+    pub(crate) resyncs_in_place: u64,
     /// A majority went on alone, or was wiped.
     pub(crate) stuck: bool,
     /// A frame was damaged or forged.
@@ -256,6 +266,7 @@ impl Cluster {
             victims: Vec::new(),
             operations: 0,
             resyncs: 0,
+            resyncs_in_place: 0,
             stuck: false,
             harm: false,
             calm: false,
@@ -267,7 +278,7 @@ impl Cluster {
         };
         for me in 0..names.len() {
             let config = cluster.config(me, &names);
-            let disks = cluster.format(&config);
+            let disks = cluster.format(&config, false);
             let node = Node {
                 config,
                 replica: None,
@@ -292,6 +303,9 @@ impl Cluster {
                 resyncs: false,
                 image_seen: 0,
                 merged: false,
+                stage_full: false,
+                renews: false,
+                in_place: false,
                 merges: None,
                 sums_rotted: false,
                 ruined: false,
@@ -369,6 +383,8 @@ impl Cluster {
             beyond: u64::from(self.checks.is_beyond()),
             stuck: u64::from(self.stuck),
             resyncs: self.resyncs,
+            in_place: self.resyncs_in_place,
+            resync_lives: u64::from(self.resyncs > 0),
             verified: self.verifying.finished,
             clean: self.verifying.clean,
             time_ns: self.now,

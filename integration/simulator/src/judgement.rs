@@ -97,6 +97,7 @@ impl Cluster {
         if self.too_few_are_left()
             || self.too_many_are_lost(nodes)
             || self.bad_block_holds_up(nodes)
+            || self.never_heard(nodes)
         {
             return None;
         }
@@ -177,6 +178,17 @@ impl Cluster {
             held_up || self.checks.is_beyond() || outcome == Some(Outcome::Done),
             "with {core:?} healthy, a write at {primary} came to {outcome:?}"
         );
+    }
+
+    /// Whether one of these nodes holds nothing yet, since it was away from the beginning, and what the others know of the
+    /// membership may yet be lost: so it can not join them before more nodes are there.
+    fn never_heard(&self, nodes: &[usize]) -> bool {
+        let all = nodes.len() == self.nodes.len();
+        let fresh = |n: &usize| {
+            let superblock = self.nodes[*n].disks.meta.superblock();
+            superblock.is_some_and(|s| s.fresh())
+        };
+        !all && nodes.iter().any(fresh)
     }
 
     /// Whether operators dropped so many nodes that of the others too many are lost with their disks, or alone.
@@ -303,7 +315,7 @@ impl Cluster {
         if answered || self.run_until(20 * SECOND, nothing_waits) {
             return true;
         }
-        if self.too_few_are_left() {
+        if self.too_few_are_left() || self.bad_source_holds_up(primary) {
             return false;
         }
         let nodes: Vec<_> = self

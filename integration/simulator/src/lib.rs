@@ -23,6 +23,7 @@ mod net;
 mod oracle;
 #[cfg(feature = "planted")]
 mod proof;
+mod renewal;
 mod requests;
 mod resync;
 mod rng;

@@ -19,6 +19,7 @@ impl Cluster {
     ) {
         let (conn, side) = Net::find(conn);
         self.says(node, conn, side, frame);
+        self.says_inconsistent(node, frame);
         if let &Frame::BlocksAsk {
             token,
             volume,
@@ -29,8 +30,17 @@ impl Cluster {
             let asked = (usize::from(volume.0), block, blocks);
             self.net.conns[conn].asked[side].insert(token, asked);
         }
+        if let Frame::Compare(compare) = frame {
+            let blocks = u32::try_from(compare.sums.len()).expect("256 blocks");
+            let asked = (usize::from(compare.volume.0), compare.block, blocks);
+            self.net.conns[conn].asked[side].insert(compare.token, asked);
+        }
         if let Frame::Blocks(blocks) = frame {
-            self.gives_blocks(node, (conn, side), blocks, batch.as_ref());
+            let of = (blocks.token, blocks.through, blocks.sums.as_slice());
+            self.gives_blocks(node, (conn, side), of, None, batch.as_ref());
+        } else if let Frame::Compared(blocks) = frame {
+            let of = (blocks.token, blocks.through, blocks.sums.as_slice());
+            self.gives_blocks(node, (conn, side), of, Some(blocks.given), batch.as_ref());
         } else if let Some(batch) = &batch {
             let harm = self.there_is_harm();
             self.watch.batch(node, batch.bytes(), "a peer", harm);
@@ -58,7 +68,9 @@ impl Cluster {
         {
             let to = self.net.conns[conn].nodes[1 - side];
             let life = self.checks.life_of(to);
-            let append = matches!(frame, Frame::Append { .. });
+            // A connection may stand for a while when the process at its other end is gone, and its disks are others.
+            let heard = self.net.conns[conn].lives[1 - side] == self.nodes[to].life;
+            let append = heard && matches!(frame, Frame::Append { .. });
             let has_part = config.is_member(life) || self.checks.newest_lists(node, life);
             if append && !has_part && !self.nodes[to].forced {
                 let knows = self.nodes[node].knows;

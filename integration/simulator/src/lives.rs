@@ -1,7 +1,7 @@
 //! Lives at random: a seed decides what a cluster is like, what goes wrong, and when.
 
 use replicator::io::AdminCommand;
-use replicator::{AckPolicy, OnNoQuorum};
+use replicator::{AckPolicy, OnNoQuorum, WithoutRoom};
 
 use crate::attack::ATTACKS;
 use crate::harness::*;
@@ -44,6 +44,7 @@ fn options(rng: &mut Rng) -> Options {
         volumes: vec![if rng.chance(15) { 2000 } else { 600 }, 64],
         disk_ns: rng.between(50, 2000) * US,
         net_ns: rng.between(20, 3000) * US,
+        without_room: WithoutRoom::Wait,
         drift_ppm: 4000,
         loose_clocks: rng.chance(6),
     }
@@ -72,6 +73,10 @@ pub(crate) struct Tally {
     pub(crate) stuck: u64,
     /// Resyncs that came to their end.
     pub(crate) resyncs: u64,
+    /// Nodes that went on without an image of their own until it was whole.
+    pub(crate) in_place: u64,
+    /// Lives in which a resync came to its end.
+    pub(crate) resync_lives: u64,
     /// Verifications that came to their end, and those that found everything in order.
     pub(crate) verified: u64,
     pub(crate) clean: u64,
@@ -92,6 +97,8 @@ impl Default for Tally {
             beyond: 0,
             stuck: 0,
             resyncs: 0,
+            in_place: 0,
+            resync_lives: 0,
             verified: 0,
             clean: 0,
             hash: 0,
@@ -113,6 +120,8 @@ impl std::ops::AddAssign for Tally {
         self.beyond += other.beyond;
         self.stuck += other.stuck;
         self.resyncs += other.resyncs;
+        self.in_place += other.in_place;
+        self.resync_lives += other.resync_lives;
         self.verified += other.verified;
         self.clean += other.clean;
         self.hash ^= other.hash;
@@ -125,7 +134,10 @@ impl std::ops::AddAssign for Tally {
 /// When a promise is broken: that is what it is for.
 pub(crate) fn live(seed: u64, trace: bool) -> Tally {
     let mut rng = Rng::stream(seed, "life");
-    let options = options(&mut rng);
+    let mut options = options(&mut rng);
+    if Rng::stream(seed, "without room").chance(60) {
+        options.without_room = WithoutRoom::InPlace;
+    }
     let mut c = Cluster::new(seed, options);
     c.tracing = trace;
     c.trace(|| format!("{:?}", c.options));

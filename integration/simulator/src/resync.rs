@@ -5,6 +5,7 @@
 use replicator::meta::volumes::Volumes;
 use replicator::store::sums::{BlockSum, SumTable, Table};
 use replicator::types::*;
+use replicator::wire::frame::Frame;
 
 use crate::disk::{Block, Disk, Disks, Reading};
 use crate::harness::*;
@@ -44,7 +45,7 @@ impl<'a> Image<'a> {
         volumes: &Volumes,
     ) -> Self {
         let merging = disks.meta.superblock().and_then(|s| s.resync);
-        let staged = staged.filter(|_| merging.is_some_and(|r| r.merging));
+        let staged = staged.filter(|_| merging.is_some_and(|r| r.merging && !r.in_place));
         let id = |v: usize| VolumeId(u16::try_from(v).expect("16 volumes"));
         Self {
             store: &disks.stores[volume],
@@ -115,6 +116,12 @@ impl Cluster {
             return;
         };
         let n = &mut self.nodes[node];
+        let was_in_place = n.in_place;
+        n.in_place = superblock.resync.is_some_and(|r| r.in_place);
+        if n.in_place && !was_in_place {
+            self.resyncs_in_place += 1;
+        }
+        let n = &mut self.nodes[node];
         n.resyncs |= superblock.resync.is_some();
         let merges = superblock.resync.filter(|r| r.merging).map(|r| r.staged);
         if n.merges == merges {
@@ -127,7 +134,9 @@ impl Cluster {
                 self.checks.merges(node, staged.epoch.0, staged.seq.0);
             }
             None => {
-                self.keep_harm(node);
+                if !was_in_place {
+                    self.keep_harm(node);
+                }
                 self.trace(|| format!("-- what {node} staged is in its stores"));
                 self.resyncs += 1;
                 self.nodes[node].merged = true;
@@ -169,6 +178,10 @@ impl Cluster {
             return;
         }
         self.table_is_right(node, &superblock);
+        if superblock.resync.is_some_and(|r| r.in_place && !r.merging) {
+            // It says itself that its stores are no image.
+            return;
+        }
         let applied = superblock.applied.id.seq;
         let staged = superblock.resync.filter(|r| r.merging).map(|_| {
             let sizes = superblock.volumes.sizes();
@@ -185,5 +198,18 @@ impl Cluster {
         if std::mem::take(&mut n.merged) && superblock.resync.is_none() {
             n.resyncs = false;
         }
+    }
+
+    /// A node speaks: one whose stores are no image does not want to be Primary (protocol C3).
+    pub(crate) fn says_inconsistent(&self, node: usize, frame: &Frame) {
+        let n = &self.nodes[node];
+        if !n.in_place || n.hurt || self.checks.is_beyond() {
+            return;
+        }
+        let wants = matches!(frame, Frame::Promise { .. } | Frame::Append { .. });
+        assert!(
+            !wants,
+            "C3: node {node} is Inconsistent, and says {frame:?}"
+        );
     }
 }

@@ -8,9 +8,9 @@
 
 use replicator::journal::batch;
 use replicator::memory::Buffer;
-use replicator::store::sums::{self, Table};
+use replicator::store::block_set::BlockSet;
+use replicator::store::sums::{self, BlockSum, Table};
 use replicator::types::*;
-use replicator::wire::frame::Blocks;
 
 use crate::client::Request;
 use crate::disk::Fate;
@@ -188,38 +188,61 @@ impl Cluster {
         rots && !all && nodes.iter().any(|&n| self.nodes[n].resyncs)
     }
 
+    /// Whether a resync waits for a block that is bad where it comes from, while a record that changes that block waits for the
+    /// resync to be committed. The peers have the newer contents only.
+    pub(crate) fn bad_source_holds_up(&self, primary: usize) -> bool {
+        let n = &self.nodes[primary];
+        let waits = (0..self.options.nodes).any(|other| self.nodes[other].resyncs);
+        waits && n.view.admitted > n.view.committed && self.rots(primary)
+    }
+
     /// A node gives blocks to a peer: they must be what its log says (P6).
     pub(crate) fn gives_blocks(
         &mut self,
         node: usize,
         (conn, side): (usize, usize),
-        answer: &Blocks,
+        (token, through, sums): (u64, Seq, &[BlockSum]),
+        given: Option<BlockSet>,
         data: Option<&SimBuffer>,
     ) {
-        let asked = self.net.conns[conn].asked[1 - side].remove(&answer.token);
-        if self.nodes[node].hurt || self.checks.is_beyond() || answer.sums.is_empty() {
+        let asked = self.net.conns[conn].asked[1 - side].remove(&token);
+        if self.nodes[node].hurt || self.checks.is_beyond() || sums.is_empty() {
             return;
         }
-        if answer.through.0 > self.checks.journaled(node) {
+        let through = through.0;
+        if through > self.checks.journaled(node) {
             return;
         }
         let (volume, first, blocks) = asked.expect("it was asked for");
-        assert_eq!(answer.sums.len(), blocks as usize, "all or nothing");
+        assert_eq!(sums.len(), blocks as usize, "all or nothing");
         let id = VolumeId(u16::try_from(volume).expect("16 volumes"));
-        for (at, block) in (0..).zip(first..first + u64::from(blocks)) {
-            let zeroes = [0; BLOCK_BYTES];
-            let bytes = data.map_or(zeroes.as_slice(), |d| {
-                &d.bytes()[at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES]
-            });
-            let through = answer.through.0;
+        let mut place = 0;
+        for (at, block) in (0u32..).zip(first..first + u64::from(blocks)) {
             let expected = self.checks.crc_by(node, volume, block, through);
+            let sum = sums[at as usize];
+            let zeroes = [0; BLOCK_BYTES];
+            if given.is_some_and(|given| !given.has(at)) {
+                // What the asker has is said to be right.
+                let zero =
+                    sum == BlockSum::ZERO && expected == batch::block_crc(id, block, &zeroes);
+                assert!(
+                    zero || sum == BlockSum::of_crc(expected),
+                    "P6: node {node} tells a peer that block {block} of volume {volume} is what it has, and it is not that of \
+                     record {through}"
+                );
+                continue;
+            }
+            let bytes = data.map_or(zeroes.as_slice(), |d| {
+                &d.bytes()[place * BLOCK_BYTES..(place + 1) * BLOCK_BYTES]
+            });
+            place += 1;
             assert_eq!(
                 batch::block_crc(id, block, bytes),
                 expected,
                 "P6: node {node} gives block {block} of volume {volume} to a peer, and it is not that of record {through}"
             );
             assert!(
-                answer.sums[at].admits(id, block, bytes),
+                sum.admits(id, block, bytes),
                 "P6: node {node} gives block {block} of volume {volume} to a peer with another one's checksum"
             );
         }

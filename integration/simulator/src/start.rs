@@ -27,11 +27,12 @@ impl Cluster {
             ack: self.options.ack,
             requests_max: self.options.requests_max,
             drop_after_ms: self.options.drop_after_ms,
+            without_room: self.options.without_room,
         }
     }
 
     /// The disks of a node that was just created.
-    pub(crate) fn format(&mut self, config: &ReplicaConfig) -> Disks {
+    pub(crate) fn format(&mut self, config: &ReplicaConfig, seed: bool) -> Disks {
         let node = config.nodes[usize::from(config.me.0)];
         let incarnation = Incarnation(u128::from(self.rng.identity.next()) << 64 | 1);
         self.checks.born(usize::from(config.me.0), incarnation);
@@ -45,6 +46,7 @@ impl Cluster {
             incarnation,
             journal_bytes: JOURNAL_BYTES_MIN,
             volumes: self.first_volumes().iter().map(|(_, v)| *v).collect(),
+            seed,
         });
         Disks::new(&meta, &label, STORES)
     }
@@ -56,6 +58,7 @@ impl Cluster {
     }
 
     fn start(&mut self, node: usize) {
+        self.note_renewal(node);
         let n = &mut self.nodes[node];
         assert!(n.replica.is_none(), "node {node} runs");
         n.life += 1;
@@ -163,6 +166,9 @@ impl Cluster {
         } else {
             scanned.committed.0
         };
+        if superblock.resync.is_some_and(|r| r.in_place && !r.merging) {
+            return;
+        }
         for volume in 0..n.disks.stores.len() {
             let image = Image::of(
                 &n.disks,

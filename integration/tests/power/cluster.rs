@@ -71,6 +71,7 @@ pub(crate) fn config(me: usize) -> ReplicaConfig {
         ack: AckPolicy::Majority,
         requests_max: 256,
         drop_after_ms: 0,
+        without_room: replicator::WithoutRoom::Wait,
     }
 }
 
@@ -83,6 +84,7 @@ pub(crate) fn created(me: usize) -> (Vec<u8>, Vec<u8>) {
         incarnation: Incarnation(me as u128 + 1),
         journal_bytes: JOURNAL_BYTES,
         volumes: volumes(),
+        seed: false,
     })
 }
 

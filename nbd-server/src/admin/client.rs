@@ -134,6 +134,7 @@ impl Client {
         let timeout = match request {
             Request::Promote { timeout_ms, .. }
             | Request::SuspendIo { timeout_ms }
+            | Request::Invalidate { timeout_ms, .. }
             | Request::Drop { timeout_ms, .. }
             | Request::Return { timeout_ms, .. }
             | Request::Replace { timeout_ms, .. } => {

@@ -77,6 +77,14 @@ pub enum Request {
         /// How long to wait, in milliseconds.
         timeout_ms: u64,
     },
+    /// Gives this node's data up and fetches it anew; answers when it is given up. Whoever asks has made sure that it is meant.
+    Invalidate {
+        /// How long to wait for the Primary's consent, in milliseconds.
+        timeout_ms: u64,
+        /// Also where no Primary is connected.
+        #[serde(default)]
+        force: bool,
+    },
     /// Somebody answers for it that a node is off: an operator, or a fence that cut its power. Whoever asks has made sure of it.
     ConfirmStopped {
         /// Its name.

@@ -163,6 +163,8 @@ pub struct Policy {
     /// After how long a member that does not get on is dropped where the others could go on without it, in milliseconds; 0 if
     /// never.
     pub drop_after_ms: u32,
+    /// What a node does that has no room to stage a resync.
+    pub resync_without_room: WithoutRoom,
     /// The memory of the data path.
     pub memory_bytes: u64,
 }
@@ -174,6 +176,15 @@ pub enum OnNoQuorum {
     SuspendIo,
     /// I/O fails.
     IoError,
+}
+
+/// What a node does that has no room to stage a resync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WithoutRoom {
+    /// It waits for room, as it is.
+    Wait,
+    /// It takes it straight to the stores, and is Inconsistent until it is whole.
+    InPlace,
 }
 
 /// When a write is acknowledged.

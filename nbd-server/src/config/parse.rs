@@ -14,7 +14,7 @@ use super::{
     DROP_AFTER_MS_DEFAULT, DROP_AFTER_MS_RANGE, JOURNAL_BYTES_MIN, Journal, LEASE_MS_DEFAULT,
     LEASE_MS_RANGE, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MetricsListen, Node, NodeRole,
     OnNoQuorum, Policy, Refusal, SOCKET_PATH_BYTES_MAX, StorePath, Tls, VOLUMES_MAX, Volume,
-    WITNESSES_MAX,
+    WITNESSES_MAX, WithoutRoom,
 };
 
 pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
@@ -161,6 +161,7 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         lease_ms: LEASE_MS_DEFAULT,
         disk_timeout_ms: DISK_TIMEOUT_MS_DEFAULT,
         drop_after_ms: DROP_AFTER_MS_DEFAULT,
+        resync_without_room: WithoutRoom::Wait,
         memory_bytes: MEMORY_BYTES_DEFAULT,
     };
     let Some(table) = root.opt_table("policy", "a table [policy]")? else {
@@ -176,6 +177,7 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         "lease_ms",
         "disk_timeout_ms",
         "drop_after_ms",
+        "resync_without_room",
         "memory",
     ])?;
 
@@ -203,6 +205,21 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
             found => {
                 let refusal = Refusal::UnknownWord {
                     key: "ack",
+                    found: found.to_owned(),
+                    known,
+                };
+                return table.refuse(&word.span, refusal);
+            }
+        };
+    }
+    let known = "\"wait\" or \"in-place\"";
+    if let Some(word) = table.opt_text("resync_without_room", known)? {
+        policy.resync_without_room = match word.value {
+            "wait" => WithoutRoom::Wait,
+            "in-place" => WithoutRoom::InPlace,
+            found => {
+                let refusal = Refusal::UnknownWord {
+                    key: "resync_without_room",
                     found: found.to_owned(),
                     known,
                 };

@@ -108,6 +108,7 @@ fn the_contracts_example_is_taken() {
     assert_eq!(config.policy.lease_ms, 1000);
     assert_eq!(config.policy.disk_timeout_ms, 5000);
     assert_eq!(config.policy.drop_after_ms, 3000);
+    assert_eq!(config.policy.resync_without_room, super::WithoutRoom::Wait);
     assert_eq!(config.policy.memory_bytes, 256 << 20);
     assert!(config.tls.insecure);
     let (index, node) = config.node("pbx-b").unwrap();
@@ -145,7 +146,7 @@ volume = [
   { name = "a", size = "4 KiB" },
 ]
 journal = { size = 0x1000000, device = "/dev/vg/%n-j" }
-policy = { on_no_quorum = "io-error", ack = "all", lease_ms = 200, disk_timeout_ms = 30000, drop_after_ms = 0, memory = "1GiB" }
+policy = { on_no_quorum = "io-error", ack = "all", lease_ms = 200, disk_timeout_ms = 30000, drop_after_ms = 0, resync_without_room = "in-place", memory = "1GiB" }
 tls = { insecure = true }
 "#;
     let config = parse(text).unwrap();
@@ -154,6 +155,10 @@ tls = { insecure = true }
     assert_eq!(config.policy.lease_ms, 200);
     assert_eq!(config.policy.disk_timeout_ms, 30_000);
     assert_eq!(config.policy.drop_after_ms, 0);
+    assert_eq!(
+        config.policy.resync_without_room,
+        super::WithoutRoom::InPlace
+    );
     assert_eq!(config.policy.memory_bytes, 1 << 30);
     assert_eq!(config.volumes[0].name, "a");
     let node = &config.nodes[0];

@@ -202,6 +202,14 @@ impl Shared {
                     .await?;
                 done(None)
             }
+            Request::Invalidate { timeout_ms, force } => {
+                self.change(timeout_ms, |timeout_ms| DataCommand::Invalidate {
+                    timeout_ms,
+                    force,
+                })
+                .await?;
+                done(None)
+            }
             Request::SuspendIo { timeout_ms } => {
                 let timeout_ms = timeout_ms.min(86_400_000);
                 let timeout = COMMAND_TIMEOUT + Duration::from_millis(timeout_ms);

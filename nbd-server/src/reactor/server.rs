@@ -694,6 +694,10 @@ impl<C: Core> Server<C> {
                 peer,
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },
+            DataCommand::Invalidate { timeout_ms, force } => AdminCommand::Invalidate {
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                insists: force,
+            },
             DataCommand::ConfirmStopped { peer } => AdminCommand::ConfirmStopped { peer },
             DataCommand::Resize { volume, bytes, .. } if self.in_use(&volume, bytes) => {
                 let message = "in use: an NBD client is attached to this volume; detach it before it is made smaller";

@@ -312,6 +312,7 @@ impl Node {
             incarnation: Incarnation(u128::from(me) + 1),
             journal_bytes: JOURNAL_BYTES,
             volumes,
+            seed: false,
         });
         let dir = tempfile::tempdir().expect("a directory");
         write_file(&dir, "journal", JOURNAL_BYTES, &label);
@@ -327,6 +328,7 @@ impl Node {
             ack: AckPolicy::Majority,
             requests_max,
             drop_after_ms: 0,
+            without_room: replicator::WithoutRoom::Wait,
         };
         Self::spawn(dir, requests_max, move |mut ground| {
             let journal = ground.journal.as_mut().ok_or("no journal")?;

@@ -469,6 +469,30 @@ impl<B: Clone> Log<B> {
         self.adopted = None;
     }
 
+    /// Forgets everything: a log that holds nothing begins at the end of what was there.
+    ///
+    /// # Panics
+    /// If something is not durable yet.
+    pub fn forget(&mut self) {
+        assert!(self.durable == self.next_number());
+        let position = self.tail().position;
+        self.base = self.next_number();
+        self.entries.clear();
+        self.descriptors.clear();
+        self.start = Tail {
+            position,
+            ..Tail::default()
+        };
+        self.applied = self.base;
+        self.durable = self.base;
+        self.epochs.clear();
+        self.configs.clear();
+        // The stores are what they are.
+        self.tables.truncate(1);
+        self.tables[0].at = Seq(0);
+        self.adopted = None;
+    }
+
     /// The stores have everything before entry `number` now.
     ///
     /// # Panics

@@ -375,6 +375,18 @@ pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
         configs: superblock.config.iter().cloned().collect(),
         tables: vec![table_of(superblock)],
     };
+    // What a node without a log has in its ring is of a life that it gave up.
+    let given_up = superblock.resync.is_some_and(|r| r.in_place);
+    if given_up && applied.id == RecordId::NONE {
+        return Scanned {
+            parts,
+            committed,
+            damaged_until: RecordId::NONE,
+            end: decide(Seen::Blank, false, false),
+            seen: Seen::Blank,
+            demoted: false,
+        };
+    }
     let mut demoted_at = None;
     let (end, seen, proven) = loop {
         let (seen, header) = look(&mut window, superblock, &tail);

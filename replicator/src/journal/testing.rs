@@ -66,6 +66,7 @@ pub(crate) fn superblock() -> Superblock {
         fork: None,
         resync: None,
         sums_written: 0,
+        labelled: Incarnation(0),
     }
 }
 

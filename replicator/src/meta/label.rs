@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::journal::batch::JOURNAL_VERSION;
 use crate::meta::config::Name;
 use crate::meta::superblock::{
-    AppliedFloor, COPIES, META_BYTES, Superblock, VolumeRecord, copy_offset,
+    AppliedFloor, COPIES, META_BYTES, Resync, Superblock, VolumeRecord, copy_offset,
 };
 use crate::types::*;
 use crate::wire::frame::EpochHistory;
@@ -97,7 +97,11 @@ pub fn check(superblock: &Superblock, block: &[u8]) -> Result<(), LabelError> {
     if raw.version.get() != JOURNAL_VERSION {
         return Err(LabelError::Version(raw.version.get()));
     }
-    if raw.incarnation.get() != superblock.incarnation.0 {
+    let labelled = match superblock.labelled {
+        Incarnation(0) => superblock.incarnation,
+        labelled => labelled,
+    };
+    if raw.incarnation.get() != labelled.0 {
         return Err(LabelError::Foreign);
     }
     if raw.journal_bytes.get() != superblock.journal_bytes {
@@ -120,6 +124,9 @@ pub struct FormatParams {
     pub journal_bytes: u64,
     /// The volumes, in the config's order, at most 16.
     pub volumes: Vec<VolumeRecord>,
+    /// The stores hold something already, which is no image of the resource: a seed for the first resync. The table of checksums
+    /// says what.
+    pub seed: bool,
 }
 
 /// The contents of a new node's metadata file, and of the first block of its journal (the rest of which is zeroes).
@@ -144,6 +151,7 @@ pub fn format_witness(resource: Name, node: Name, incarnation: Incarnation) -> V
         incarnation,
         journal_bytes: 0,
         volumes: Vec::new(),
+        seed: false,
     })
 }
 
@@ -168,7 +176,8 @@ fn metadata_of(params: &FormatParams) -> Vec<u8> {
         volumes: params.volumes.iter().copied().collect(),
         volumes_at: Seq(0),
         fork: None,
-        resync: None,
+        resync: params.seed.then_some(Resync::INCONSISTENT),
+        labelled: Incarnation(0),
         sums_written: 0,
     };
     let mut meta = vec![0; usize::try_from(META_BYTES).expect("256 KiB")];

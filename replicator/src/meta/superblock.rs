@@ -75,8 +75,25 @@ pub struct Resync {
     pub written: u64,
     /// What is staged is the image now, and is being laid over the stores.
     pub merging: bool,
+    /// It is brought straight to the stores: they are no image until it is whole, and this node is Inconsistent (protocol C3).
+    pub in_place: bool,
     /// The sizes of the volumes that it is of, in bytes.
     pub sizes: [u64; VOLUMES_MAX],
+}
+
+impl Resync {
+    /// That of a node whose stores are no image, and of which nothing has come yet.
+    pub const INCONSISTENT: Self = Self {
+        staged: RecordId::NONE,
+        blocks: 0,
+        checksum: 0,
+        committed: Seq(0),
+        since: Seq(0),
+        written: 0,
+        merging: false,
+        in_place: true,
+        sizes: [0; VOLUMES_MAX],
+    };
 }
 
 /// What a node durably knows of itself, besides its log (protocol S1).
@@ -122,6 +139,9 @@ pub struct Superblock {
     pub fork: Option<Fork>,
     /// A resync that has brought something.
     pub resync: Option<Resync>,
+    /// The life of the disks that the journal's label names; 0 if it is the present one. They differ where a node gave its data up
+    /// (`invalidate`).
+    pub labelled: Incarnation,
     /// How often pages of the stores' checksums were written until the applied floor, all together. If fewer are found, the
     /// disk lost some.
     pub sums_written: u64,
@@ -218,7 +238,9 @@ struct RawSuperblock {
     sums_written: U64,
     staged_written: U64,
     resync: u8,
-    reserved: [u8; 599],
+    reserved0: [u8; 7],
+    labelled: U128,
+    reserved: [u8; 576],
     volumes_at: U64,
     staged_bytes: [U64; VOLUMES_MAX],
 }
@@ -261,7 +283,8 @@ const _: () = {
     assert!(offset_of!(RawSuperblock, sums_written) == 3344);
     assert!(offset_of!(RawSuperblock, staged_written) == 3352);
     assert!(offset_of!(RawSuperblock, resync) == 3360);
-    assert!(offset_of!(RawSuperblock, reserved) == 3361);
+    assert!(offset_of!(RawSuperblock, labelled) == 3368);
+    assert!(offset_of!(RawSuperblock, reserved) == 3384);
     assert!(offset_of!(RawSuperblock, volumes_at) == 3960);
     assert!(offset_of!(RawSuperblock, staged_bytes) == 3968);
 };
@@ -270,6 +293,8 @@ const HAS_CONFIG: u8 = 1;
 const SHRUNK: u8 = 2;
 const STAGING: u8 = 1;
 const MERGING: u8 = 2;
+const IN_PLACE: u8 = 3;
+const WHOLE_IN_PLACE: u8 = 4;
 
 fn raw_name(name: &Name) -> RawName {
     let mut raw = RawName {
@@ -375,6 +400,7 @@ impl Superblock {
             raw.forked_at = raw_id(fork.at);
         }
         raw.sums_written = U64::new(self.sums_written);
+        raw.labelled = U128::new(self.labelled.0);
         if let Some(resync) = self.resync {
             raw.staged = raw_id(resync.staged);
             raw.staged_blocks = U32::new(resync.blocks);
@@ -382,7 +408,12 @@ impl Superblock {
             raw.staged_committed = U64::new(resync.committed.0);
             raw.staged_since = U64::new(resync.since.0);
             raw.staged_written = U64::new(resync.written);
-            raw.resync = if resync.merging { MERGING } else { STAGING };
+            raw.resync = match (resync.in_place, resync.merging) {
+                (false, false) => STAGING,
+                (false, true) => MERGING,
+                (true, false) => IN_PLACE,
+                (true, true) => WHOLE_IN_PLACE,
+            };
             raw.staged_bytes = resync.sizes.map(U64::new);
         }
         raw.checksum = U32::new(checksum(raw.as_bytes()));
@@ -455,16 +486,18 @@ impl Superblock {
                 }),
             },
             sums_written: raw.sums_written.get(),
+            labelled: Incarnation(raw.labelled.get()),
             resync: match raw.resync {
                 0 => None,
-                state @ (STAGING | MERGING) => Some(Resync {
+                state @ (STAGING | MERGING | IN_PLACE | WHOLE_IN_PLACE) => Some(Resync {
                     staged: id(&raw.staged)?,
                     blocks: raw.staged_blocks.get(),
                     checksum: raw.staged_checksum.get(),
                     committed: Seq::checked(raw.staged_committed.get())?,
                     since: Seq::checked(raw.staged_since.get())?,
                     written: raw.staged_written.get(),
-                    merging: state == MERGING,
+                    merging: matches!(state, MERGING | WHOLE_IN_PLACE),
+                    in_place: matches!(state, IN_PLACE | WHOLE_IN_PLACE),
                     sizes: staged_sizes(&raw.staged_bytes)?,
                 }),
                 _ => return None,

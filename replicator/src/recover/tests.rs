@@ -58,6 +58,7 @@ fn config() -> ReplicaConfig {
         ack: AckPolicy::Majority,
         requests_max: 16,
         drop_after_ms: 0,
+        without_room: crate::replica::WithoutRoom::Wait,
     }
 }
 

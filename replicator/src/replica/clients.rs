@@ -195,6 +195,7 @@ impl<M: Memory> Replica<M> {
             self.out.push_back(Output::Reply { req, result });
             return;
         }
+        self.pace.begins(req, self.now);
         match op {
             ClientOp::Read {
                 volume,
@@ -314,6 +315,7 @@ impl<M: Memory> Replica<M> {
                 continue;
             }
             let req = self.clients.release(index);
+            self.pace.ends(req, self.now);
             let answer = answer.expect("an answer is told once");
             self.out.push_back(Output::Reply {
                 req,

@@ -21,6 +21,16 @@ pub enum AckPolicy {
     All,
 }
 
+/// What to do where there is no room to stage a resync.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum WithoutRoom {
+    /// Wait for room, at the older point.
+    #[default]
+    Wait,
+    /// Bring it straight to the stores, and be Inconsistent meanwhile.
+    InPlace,
+}
+
 /// What the operator decided, the same on every node but for `me`.
 #[derive(Clone, Debug)]
 pub struct ReplicaConfig {
@@ -43,6 +53,8 @@ pub struct ReplicaConfig {
     /// After how long without progress a member is dropped where the others can go on without it and not with it, in
     /// milliseconds; 0 if never, also not in a promotion (protocol M6, P6).
     pub drop_after_ms: u32,
+    /// What to do where there is no room to stage a resync.
+    pub without_room: WithoutRoom,
 }
 
 impl ReplicaConfig {

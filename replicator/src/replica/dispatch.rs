@@ -95,7 +95,11 @@ impl<M: Memory> Replica<M> {
                 },
                 None,
             ) => self.got_blocks_ask(conn, token, volume, block, blocks),
-            (Frame::Blocks(blocks), data) => self.got_blocks(conn, blocks, data),
+            (Frame::Blocks(blocks), data) => {
+                self.got_repair(conn, &blocks, data.as_ref());
+            }
+            (Frame::Compare(compare), None) => self.got_compare(conn, &compare),
+            (Frame::Compared(compared), data) => self.got_compared(conn, compared, data),
             (Frame::Changed(changed), None) => self.got_changed(conn, changed),
             (
                 Frame::ResyncAsk {
@@ -123,6 +127,10 @@ impl<M: Memory> Replica<M> {
                 },
                 None,
             ) => self.got_changed_ask(conn, token, volume, group),
+            (Frame::Renew { token, incarnation }, None) => {
+                self.got_renew(conn, token, incarnation);
+            }
+            (Frame::Renewed { token, refused }, None) => self.got_renewed(conn, token, refused),
             (Frame::Prepare { token, volumes }, None) => self.got_prepare(conn, token, *volumes),
             (Frame::Prepared { token, result }, None) => self.got_prepared(conn, token, result),
             (Frame::Invite(told), None) => self.got_invite(conn, *told),
@@ -185,6 +193,11 @@ impl<M: Memory> Replica<M> {
             return;
         }
         match command {
+            AdminCommand::Promote { .. } | AdminCommand::Force { .. } if self.renewal.is_some() => {
+                let text = "this node's data is being given up";
+                let result = Err(AdminError::Failed(text.into()));
+                self.out.push_back(Output::AdminReply { id, result });
+            }
             AdminCommand::Promote { .. } | AdminCommand::Force { .. } if self.is_witness() => {
                 self.refuse_promotion(id);
             }
@@ -205,6 +218,9 @@ impl<M: Memory> Replica<M> {
             AdminCommand::Drop { peer, deadline } => self.wish_out(id, peer, deadline),
             AdminCommand::Return { peer, deadline } => self.wish_back(id, peer, deadline),
             AdminCommand::Replace { peer, deadline } => self.wish_new(id, peer, deadline),
+            AdminCommand::Invalidate { deadline, insists } => {
+                self.invalidate(id, deadline, insists);
+            }
             AdminCommand::Resize {
                 volume,
                 bytes,

@@ -74,12 +74,28 @@ impl<M: Memory> Replica<M> {
             self.out.push_back(Output::AdminReply { id, result });
             return;
         }
+        if self.inconsistent() && !planted!(InconsistentPromoted) {
+            let result = Err(self.why_inconsistent());
+            self.out.push_back(Output::AdminReply { id, result });
+            return;
+        }
         if let Some(candidacy) = self.candidacy.as_mut() {
             candidacy.ids.push(id);
             candidacy.deadline = candidacy.deadline.max(deadline);
             return;
         }
         self.begin_candidacy(vec![id], deadline);
+    }
+
+    /// Why a node whose stores are no image is not promoted.
+    fn why_inconsistent(&self) -> AdminError {
+        let text = if self.fresh() {
+            "this node is Inconsistent: it was made of a seed, which is only compared with what a Primary has. To begin a resource \
+             with an image, create all nodes without a seed, promote one, and copy the image to its export"
+        } else {
+            "this node is Inconsistent: a resync goes straight to its stores, and they are no image until it is whole"
+        };
+        AdminError::NoData(text.into())
     }
 
     /// A Primary that lost a voter to a failed promotion seeks an epoch above that one.
@@ -354,6 +370,13 @@ impl<M: Memory> Replica<M> {
             } else if answers.len() < self.config.nodes.len() {
                 self.attempt_failed(AdminError::NoQuorum(format!(
                     "the first promotion needs all nodes of the resource; not reached: {missing}"
+                )));
+            } else if answers.iter().any(|(_, r)| r.inconsistent) {
+                let seeded = answers.iter().filter(|(_, r)| r.inconsistent);
+                let names = self.names(seeded.map(|(n, _)| *n));
+                self.attempt_failed(AdminError::NoData(format!(
+                    "{names} was made of a seed, and this is the first promotion: create all nodes without a seed, promote \
+                     one, and copy the image to its export"
                 )));
             } else if let Some(error) = self.other_volumes(&answers) {
                 self.attempt_failed(error);

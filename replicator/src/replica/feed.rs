@@ -35,6 +35,8 @@ impl<M: Memory> Replica<M> {
             Feed::NotMember
         } else if self.config.is_witness(node) {
             Feed::Witness { told: Seq(0) }
+        } else if report.inconsistent && !planted!(InconsistentFed) {
+            Feed::TooFar
         } else {
             let common = last_common(&epochs, tail, &report.epochs, report.tail)
                 .map_or(report.committed, |id| id.seq);
@@ -66,9 +68,15 @@ impl<M: Memory> Replica<M> {
                 self.invite(node);
                 let name = self.config.nodes[usize::from(node.0)];
                 let journal_floor = self.log.start().id.seq.next();
-                self.log_warn(format!(
-                    "{name} needs records that are no longer in the journal (it begins at {journal_floor}): it is Outdated"
-                ));
+                let inconsistent = |p: &Peer| p.report.as_ref().is_some_and(|r| r.inconsistent);
+                let text = if self.peer(node).is_some_and(inconsistent) {
+                    format!("{name} is Inconsistent: it is given what its stores lack")
+                } else {
+                    format!(
+                        "{name} needs records that are no longer in the journal (it begins at {journal_floor}): it is Outdated"
+                    )
+                };
+                self.log_warn(text);
                 self.send(conn, Frame::TooFarBehind { journal_floor });
             }
             Feed::NotMember => self.log_warn(self.why_not_fed(node)),

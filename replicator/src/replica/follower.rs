@@ -56,6 +56,15 @@ impl<M: Memory> Replica<M> {
         self.log.config().is_none() && self.log.tail().id == RecordId::NONE
     }
 
+    /// Through which record the stores are an image; 0 if they are none.
+    pub(super) fn applied_in_stores(&self) -> Seq {
+        if self.inconsistent() {
+            Seq(0)
+        } else {
+            self.log.applied_id().seq
+        }
+    }
+
     pub(super) fn damaged(&self) -> bool {
         self.metadata.wanted.damaged_until != RecordId::NONE
     }
@@ -174,7 +183,7 @@ impl<M: Memory> Replica<M> {
                 } => {
                     let current = self.metadata.durable_promised == epoch;
                     if current || planted!(StaleEpochHeard) {
-                        let applied = self.log.applied_id().seq;
+                        let applied = self.applied_in_stores();
                         let frame = Frame::HeartbeatAck {
                             epoch,
                             number,
@@ -305,6 +314,16 @@ impl<M: Memory> Replica<M> {
                     return;
                 }
                 continue;
+            }
+            if self.inconsistent() && !self.resync_is_ending() {
+                // The Primary's idea of this node is old: tell it anew. Nothing goes to a log whose stores are no image.
+                self.incoming.retain(|i| i.conn != conn);
+                if let Some(peer) = self.peer_of(conn) {
+                    let node = peer.node;
+                    let report = self.report_to(node, 0, Epoch(0));
+                    self.send(conn, Frame::Report(Box::new(report)));
+                }
+                return;
             }
             let Item::Append(buffer) = &front.item else {
                 self.incoming.pop_front();
@@ -563,7 +582,8 @@ impl<M: Memory> Replica<M> {
         // A voter without the log that knew a config which may yet be lost would stand in the way of every promotion (protocol
         // M4). The first one may not be lost anyway: without it there is no resource.
         let safe = at.seq == Seq(1) || at.seq <= report.committed;
-        if !safe || !config.is_voter(self.metadata.wanted.incarnation) {
+        let listed = config.is_voter(self.metadata.wanted.incarnation);
+        if !safe || !listed || self.inconsistent() {
             return;
         }
         self.append_after = self.take_config(uuid, history, ConfigAt { at, config });

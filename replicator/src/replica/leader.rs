@@ -632,6 +632,7 @@ impl<M: Memory> Replica<M> {
         self.drop_clients();
         self.hold_lost();
         self.wishes_lost();
+        self.expected.clear();
         self.change_lost();
         self.overlay.clear();
         self.heartbeat_heard_at = self.heartbeat_heard_at.max(leader.ran_at);

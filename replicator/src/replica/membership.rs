@@ -29,10 +29,20 @@ enum Goal {
     In(Incarnation),
 }
 
-/// An operator waits for a change.
+/// Who waits for a change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asker {
+    Operator(AdminId),
+    /// A node that gives its data up, by its question.
+    Peer(ConnId, u64),
+    /// It was told before that it will be.
+    Nobody,
+}
+
+/// Somebody waits for a change.
 #[derive(Debug)]
 pub(super) struct Wish {
-    id: AdminId,
+    who: Asker,
     deadline: Time,
     node: NodeId,
     goal: Goal,
@@ -236,6 +246,7 @@ impl<M: Memory> Replica<M> {
         if !self.serving() || self.demoting() || self.drain.is_some() {
             return;
         }
+        self.admit_the_expected();
         self.note_progress();
         for index in 0..self.peers.len() {
             self.suit_feed(index);

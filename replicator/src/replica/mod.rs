@@ -30,9 +30,11 @@ mod leader;
 mod loads;
 mod membership;
 mod metadata;
+mod pace;
 mod pages;
 mod peers;
 mod pending;
+mod renewal;
 mod repair;
 mod resync;
 mod serve;
@@ -44,7 +46,7 @@ mod writer;
 
 use std::collections::VecDeque;
 
-pub use self::config::{AckPolicy, OnNoQuorum, ReplicaConfig};
+pub use self::config::{AckPolicy, OnNoQuorum, ReplicaConfig, WithoutRoom};
 pub use self::follower::INCOMING_MAX;
 
 use self::applier::Applier;
@@ -56,9 +58,11 @@ use self::leader::Leader;
 use self::loads::Loads;
 use self::membership::{Confirmation, Wish};
 use self::metadata::{MetaVersion, Metadata};
+use self::pace::Pace;
 use self::pages::Pages;
 use self::peers::Peer;
 use self::pending::{Pending, PendingTable};
+use self::renewal::Renewal;
 use self::repair::Repairs;
 use self::resync::{Restart, Resync};
 use self::serve::Serves;
@@ -73,7 +77,7 @@ use crate::recover::Recovered;
 use crate::store::extents::ExtentMap;
 use crate::store::sums::SumTable;
 use crate::types::*;
-use crate::wire::frame::{Blocks, Changed};
+use crate::wire::frame::{Changed, Compared};
 
 /// Records that the stores may lack, at most.
 pub const UNAPPLIED_MAX: usize = 1 << 16;
@@ -103,7 +107,7 @@ enum Item<B> {
     Append(B),
     /// Answers to this node's questions, for a resync.
     Changed(Box<Changed>),
-    Blocks(Box<Blocks>, Option<B>),
+    Compared(Box<Compared>, Option<B>),
 }
 
 /// One node's part in one resource: a state machine without I/O, clock or randomness of its own.
@@ -150,6 +154,7 @@ pub struct Replica<M: Memory> {
     pages: Pages<M::Buffer>,
     repairs: Repairs<M::Buffer>,
     serves: Serves<M::Buffer>,
+    pace: Pace,
     verify: Verify<M::Buffer>,
     resync: Option<Resync>,
     /// Operations of this and earlier ones that have not ended.
@@ -186,6 +191,10 @@ pub struct Replica<M: Memory> {
     hold: Option<Hold>,
     /// Operators who wait for a change of the membership, and when the last one was made.
     wishes: Vec<Wish>,
+    /// Nodes that gave their data up, and as which life they come back.
+    expected: Vec<(NodeId, Incarnation)>,
+    /// An operator gives this node's data up.
+    renewal: Option<Renewal>,
     changed_at: Time,
     /// Somebody answers for a node's being off (protocol F0).
     confirmed: Option<Confirmation>,
@@ -272,6 +281,7 @@ impl<M: Memory> Replica<M> {
         let log = Log::new(scanned.parts, UNAPPLIED_MAX);
         let writer = Writer::from_entry(log.next_number());
         let position = log.tail().position;
+        let inconsistent = metadata.wanted.resync.is_some_and(|r| r.in_place);
         let volumes = TableAt {
             at: log.applied_volumes_at(),
             volumes: log.applied_volumes().clone(),
@@ -300,6 +310,7 @@ impl<M: Memory> Replica<M> {
             pages,
             repairs: Repairs::new(),
             serves: Serves::new(),
+            pace: Pace::new(),
             verify: Verify::new(),
             resync,
             resync_flying: 0,
@@ -315,7 +326,12 @@ impl<M: Memory> Replica<M> {
             merge: None,
             loads: Loads::new(),
             evict_from: 0,
-            committed: scanned.committed,
+            // Nothing more of this log goes to stores that are no image.
+            committed: if inconsistent {
+                log.applied_id().seq
+            } else {
+                scanned.committed
+            },
             committed_told: Seq(0),
             peers,
             clients,
@@ -324,6 +340,8 @@ impl<M: Memory> Replica<M> {
             drain: None,
             hold: None,
             wishes: Vec::new(),
+            expected: Vec::new(),
+            renewal: None,
             changed_at: Time(0),
             confirmed: None,
             settled_told: None,
@@ -434,6 +452,7 @@ impl<M: Memory> Replica<M> {
             return;
         }
         self.pump_silence();
+        self.pump_renewal();
         self.pump_incoming();
         self.pump_owed();
         self.pump_follower();
@@ -501,6 +520,7 @@ impl<M: Memory> Replica<M> {
             self.resync_timeout(),
             self.repairs.timeout(),
             self.wishes_timeout(),
+            self.renewal_timeout(),
             self.change_timeout(),
             self.room.timeout(),
         ]

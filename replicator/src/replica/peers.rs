@@ -169,6 +169,10 @@ impl<M: Memory> Replica<M> {
     pub(super) fn peer_up(&mut self, conn: ConnId, node: NodeId) {
         let now = self.now;
         self.void_confirmation(node);
+        if self.is_renewing() {
+            self.drop_conn(conn, DropReason::Renewed, false);
+            return;
+        }
         if self.forking() {
             self.drop_conn(conn, DropReason::Forked, false);
             return;
@@ -230,6 +234,7 @@ impl<M: Memory> Replica<M> {
         self.serves.forget(conn);
         self.verify.forget(conn, node);
         self.resync_loses(conn);
+        self.renewal_loses(conn);
         self.change_loses(conn);
         self.repairs_lose(conn, node);
         self.candidate_lost(node);
@@ -317,6 +322,7 @@ impl<M: Memory> Replica<M> {
             primary: self.leader.is_some(),
             candidate: self.candidacy.is_some(),
             damaged: self.damaged() || self.merging(),
+            inconsistent: self.inconsistent() && !self.merging(),
             demoted: self.demoted,
             config: self.durable_config(),
             epochs: self.log.epochs_until(tail.seq),

@@ -293,7 +293,8 @@ impl<M: Memory> Replica<M> {
                     if !repair.worn
                         && self.applier.is_idle()
                         && !self.repairs.write()
-                        && !self.resync_has_stores() =>
+                        && !self.resync_has_stores()
+                        && !self.is_renewing() =>
                 {
                     self.put_in_place(index);
                     false

@@ -2,7 +2,8 @@
 //!
 //! This node pulls. It asks which groups changed after what its stores hold, and for their blocks; the Primary answers in its
 //! place among the records that it sends meanwhile. Both go to a file beside the stores, the *stage*, with a table of sums of
-//! its own: the stores stay the consistent point in time that they are. A group is *known* once it was asked about and, if it
+//! its own: the stores stay the consistent point in time that they are. With the question for blocks go the sums of what the
+//! stores have, and what is the same there is not given: of such a block nothing is staged. A group is *known* once it was asked about and, if it
 //! changed, has come; from then on records about it are staged, those about others are not: they come with their group.
 //!
 //! Every now and then what is staged is made durable, with the record that it goes through. So a resync goes on where it was
@@ -18,7 +19,7 @@ mod staging;
 use arrayvec::ArrayVec;
 
 use super::metadata::MetaVersion;
-use super::{Incoming, Item, Pending, Replica};
+use super::{Incoming, Item, Pending, Replica, WithoutRoom};
 use crate::io::*;
 use crate::journal::batch::{self, Header, Kind};
 use crate::journal::log::{TableAt, Tail};
@@ -31,7 +32,7 @@ use crate::store::sums::{self, BlockSum, GROUP_BLOCKS, SumTable, Table};
 use crate::types::*;
 use crate::view::SyncView;
 use crate::wire::frame::{
-    ASKED_BLOCKS_MAX, ASKED_GROUPS_MAX, Blocks, Changed, EpochHistory, Frame, ResyncFrom,
+    ASKED_BLOCKS_MAX, ASKED_GROUPS_MAX, Changed, Compare, Compared, EpochHistory, Frame, ResyncFrom,
 };
 
 /// Questions for blocks that are not answered yet, at most.
@@ -68,6 +69,8 @@ enum Phase {
     Rest,
     /// What this node knows to be committed has to be in its stores first.
     Settle,
+    /// There is no room to stage it: the superblock is told that the stores are no image from here on.
+    Spoil(MetaVersion),
     /// Room for other volumes is made.
     Room,
     /// The stage is emptied: operations left.
@@ -75,6 +78,8 @@ enum Phase {
     /// The Primary was asked to begin.
     Ask,
     Run,
+    /// Blocks that may be written in place: nothing may be known of them then, durably. The pages are written, then flushed.
+    Open(Open),
     Save(Save),
     /// The image is being switched.
     Mark(MetaVersion),
@@ -92,19 +97,28 @@ enum Phase {
 /// Making durable what is staged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Save {
-    Stage,
+    /// Flushes left.
+    Data(u32),
     Pages,
     Sums,
     Mark(MetaVersion),
 }
 
-/// Blocks that were asked for.
-#[derive(Clone, Copy, Debug)]
+/// Making durable that nothing is known of blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Open {
+    Pages,
+    Sums,
+}
+
+/// Blocks that were asked for, and what this node has of them.
+#[derive(Clone, Debug)]
 struct Ask {
     token: u64,
     volume: VolumeId,
     block: u64,
     blocks: u32,
+    has: ArrayVec<BlockSum, ASKED_BLOCKS_MAX>,
 }
 
 /// Which record changed some groups last, as the Primary says; worked off from the front.
@@ -114,6 +128,8 @@ struct Known {
     group: u64,
     changed: Box<Changed>,
     next: usize,
+    /// What was known of the blocks of these groups before they were opened to be written in place.
+    had: Vec<BlockSum>,
 }
 
 /// A resync.
@@ -123,6 +139,13 @@ pub(super) struct Resync {
     serial: u64,
     stage: SumTable,
     phase: Phase,
+    /// What comes goes straight to the stores: they are no image until it is whole (protocol C3).
+    in_place: bool,
+    /// There was no room to stage it.
+    no_room: bool,
+    /// The source's volumes are others than those of the stores. Then all of them are staged, whatever the stores are, and nothing
+    /// of that is kept over a restart.
+    other_volumes: bool,
     /// Whom this node pulls from.
     source: Option<ConnId>,
     /// Whose stream it is that goes on after `at`: an answer to the newest question.
@@ -149,7 +172,7 @@ pub(super) struct Resync {
     asks: ArrayVec<Ask, ASKS_MAX>,
     /// Not to ask before.
     retry_at: Option<Time>,
-    /// Operations of the item that is being staged, and where they write.
+    /// Operations of what is being staged, and where they write.
     left: u32,
     writing: ArrayVec<(VolumeId, u64, u64), 64>,
     /// The next record of the batch that is being staged.
@@ -161,6 +184,12 @@ pub(super) struct Resync {
     /// The stage did not give all: before here it is read block by block.
     singly_before: (VolumeId, u64),
     total_bytes: u64,
+}
+
+/// What a write of something that was brought is to do.
+enum Brought<B> {
+    Data(B),
+    Zeroes(u64),
 }
 
 impl Resync {
@@ -178,8 +207,23 @@ impl Resync {
             since: self.since,
             written: self.stage.written(),
             merging,
+            in_place: self.in_place && !(merging && self.other_volumes),
             sizes: self.sizes(),
         }
+    }
+
+    /// What the superblock says of it before it is the image.
+    fn saved(&self) -> superblock::Resync {
+        if self.in_place && self.other_volumes {
+            superblock::Resync::INCONSISTENT
+        } else {
+            self.mark(false)
+        }
+    }
+
+    /// Whether what comes goes to the stores.
+    fn is_direct(&self) -> bool {
+        self.in_place && !self.other_volumes
     }
 
     /// The sizes of the volumes that are staged.
@@ -229,6 +273,37 @@ impl Resync {
         self.through = self.through.min(common);
     }
 
+    /// What comes after something during which the source may have changed.
+    fn goes_on(&self) -> Phase {
+        match self.source {
+            Some(_) if self.source == self.stream => Phase::Run,
+            // Another Primary, or another connection, came meanwhile.
+            Some(_) => Phase::Settle,
+            None => Phase::Rest,
+        }
+    }
+
+    /// Whether what is staged should be made durable.
+    fn save_is_due(&self, lease_ns: u64, now: Time) -> bool {
+        self.unsaved_bytes >= SAVE_BYTES
+            || (self.unsaved_bytes > 0 && now.since(self.saved_at) >= SAVE_LEASES * lease_ns)
+    }
+
+    /// Whether a range may be written now: writes that overlap wait for each other.
+    fn may_write(&self, volume: VolumeId, start: u64, end: u64) -> bool {
+        let overlaps = |w: &(VolumeId, u64, u64)| w.0 == volume && w.1 < end && start < w.2;
+        !self.writing.iter().any(overlaps) && !self.writing.is_full()
+    }
+
+    /// What was asked for did not come: it is asked about again.
+    fn asks_again(&mut self, index: usize) {
+        let ask = self.asks.remove(index);
+        self.scan = self.scan.min((ask.volume, ask.block / GROUP_BLOCKS));
+        self.known = None;
+        // An answer that is still to come would put the scan behind these groups.
+        self.asked_about = None;
+    }
+
     /// Bytes of groups that are not known.
     fn left_bytes(&self) -> u64 {
         let mut groups = 0;
@@ -262,6 +337,9 @@ impl<M: Memory> Replica<M> {
             } else {
                 Phase::Rest
             },
+            in_place: mark.in_place,
+            no_room: false,
+            other_volumes: false,
             source: None,
             stream: None,
             again: None,
@@ -314,8 +392,20 @@ impl<M: Memory> Replica<M> {
 
     /// Whether the applier has to keep away from stores and sums.
     pub(super) fn resync_has_stores(&self) -> bool {
-        let saves = |r: &Resync| matches!(r.phase, Phase::Save(_));
+        let saves = |r: &Resync| matches!(r.phase, Phase::Save(_)) || r.in_place;
         self.resync_is_ending() || self.resync.as_ref().is_some_and(saves)
+    }
+
+    /// Whether nothing of it is under way.
+    pub(super) fn resync_rests(&self) -> bool {
+        let rests = |r: &Resync| matches!(r.phase, Phase::Rest | Phase::Full(_)) && r.left == 0;
+        self.resync_flying == 0 && self.resync.as_ref().is_none_or(rests)
+    }
+
+    /// Whether the stores are no image: a resync goes straight to them, or began with a seed (protocol C3). This node's log is
+    /// whole, so it promises like any other; it is no candidate, and takes no record but by its resync.
+    pub(super) fn inconsistent(&self) -> bool {
+        self.resync.as_ref().is_some_and(|r| r.in_place)
     }
 
     /// How far it is.
@@ -325,12 +415,13 @@ impl<M: Memory> Replica<M> {
             left_bytes: resync.left_bytes(),
             total_bytes: resync.total_bytes,
             full: matches!(resync.phase, Phase::Full(_)),
+            in_place: resync.in_place,
         })
     }
 
     /// What a resync has staged is given up, unless it is the image already.
     pub(super) fn resync_abandon(&mut self) {
-        if self.resync.is_none() || self.resync_is_ending() {
+        if self.resync.is_none() || self.resync_is_ending() || self.inconsistent() {
             return;
         }
         self.resync = None;
@@ -375,6 +466,7 @@ impl<M: Memory> Replica<M> {
                 since: Seq(0),
                 written: 0,
                 merging: false,
+                in_place: false,
                 sizes: [0; VOLUMES_MAX],
             };
             let volumes = TableAt {
@@ -435,13 +527,14 @@ impl<M: Memory> Replica<M> {
 
     pub(super) fn pump_resync(&mut self) {
         self.pump_waste();
+        let (now, renewing) = (self.now, self.is_renewing());
         let Some(resync) = self.resync.as_mut() else {
             return;
         };
         match resync.phase {
             Phase::Rest | Phase::Ask | Phase::Clear(_) | Phase::Flush(_) | Phase::Last(_) => {}
             Phase::Full(until) => {
-                if self.now >= until {
+                if now >= until && !renewing {
                     resync.phase = Phase::Settle;
                     resync.stream = None;
                     self.resync_settle();
@@ -454,6 +547,14 @@ impl<M: Memory> Replica<M> {
                 }
             }
             Phase::Run => self.resync_run(),
+            Phase::Spoil(version) => {
+                if self.metadata.is_durable(version) {
+                    self.resync_clear();
+                    self.report_to_all();
+                }
+            }
+            Phase::Open(Open::Pages) => self.resync_open(),
+            Phase::Open(Open::Sums) => {}
             Phase::Save(_) => self.resync_save(),
             Phase::Mark(version) => {
                 if self.metadata.is_durable(version) {
@@ -466,6 +567,7 @@ impl<M: Memory> Replica<M> {
                     self.log_info("the resync is complete: the stores have it".into());
                     let left = self.discard_stage();
                     if let Some(resync) = self.resync.as_mut() {
+                        resync.in_place = false;
                         resync.phase = Phase::Last(left);
                     }
                 }
@@ -478,7 +580,7 @@ impl<M: Memory> Replica<M> {
         match resync.phase {
             // Once that has passed, what is waited for is an event.
             Phase::Run => resync.retry_at.filter(|at| *at > self.now),
-            Phase::Full(until) => Some(until),
+            Phase::Full(until) => Some(until).filter(|_| !self.is_renewing()),
             Phase::Merge => Some(self.now.after(1_000_000)).filter(|_| resync.left == 0),
             _ => None,
         }
@@ -490,12 +592,25 @@ impl<M: Memory> Replica<M> {
         if resync.left > 0 || self.resync_flying > 0 {
             return;
         }
-        if !self.all_applied() || !self.applier.is_idle() || !self.pages_are_idle() {
+        let busy = !self.applier.is_idle() || !self.pages_are_idle() || self.repairs.write();
+        if !self.all_applied() || busy {
             self.applier.urgent = true;
             return;
         }
-        let nothing = resync.at.id == RecordId::NONE;
-        if nothing {
+        let in_place = self.config.without_room == WithoutRoom::InPlace;
+        if resync.no_room && in_place && !resync.in_place && self.candidacy.is_none() {
+            self.resync_spoil();
+            return;
+        }
+        let (nothing, in_place) = (resync.at.id == RecordId::NONE, resync.in_place);
+        if nothing && in_place {
+            self.log_warn(
+                "this node is Inconsistent: what its stores lack is brought straight to them, and until it is whole they are no \
+                 image"
+                    .into(),
+            );
+            self.resync_clear();
+        } else if nothing {
             self.log_warn(
                 "this node is past the Primary's journal: what changed since is staged beside the stores, which stay as they are \
                  until it is whole"
@@ -511,6 +626,63 @@ impl<M: Memory> Replica<M> {
         let left = self.discard_stage();
         if let Some(resync) = self.resync.as_mut() {
             resync.phase = Phase::Clear(left);
+        }
+    }
+
+    /// There is no room to stage it, and the policy is not to wait: the stores are no image from here on. What is staged is waste.
+    fn resync_spoil(&mut self) {
+        self.log_error(
+            "there is no room to stage the resync: it goes straight to the stores. This node is Inconsistent, and can not be \
+             promoted, until it is whole"
+                .into(),
+        );
+        let volumes = TableAt {
+            at: self.log.applied_volumes_at(),
+            volumes: self.volumes().clone(),
+        };
+        let stage = SumTable::new(Table::Staged, volumes.volumes.sizes());
+        let mark = superblock::Resync::INCONSISTENT;
+        self.metadata.wanted.resync = Some(mark);
+        let version = self.metadata.changed();
+        let serial = self.next_token();
+        let made = Self::resync_of(Some(mark), Some(stage), 0, self.now, volumes);
+        let before = std::mem::replace(&mut self.resync, made);
+        if let (Some(resync), Some(before)) = (self.resync.as_mut(), before) {
+            resync.serial = serial;
+            (resync.source, resync.total_bytes) = (before.source, before.total_bytes);
+            resync.phase = Phase::Spoil(version);
+        }
+        if planted!(InPlaceUnmarked) {
+            self.resync_clear();
+        }
+    }
+
+    /// The volumes change while something is brought to the stores: it begins anew, with what is there.
+    pub(super) fn resync_again(&mut self, conn: ConnId) {
+        let volumes = TableAt {
+            at: self.log.applied_volumes_at(),
+            volumes: self.volumes().clone(),
+        };
+        if let Some(resync) = self.resync.as_mut().filter(|r| r.in_place) {
+            resync.begin_anew(volumes);
+            resync.other_volumes = false;
+            resync.phase = Phase::Run;
+            self.metadata.wanted.resync = Some(superblock::Resync::INCONSISTENT);
+            self.metadata.changed();
+        } else {
+            self.resync_abandon();
+        }
+        self.resync_wanted(conn);
+    }
+
+    /// Says to everybody what this node is now.
+    fn report_to_all(&mut self) {
+        for index in 0..self.peers.len() {
+            let (node, conn) = (self.peers[index].node, self.peers[index].conn);
+            if let Some(conn) = conn {
+                let report = self.report_to(node, 0, Epoch(0));
+                self.send(conn, Frame::Report(Box::new(report)));
+            }
         }
     }
 
@@ -606,12 +778,18 @@ impl<M: Memory> Replica<M> {
                     self.resync_ask();
                 }
             }
-            Phase::Save(Save::Stage) => {
-                resync.phase = Phase::Save(Save::Pages);
-                self.resync_save();
+            Phase::Save(Save::Data(left)) => {
+                *left -= 1;
+                if *left == 0 {
+                    resync.phase = Phase::Save(Save::Pages);
+                    self.resync_save();
+                }
+            }
+            Phase::Open(Open::Sums) => {
+                resync.phase = resync.goes_on();
             }
             Phase::Save(Save::Sums) => {
-                let mark = resync.mark(false);
+                let mark = resync.saved();
                 self.metadata.wanted.resync = Some(mark);
                 let version = self.metadata.changed();
                 if let Some(resync) = self.resync.as_mut() {
@@ -645,6 +823,9 @@ impl<M: Memory> Replica<M> {
                 resync.left = resync.left.saturating_sub(1);
                 if resync.left == 0 {
                     resync.writing.clear();
+                    if resync.phase == Phase::Run {
+                        self.say_staged();
+                    }
                 }
             }
         }
@@ -672,7 +853,18 @@ impl<M: Memory> Replica<M> {
         }
         if !matches!(resync.phase, Phase::Full(_)) {
             let left = resync.left_bytes();
+            let goes_in_place = self.config.without_room == WithoutRoom::InPlace;
+            if goes_in_place && !resync.in_place {
+                resync.phase = Phase::Full(now);
+                resync.no_room = true;
+                return;
+            }
             resync.phase = Phase::Full(now.after(FULL_NS));
+            if resync.in_place {
+                let text = "a store has no room for what a resync brings to it: free some; it is tried again every few seconds";
+                self.log_error(text.into());
+                return;
+            }
             self.log_error(format!(
                 "there is no room to stage the resync: free up to {left} bytes in the data directory; until then this node stays \
                  at its older point, and it tries again every few seconds"
@@ -687,23 +879,23 @@ impl<M: Memory> Replica<M> {
             resync.phase = Phase::Rest;
             return;
         };
-        if resync.left > 0 || resync.record > 0 {
+        if resync.record > 0 {
             return;
         }
-        let save_ns = SAVE_LEASES * self.config.lease_ns();
-        let due = resync.unsaved_bytes >= SAVE_BYTES
-            || (resync.unsaved_bytes > 0 && now.since(resync.saved_at) >= save_ns);
+        let (left, due) = (resync.left, resync.save_is_due(self.config.lease_ns(), now));
         resync.committed = resync
             .committed
             .max(self.primary_committed.min(resync.at.id.seq));
         if due && self.applier.is_idle() {
-            self.resync_save_begin();
+            if left == 0 {
+                self.resync_save_begin();
+            }
             return;
         }
         if self.resync_holds() {
             let resync = self.resync.as_ref().expect("it is pumped");
             let committed = self.primary_committed >= resync.at.id.seq;
-            if committed && self.applier.is_idle() {
+            if committed && left == 0 && self.applier.is_idle() {
                 self.resync_save_begin();
             }
             return;

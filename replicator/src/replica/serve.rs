@@ -18,7 +18,9 @@ use crate::store::block_set::BlockSet;
 use crate::store::extents::Source;
 use crate::store::sums::{BlockSum, GROUP_BLOCKS};
 use crate::types::*;
-use crate::wire::frame::{ASKED_BLOCKS_MAX, ASKED_GROUPS_MAX, Blocks, Changed, Frame};
+use crate::wire::frame::{
+    ASKED_BLOCKS_MAX, ASKED_GROUPS_MAX, Blocks, Changed, Compare, Compared, Frame,
+};
 
 /// Questions of one peer that wait, at most.
 pub(super) const ASKS_MAX: usize = 16;
@@ -34,6 +36,8 @@ struct Serve<B> {
     volume: VolumeId,
     block: u64,
     blocks: u32,
+    /// What the asker has: it is given what differs from that. Empty if it wants all.
+    has: ArrayVec<BlockSum, ASKED_BLOCKS_MAX>,
     /// The store did not give all: block by block it shows which.
     singly: bool,
     plan: Option<Plan<B>>,
@@ -43,6 +47,8 @@ struct Serve<B> {
 #[derive(Debug)]
 struct Plan<B> {
     buffer: B,
+    /// Which blocks of the range are in it, in order. What follows counts from its first block on.
+    given: ArrayVec<u16, ASKED_BLOCKS_MAX>,
     from_store: BlockSet,
     left: u32,
     failed: BlockSet,
@@ -50,6 +56,8 @@ struct Plan<B> {
     changed: Seq,
     through: Seq,
     sums: ArrayVec<BlockSum, ASKED_BLOCKS_MAX>,
+    /// The sums that were recorded when it was begun, also where they are in doubt.
+    recorded: ArrayVec<BlockSum, ASKED_BLOCKS_MAX>,
 }
 
 /// The questions of all peers. The first one is worked on.
@@ -59,9 +67,6 @@ pub(super) struct Serves<B> {
     /// The name of the first one, for completions of reads that were begun for an earlier one.
     serial: u64,
     retry_at: Option<Time>,
-    /// Not to begin another one before: clients come first.
-    not_before: Time,
-    began_at: Time,
 }
 
 impl<B> Serves<B> {
@@ -70,8 +75,6 @@ impl<B> Serves<B> {
             queue: VecDeque::with_capacity(2 * ASKS_MAX),
             serial: 0,
             retry_at: None,
-            not_before: Time(0),
-            began_at: Time(0),
         }
     }
 
@@ -113,27 +116,54 @@ impl<M: Memory> Replica<M> {
         block: u64,
         blocks: u32,
     ) {
-        let waiting = self.serves.queue.iter().filter(|s| s.conn == conn).count();
-        if blocks == 0 || blocks as usize > ASKED_BLOCKS_MAX || waiting >= ASKS_MAX {
-            let reason =
-                DropReason::Protocol("it asks for blocks that there are not, or too much at once");
-            self.give_up(conn, reason, false);
-            return;
-        }
-        self.serves.queue.push_back(Serve {
+        let ask = Serve {
             conn,
             token,
             volume,
             block,
             blocks,
+            has: ArrayVec::new(),
             singly: false,
             plan: None,
-        });
+        };
+        self.take_question(ask);
+    }
+
+    /// A peer in resync says what it has of some blocks.
+    pub(super) fn got_compare(&mut self, conn: ConnId, compare: &Compare) {
+        let ask = Serve {
+            conn,
+            token: compare.token,
+            volume: compare.volume,
+            block: compare.block,
+            blocks: u32::try_from(compare.sums.len()).expect("at most 256"),
+            has: compare.sums.clone(),
+            singly: false,
+            plan: None,
+        };
+        self.take_question(ask);
+    }
+
+    fn take_question(&mut self, ask: Serve<M::Buffer>) {
+        let of_conn = |s: &&Serve<M::Buffer>| s.conn == ask.conn;
+        let waiting = self.serves.queue.iter().filter(of_conn).count();
+        let too_many = ask.blocks as usize > ASKED_BLOCKS_MAX || waiting >= ASKS_MAX;
+        if ask.blocks == 0 || too_many {
+            let reason =
+                DropReason::Protocol("it asks for blocks that there are not, or too much at once");
+            self.give_up(ask.conn, reason, false);
+            return;
+        }
+        self.serves.queue.push_back(ask);
     }
 
     /// Whether what this node says of its blocks is to be believed: it is Primary, or its log equals the Primary's.
     fn may_serve(&self) -> bool {
-        let sound = !self.is_witness() && !self.fresh() && !self.damaged() && !self.merging();
+        let sound = !self.is_witness()
+            && !self.fresh()
+            && !self.damaged()
+            && !self.merging()
+            && !self.inconsistent();
         let equal = self.following.is_some() && self.matched == self.log.tail().id.seq;
         sound && (self.leader.is_some() || equal)
     }
@@ -144,7 +174,7 @@ impl<M: Memory> Replica<M> {
             if front.plan.is_some() {
                 return;
             }
-            let (conn, token) = (front.conn, front.token);
+            let conn = front.conn;
             // One of two nodes may know of larger volumes first.
             let end = front.block.checked_add(u64::from(front.blocks));
             let volume = front.volume;
@@ -152,13 +182,18 @@ impl<M: Memory> Replica<M> {
                 volume.0 < self.sums.volumes() && end <= self.sums.blocks(volume)
             });
             if !self.may_serve() || !there {
-                self.serve_nothing(conn, token);
+                self.serve_nothing();
                 continue;
             }
             let staging = self.peer_of(conn).is_some_and(|p| p.staging);
-            if staging && self.now < self.serves.not_before {
-                self.serves.retry_at = Some(self.serves.not_before);
-                return;
+            if staging {
+                // Clients come first.
+                let queued = self.peers.iter().map(|p| p.queued).max().unwrap_or(0);
+                let ready = self.pace.ready(self.clients.in_work(), queued, self.now);
+                if let Some(at) = ready {
+                    self.serves.retry_at = Some(at);
+                    return;
+                }
             }
             if !self.serve_plan() {
                 self.serves.retry_at.get_or_insert(self.now.after(RETRY_NS));
@@ -169,22 +204,50 @@ impl<M: Memory> Replica<M> {
 
     /// What is asked about now may not be there any more.
     pub(super) fn serve_nothing_more(&mut self) {
-        while let Some(front) = self.serves.queue.front() {
-            let (conn, token) = (front.conn, front.token);
-            self.serve_nothing(conn, token);
+        while !self.serves.queue.is_empty() {
+            self.serve_nothing();
         }
     }
 
-    fn serve_nothing(&mut self, conn: ConnId, token: u64) {
-        self.serves.queue.pop_front();
-        self.serves.serial += 1;
-        let nothing = Blocks {
-            token,
-            changed: Seq(0),
-            through: Seq(0),
-            sums: ArrayVec::new(),
+    /// This node can not answer the first question.
+    fn serve_nothing(&mut self) {
+        let nothing = (Seq(0), Seq(0), ArrayVec::new());
+        self.serve_answer(nothing, BlockSet::default(), None);
+    }
+
+    /// The first question is answered: what changed and through which record, the sums, and which blocks are given.
+    fn serve_answer(
+        &mut self,
+        (changed, through, sums): (Seq, Seq, ArrayVec<BlockSum, ASKED_BLOCKS_MAX>),
+        given: BlockSet,
+        data: Option<M::Buffer>,
+    ) {
+        let Some(front) = self.serves.queue.pop_front() else {
+            return;
         };
-        self.send(conn, Frame::Blocks(Box::new(nothing)));
+        self.serves.serial += 1;
+        let token = front.token;
+        let frame = if front.has.is_empty() {
+            Frame::Blocks(Box::new(Blocks {
+                token,
+                changed,
+                through,
+                sums,
+            }))
+        } else {
+            Frame::Compared(Box::new(Compared {
+                token,
+                changed,
+                through,
+                sums,
+                given,
+            }))
+        };
+        if self.peer_of(front.conn).is_some_and(|p| p.staging) {
+            let bytes = data.as_ref().map_or(0, |d| u64::from(d.blocks())) * BLOCK_BYTES_U64;
+            self.pace.gave(bytes, self.now);
+        }
+        self.send_with(front.conn, frame, data);
     }
 
     /// Where the newest contents of the blocks are that the first question is about, by the log before entry `limit`, and since
@@ -248,15 +311,9 @@ impl<M: Memory> Replica<M> {
         let Some(front) = self.serves.queue.front() else {
             return true;
         };
-        let &Serve {
-            conn,
-            token,
-            volume,
-            block,
-            blocks,
-            singly,
-            ..
-        } = front;
+        let (conn, volume, block) = (front.conn, front.volume, front.block);
+        let (blocks, singly) = (front.blocks, front.singly);
+        let has = front.has.clone();
         let limit = match self.peers.iter().find(|p| p.conn == Some(conn)) {
             Some(peer) => self.feed_limit(peer),
             None => self.log.next_number(),
@@ -276,7 +333,7 @@ impl<M: Memory> Replica<M> {
         let mut sums: ArrayVec<BlockSum, ASKED_BLOCKS_MAX> = ArrayVec::new();
         for (h, b) in held.iter().zip(block..) {
             sums.push(match *h {
-                Held::Store => self.sums.sum(volume, b),
+                Held::Store => self.sums.sum_for_sure(volume, b),
                 Held::Zero => BlockSum::ZERO,
                 Held::Batch { entry, block } => {
                     let buffer = self.log.entry(entry).and_then(|e| e.buffer.as_ref());
@@ -285,25 +342,31 @@ impl<M: Memory> Replica<M> {
                 }
             });
         }
-        if sums.iter().all(|&s| s == BlockSum::ZERO) {
-            let answer = Blocks {
-                token,
-                changed,
-                through,
-                sums,
-            };
-            self.serves.queue.pop_front();
-            self.serves.serial += 1;
-            self.send(conn, Frame::Blocks(Box::new(answer)));
+        let differs = |at: usize| {
+            let same = has.get(at).is_some_and(|&h| h == sums[at]);
+            sums[at] == BlockSum::UNKNOWN || (sums[at] != BlockSum::ZERO && !same)
+        };
+        let mut given: ArrayVec<u16, ASKED_BLOCKS_MAX> = ArrayVec::new();
+        let all = has.is_empty() && (0..sums.len()).any(differs);
+        given.extend(
+            (0..sums.len())
+                .filter(|&at| all || differs(at))
+                .map(|at| u16::try_from(at).expect("256 blocks")),
+        );
+        if given.is_empty() {
+            self.serve_answer((changed, through, sums), BlockSet::default(), None);
             return true;
         }
-        let Some(mut buffer) = self.memory.alloc(Purpose::Core, blocks) else {
+        let room = u32::try_from(given.len()).expect("256 blocks");
+        let Some(mut buffer) = self.memory.alloc(Purpose::Core, room) else {
             return false;
         };
-        for (at, h) in held.iter().enumerate() {
-            let target = &mut buffer.bytes_mut()[at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES];
-            match *h {
-                Held::Store if sums[at] != BlockSum::ZERO => {}
+        let mut from_store = BlockSet::default();
+        for (n, &at) in (0u32..).zip(&given) {
+            let place = n as usize * BLOCK_BYTES;
+            let target = &mut buffer.bytes_mut()[place..place + BLOCK_BYTES];
+            match held[usize::from(at)] {
+                Held::Store if sums[usize::from(at)] != BlockSum::ZERO => from_store.add(n, 1),
                 Held::Store | Held::Zero => target.fill(0),
                 Held::Batch { entry, block } => {
                     let source = self.log.entry(entry).and_then(|e| e.buffer.as_ref());
@@ -313,43 +376,41 @@ impl<M: Memory> Replica<M> {
                 }
             }
         }
-        let mut from_store = BlockSet::default();
         let mut left = 0;
-        let mut at = 0;
-        let wanted = |at: usize| matches!(held[at], Held::Store) && sums[at] != BlockSum::ZERO;
-        while at < held.len() {
-            if !wanted(at) {
-                at += 1;
+        let mut first = 0;
+        while first < room {
+            if !from_store.has(first) {
+                first += 1;
                 continue;
             }
-            let from = at;
-            while at < held.len() && wanted(at) && (at == from || !singly) {
-                at += 1;
+            let at = |n: u32| given[n as usize];
+            let mut end = first + 1;
+            let follows = |n: u32| from_store.has(n) && at(n) == at(n - 1) + 1;
+            while end < room && !singly && follows(end) {
+                end += 1;
             }
-            let first = u32::try_from(from).expect("256 blocks");
-            let count = u32::try_from(at - from).expect("256 blocks");
-            from_store.add(first, count);
             let op = DiskOp::StoreRead {
                 volume,
-                offset: (block + u64::from(first)) * BLOCK_BYTES_U64,
-                buffer: buffer.slice(first, count),
+                offset: (block + u64::from(at(first))) * BLOCK_BYTES_U64,
+                buffer: buffer.slice(first, end - first),
             };
-            let serial = self.serves.serial;
-            self.disk(
-                Pending::Serve {
-                    serial,
-                    first,
-                    blocks: count,
-                },
-                op,
-            );
+            let pending = Pending::Serve {
+                serial: self.serves.serial,
+                first,
+                blocks: end - first,
+            };
+            self.disk(pending, op);
             left += 1;
+            first = end;
         }
-        self.serves.began_at = self.now;
+        let recorded = (block..block + u64::from(blocks))
+            .map(|b| self.sums.sum(volume, b))
+            .collect();
         let generation = self.applier.generation;
         let front = self.serves.queue.front_mut().expect("it was just there");
         front.plan = Some(Plan {
             buffer,
+            given,
             from_store,
             left,
             failed: BlockSet::default(),
@@ -357,6 +418,7 @@ impl<M: Memory> Replica<M> {
             changed,
             through,
             sums,
+            recorded,
         });
         if left == 0 {
             self.serve_end();
@@ -390,27 +452,25 @@ impl<M: Memory> Replica<M> {
         let Some(front) = self.serves.queue.front_mut() else {
             return;
         };
-        let &mut Serve {
-            conn,
-            token,
-            volume,
-            block,
-            ..
-        } = front;
+        let (volume, block) = (front.volume, front.block);
         let Some(mut plan) = front.plan.take() else {
             return;
         };
-        self.serves.serial += 1;
         if !plan.failed.is_empty() && !front.singly {
             front.singly = true;
+            self.serves.serial += 1;
             return;
         }
         let mut bad = ArrayVec::<u64, ASKED_BLOCKS_MAX>::new();
         for n in plan.from_store.iter() {
-            let at = n as usize;
-            let bytes = &plan.buffer.bytes()[at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES];
-            let b = block + u64::from(n);
-            if plan.failed.has(n) || !plan.sums[at].admits(volume, b, bytes) {
+            let (at, place) = (
+                usize::from(plan.given[n as usize]),
+                n as usize * BLOCK_BYTES,
+            );
+            let bytes = &plan.buffer.bytes()[place..place + BLOCK_BYTES];
+            let b = block + at as u64;
+            // Also where the sum is in doubt: then a peer is asked which of the two is right.
+            if plan.failed.has(n) || !plan.recorded[at].admits(volume, b, bytes) {
                 bad.push(b);
             } else if plan.sums[at] == BlockSum::UNKNOWN {
                 plan.sums[at] = BlockSum::of(volume, b, bytes);
@@ -419,27 +479,21 @@ impl<M: Memory> Replica<M> {
         if !bad.is_empty() {
             if plan.generation != self.applier.generation {
                 // A newer version was written while the old one was read: it is planned anew.
+                self.serves.serial += 1;
                 return;
             }
             for b in bad {
                 self.found_bad(volume, b);
             }
-            self.serve_nothing(conn, token);
+            self.serve_nothing();
             return;
         }
-        self.serves.queue.pop_front();
-        // Clients come first: while they are served, as much time goes by without a resync as it took.
-        if self.clients.in_work() > 0 {
-            let took = self.now.since(self.serves.began_at);
-            self.serves.not_before = self.now.after(took);
+        let mut given = BlockSet::default();
+        for &at in &plan.given {
+            given.add(u32::from(at), 1);
         }
-        let answer = Blocks {
-            token,
-            changed: plan.changed,
-            through: plan.through,
-            sums: plan.sums,
-        };
-        self.send_with(conn, Frame::Blocks(Box::new(answer)), Some(plan.buffer));
+        let answer = (plan.changed, plan.through, plan.sums);
+        self.serve_answer(answer, given, Some(plan.buffer));
     }
 
     pub(super) fn got_changed_ask(

@@ -46,7 +46,7 @@ impl<M: Memory> Replica<M> {
             admitted: self.admitted(),
             durable: self.log.durable_id().seq,
             committed: self.committed,
-            applied: self.log.applied_id().seq,
+            applied: self.applied_in_stores(),
             journal_floor: self.log.start().id.seq.next(),
             disk_state,
             failed: self.failed.is_some(),
@@ -116,7 +116,7 @@ impl<M: Memory> Replica<M> {
         if self.is_witness() {
             return DiskState::Diskless;
         }
-        if self.fresh() {
+        if self.fresh() || self.inconsistent() {
             return DiskState::Inconsistent;
         }
         if self.leader.is_some() {
@@ -226,12 +226,16 @@ impl<M: Memory> Replica<M> {
                     (ReplicationState::Off, DiskState::DUnknown)
                 }
             };
+            if report.inconsistent && view.replication != ReplicationState::Established {
+                view.disk_state = DiskState::Inconsistent;
+            }
             if peer.staging {
                 let (left_bytes, total_bytes) = peer.sync;
                 view.sync = Some(SyncView {
                     left_bytes,
                     total_bytes,
                     full: false,
+                    in_place: report.inconsistent,
                 });
             }
             if matches!(peer.feed, Feed::TooFar | Feed::NotMember) || peer.staging {
@@ -240,7 +244,7 @@ impl<M: Memory> Replica<M> {
             }
         } else {
             view.durable = Some(report.tail.seq);
-            view.disk_state = if report.fresh {
+            view.disk_state = if report.fresh || report.inconsistent {
                 DiskState::Inconsistent
             } else if follows {
                 DiskState::UpToDate
@@ -268,6 +272,24 @@ impl<M: Memory> Replica<M> {
     fn health(&self, view: &View) -> (Health, &'static str) {
         if let Some(reason) = self.failed {
             return (Health::Down, reason);
+        }
+        if self.inconsistent() {
+            return if self.resync_view().is_some_and(|r| r.full) {
+                (
+                    Health::Down,
+                    "Inconsistent: a store has no room for what a resync brings to it; free some",
+                )
+            } else if self.metadata.wanted.uuid == ResourceUuid(0) {
+                (
+                    Health::Down,
+                    "Inconsistent: its data is a seed only; replctl replace on the Primary lets it join",
+                )
+            } else {
+                (
+                    Health::Down,
+                    "Inconsistent: a resync goes straight to the stores, and they are no image until it is whole",
+                )
+            };
         }
         if self.disks_hang && !view.serving {
             return (Health::Down, "the disks of this node do not answer");

@@ -597,7 +597,7 @@ impl<M: Memory> Replica<M> {
         }
     }
 
-    /// The copies that differ from the right one (protocol C3), of all blocks of a page.
+    /// The copies that differ from the right one (protocol C5), of all blocks of a page.
     fn wrong_copies(&self, page: &Page, start: u64) -> Vec<Wrong> {
         let nodes = self.config.nodes.len() - self.config.witnesses.len();
         let primary = match self.leader {

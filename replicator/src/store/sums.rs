@@ -131,9 +131,13 @@ struct Part {
     first_page: u32,
     /// The last record that changed each group.
     changed: Vec<Seq>,
+    /// Of the stores: the group is in doubt. Of what is staged: part of the group is as it is in the store.
+    marks: Vec<bool>,
     sums: Vec<BlockSum>,
 }
 
+/// In a page, with the record that changed a group: its mark.
+const MARK: u64 = 1 << 63;
 impl Part {
     fn pages(&self) -> usize {
         self.changed.len().div_ceil(PAGE_GROUPS)
@@ -306,6 +310,7 @@ impl SumTable {
                     blocks,
                     first_page,
                     changed: vec![Seq(0); index(blocks.div_ceil(GROUP_BLOCKS))],
+                    marks: vec![false; index(blocks.div_ceil(GROUP_BLOCKS))],
                     sums: vec![table.never(); index(blocks)],
                 };
                 first_page += pages;
@@ -448,7 +453,10 @@ impl SumTable {
             && raw.page.get() == place as u64
             && raw.version.get() > 0
             && raw.version.get() <= NUMBER_MAX
-            && raw.groups.iter().all(|g| g.changed.get() <= NUMBER_MAX))
+            && raw
+                .groups
+                .iter()
+                .all(|g| g.changed.get() & !MARK <= NUMBER_MAX))
         .then_some(raw)
     }
 
@@ -538,7 +546,8 @@ impl SumTable {
         let (part, groups) = self.groups_of(page);
         let part = &mut self.parts[part];
         for (group, raw) in groups.zip(&raw.groups) {
-            part.changed[group] = Seq(raw.changed.get());
+            part.changed[group] = Seq(raw.changed.get() & !MARK);
+            part.marks[group] = raw.changed.get() & MARK != 0;
             let first = group * GROUP_SUMS;
             let last = (first + GROUP_SUMS).min(part.sums.len());
             for (sum, raw) in part.sums[first..last].iter_mut().zip(&raw.sums) {
@@ -550,9 +559,11 @@ impl SumTable {
 
     fn doubt_page(&mut self, page: usize, applied: Seq) {
         let (part, groups) = self.groups_of(page);
-        for changed in &mut self.parts[part].changed[groups] {
+        let part = &mut self.parts[part];
+        for changed in &mut part.changed[groups.clone()] {
             *changed = (*changed).max(applied);
         }
+        part.marks[groups].fill(true);
     }
 
     fn lose_page(&mut self, page: usize, applied: Seq) {
@@ -622,6 +633,31 @@ impl SumTable {
         self.parts[usize::from(volume.0)].changed[index(group)]
     }
 
+    /// Whether a group is marked. In the table of the stores: its sums may be older than what the store holds, so nobody is told
+    /// of them before the block was read. In that of what is staged: of a block of which nothing is known the store holds what
+    /// the others hold, and the group did change.
+    #[must_use]
+    pub fn is_marked(&self, volume: VolumeId, group: u64) -> bool {
+        self.parts[usize::from(volume.0)].marks[index(group)]
+    }
+
+    /// Marks a group.
+    pub fn mark(&mut self, volume: VolumeId, group: u64) {
+        let page = self.page_of(volume, group);
+        self.parts[usize::from(volume.0)].marks[index(group)] = true;
+        self.touch(page);
+    }
+
+    /// What is known of a block without a look at it, for a comparison with another node's.
+    #[must_use]
+    pub fn sum_for_sure(&self, volume: VolumeId, block: u64) -> BlockSum {
+        if self.is_marked(volume, block / GROUP_BLOCKS) && !planted!(DoubtForgotten) {
+            BlockSum::UNKNOWN
+        } else {
+            self.sum(volume, block)
+        }
+    }
+
     fn page_of(&self, volume: VolumeId, group: u64) -> usize {
         self.parts[usize::from(volume.0)].first_page as usize + index(group) / PAGE_GROUPS
     }
@@ -661,8 +697,13 @@ impl SumTable {
             self.parts[usize::from(volume.0)].sums[index(block)] = sum(block);
         }
         for group in start / GROUP_BLOCKS..=(start + blocks - 1) / GROUP_BLOCKS {
-            let changed = &mut self.parts[usize::from(volume.0)].changed[index(group)];
+            let part = &mut self.parts[usize::from(volume.0)];
+            let changed = &mut part.changed[index(group)];
             *changed = (*changed).max(seq);
+            let all = ((group + 1) * GROUP_BLOCKS).min(part.blocks);
+            if start <= group * GROUP_BLOCKS && all <= start + blocks {
+                part.marks[index(group)] = false;
+            }
             let page = self.page_of(volume, group);
             self.touch(page);
         }
@@ -707,7 +748,8 @@ impl SumTable {
         raw.volume = U16::new(u16::try_from(index).expect("at most 16 volumes"));
         raw.page = U64::new((page - part.first_page as usize) as u64);
         for (group, raw) in groups.zip(&mut raw.groups) {
-            raw.changed = U64::new(part.changed[group].0);
+            let mark = if part.marks[group] { MARK } else { 0 };
+            raw.changed = U64::new(part.changed[group].0 | mark);
             let first = group * GROUP_SUMS;
             let last = (first + GROUP_SUMS).min(part.sums.len());
             for (sum, raw) in part.sums[first..last].iter().zip(&mut raw.sums) {
@@ -738,6 +780,18 @@ impl SumTable {
         all.copied().max().unwrap_or_default()
     }
 
+    /// Forgets since when groups have not changed.
+    pub fn forget_changes(&mut self) {
+        for v in 0..self.volumes() {
+            let volume = VolumeId(v);
+            for group in 0..self.groups(volume) {
+                if self.changed(volume, group) > Seq(0) {
+                    self.set_changed(volume, group, Seq(0));
+                }
+            }
+        }
+    }
+
     /// Forgets a group: nothing is known of its blocks.
     pub fn forget(&mut self, volume: VolumeId, group: u64) {
         let page = self.page_of(volume, group);
@@ -745,6 +799,7 @@ impl SumTable {
         let first = index(group) * GROUP_SUMS;
         let last = (first + GROUP_SUMS).min(part.sums.len());
         part.changed[index(group)] = Seq(0);
+        part.marks[index(group)] = false;
         part.sums[first..last].fill(BlockSum::UNKNOWN);
         self.touch(page);
     }

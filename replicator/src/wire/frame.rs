@@ -17,6 +17,7 @@ use crate::meta::config::ConfigAt;
 use crate::meta::volumes::Volumes;
 use crate::types::*;
 
+pub use compare::{Compare, Compared};
 pub use resync::{ASKED_BLOCKS_MAX, ASKED_GROUPS_MAX, Blocks, Changed, ResyncFrom};
 pub use verify::{
     BAD_NAMED_MAX, CHECKED_BLOCKS_MAX, CheckAsk, Checked, Mend, Verified, VerifyFrame,
@@ -77,6 +78,8 @@ pub struct Report {
     pub candidate: bool,
     /// Counts for nothing until it is repaired: its grants are void.
     pub damaged: bool,
+    /// Its stores are no image: it can not be fed from its log on, nor be Primary, before a resync has ended (protocol C3).
+    pub inconsistent: bool,
     /// The newest Primary that it knows has committed a demote record.
     pub demoted: Epoch,
     /// The latest config and the record that brought it.
@@ -241,6 +244,24 @@ pub enum Frame {
     },
     /// You are to join: this committed config lists you as joining. The log follows.
     Invite(Box<Told>),
+    /// What do these blocks hold, if not this? Answered by [`Frame::Compared`], in its place among the appends.
+    Compare(Box<Compare>),
+    /// This; those blocks follow that hold something else.
+    Compared(Box<Compared>),
+    /// I want to give my data up and come back as this life: let the present one go. Answered by [`Frame::Renewed`].
+    Renew {
+        /// Comes back in the answer.
+        token: u64,
+        /// The next life.
+        incarnation: Incarnation,
+    },
+    /// It is out of the membership, for good; or not.
+    Renewed {
+        /// From the question.
+        token: u64,
+        /// 0 if it is; else an exit code that says why not.
+        refused: u32,
+    },
     /// Something of a verification.
     Verify(VerifyFrame),
     /// Make room for these volumes. Answered by [`Frame::Prepared`].
@@ -349,6 +370,10 @@ const KIND_RESYNC_ASK: u16 = 24;
 const KIND_RESYNC_FROM: u16 = 25;
 const KIND_STAGED: u16 = 26;
 const KIND_INVITE: u16 = 40;
+const KIND_COMPARE: u16 = 50;
+const KIND_COMPARED: u16 = 51;
+const KIND_RENEW: u16 = 52;
+const KIND_RENEWED: u16 = 53;
 const KIND_PREPARE: u16 = 60;
 const KIND_PREPARED: u16 = 61;
 
@@ -379,12 +404,13 @@ impl FrameHeader {
         let kind = raw.kind.get();
         let body_bytes = usize::from(raw.body_bytes.get());
         let batch_blocks = raw.batch_blocks.get();
-        let with_batch =
-            kind == KIND_APPEND || (matches!(kind, KIND_FETCHED | KIND_BLOCKS) && batch_blocks > 0);
+        let with_batch = kind == KIND_APPEND
+            || (matches!(kind, KIND_FETCHED | KIND_BLOCKS | KIND_COMPARED) && batch_blocks > 0);
         let known = [
             KIND_REPORT..=KIND_CONFIG,
             KIND_BLOCKS_ASK..=KIND_STAGED,
             KIND_INVITE..=KIND_INVITE,
+            KIND_COMPARE..=KIND_RENEWED,
             verify::KIND_ASK..=verify::KIND_VERIFIED,
             KIND_PREPARE..=KIND_PREPARED,
         ];
@@ -428,6 +454,11 @@ impl FrameHeader {
             KIND_BLOCKS => return resync::decode_blocks(body).map(|b| Frame::Blocks(Box::new(b))),
             KIND_CHANGED => {
                 return resync::decode_changed(body).map(|c| Frame::Changed(Box::new(c)));
+            }
+            KIND_COMPARE => return compare::decode(body).map(|c| Frame::Compare(Box::new(c))),
+            KIND_COMPARED => {
+                let blocks = self.batch_blocks;
+                return compare::decode_answer(body, blocks).map(|c| Frame::Compared(Box::new(c)));
             }
             verify::KIND_ASK..=verify::KIND_VERIFIED => {
                 return verify::decode(self.kind, body).map(Frame::Verify);
@@ -507,6 +538,14 @@ impl FrameHeader {
                     seq: seq(c)?,
                 },
                 committed: seq(d)?,
+            },
+            KIND_RENEW => Frame::Renew {
+                token: a,
+                incarnation: Incarnation(n.wide.get()),
+            },
+            KIND_RENEWED => Frame::Renewed {
+                token: a,
+                refused: n.small.get(),
             },
             KIND_STAGED => Frame::Staged {
                 epoch: epoch(a)?,
@@ -647,6 +686,8 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
         Frame::Ping => KIND_PING,
         Frame::Config(_) => KIND_CONFIG,
         Frame::Invite(_) => KIND_INVITE,
+        Frame::Compare(_) => KIND_COMPARE,
+        Frame::Compared(_) => KIND_COMPARED,
         Frame::Verify(verify) => verify.kind(),
         Frame::Prepare { .. } => KIND_PREPARE,
         Frame::Prepared { token, result } => {
@@ -669,6 +710,16 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
             KIND_BLOCKS_ASK
         }
         Frame::Blocks(_) => KIND_BLOCKS,
+        Frame::Renew { token, incarnation } => {
+            n.a = U64::new(*token);
+            n.wide = U128::new(incarnation.0);
+            KIND_RENEW
+        }
+        Frame::Renewed { token, refused } => {
+            n.a = U64::new(*token);
+            n.small = U32::new(*refused);
+            KIND_RENEWED
+        }
         Frame::ChangedAsk {
             token,
             volume,
@@ -712,6 +763,8 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
         Frame::Blocks(blocks) => resync::encode_blocks(blocks, body),
         Frame::Changed(changed) => resync::encode_changed(changed, body),
         Frame::ResyncFrom(from) => resync::encode_from(from, body),
+        Frame::Compare(compare) => compare::encode(compare, body),
+        Frame::Compared(compared) => compare::encode_answer(compared, body),
         Frame::Verify(verify) => verify::encode(verify, body),
         _ => {
             body[..size_of::<RawNumbers>()].copy_from_slice(n.as_bytes());
@@ -732,6 +785,7 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
     FRAME_HEADER_BYTES + body_bytes
 }
 
+mod compare;
 mod epochs;
 mod report;
 mod resync;

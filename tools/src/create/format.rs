@@ -17,7 +17,11 @@ pub(super) struct NodeFormat {
 }
 
 /// The bytes for `node`, with an incarnation of its own.
-pub(super) fn node_format(config: &Config, node: &Node) -> Result<NodeFormat, CreateError> {
+pub(super) fn node_format(
+    config: &Config,
+    node: &Node,
+    seed: bool,
+) -> Result<NodeFormat, CreateError> {
     let volumes = config.volumes.iter().map(|volume| {
         Ok(VolumeRecord {
             name: name(&volume.name)?,
@@ -30,6 +34,7 @@ pub(super) fn node_format(config: &Config, node: &Node) -> Result<NodeFormat, Cr
         incarnation: incarnation()?,
         journal_bytes: config.journal.size_bytes,
         volumes: volumes.collect::<Result<_, CreateError>>()?,
+        seed,
     });
     Ok(NodeFormat {
         meta,

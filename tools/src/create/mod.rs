@@ -5,6 +5,7 @@
 
 mod format;
 mod place;
+mod seed;
 #[cfg(test)]
 mod tests;
 
@@ -54,6 +55,22 @@ pub enum CreateError {
     /// A device where a file belongs.
     #[error("{} is a device, and has to be a regular file; remove it", .0.display())]
     NoFile(PathBuf),
+    /// A seed that is larger than its volume.
+    #[error(
+        "{} has {} and its volume only {}: a seed that is larger than the volume is another image; correct the config, or take \
+         the right file", path.display(), size::format(*bytes), size::format(*volume)
+    )]
+    SeedTooLarge {
+        /// The seed.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The volume's.
+        volume: u64,
+    },
+    /// A witness has no stores.
+    #[error("a witness has no data: create it without --seed")]
+    SeedOfWitness,
     /// Two paths that lead to one thing.
     #[error("{} and {} are the same file or device; give each its own", .0.display(), .1.display())]
     SamePlace(PathBuf, PathBuf),
@@ -94,11 +111,11 @@ fn failed<'p>(what: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> C
     }
 }
 
-/// Formats `node`. With `wipe` also what exists is replaced.
+/// Formats `node`. With `wipe` also what exists is replaced, with `seed` what the stores hold is kept.
 ///
 /// # Errors
 /// Nothing was changed if it is about something that exists, is in use or does not fit.
-pub fn create(config: &Config, node: &Node, wipe: bool) -> Result<(), CreateError> {
+pub fn create(config: &Config, node: &Node, wipe: bool, seed: bool) -> Result<(), CreateError> {
     make_dir(&node.data_dir)?;
     make_dir(&node.run_dir)?;
     let _lock = DataDirLock::take(&node.data_dir)?;
@@ -106,6 +123,9 @@ pub fn create(config: &Config, node: &Node, wipe: bool) -> Result<(), CreateErro
     let meta = node.meta_path();
     if !wipe && std::fs::symlink_metadata(&meta).is_ok() {
         return Err(CreateError::Exists(meta));
+    }
+    if seed && node.role == NodeRole::Witness {
+        return Err(CreateError::SeedOfWitness);
     }
     if node.role == NodeRole::Witness {
         let bytes = format::witness_format(config, node)?;
@@ -121,7 +141,10 @@ pub fn create(config: &Config, node: &Node, wipe: bool) -> Result<(), CreateErro
     }
     let mut stores: Vec<(Place, u64)> = Vec::new();
     for volume in &config.volumes {
-        let store = Place::inspect(&node.store_path(volume), wipe)?;
+        let store = Place::inspect(&node.store_path(volume), wipe || seed)?;
+        if seed {
+            store.check_seed(volume.size_bytes)?;
+        }
         if let Some(bytes) = store.device_bytes() {
             config.check_store(volume, store.path(), bytes)?;
         }
@@ -142,16 +165,24 @@ pub fn create(config: &Config, node: &Node, wipe: bool) -> Result<(), CreateErro
         }
     }
     let volumes = || config.volumes.iter().map(|volume| volume.size_bytes);
-    let format = format::node_format(config, node)?;
+    let format = format::node_format(config, node, seed)?;
 
     // From here on there is no node until the metadata is back.
     remove_meta(&meta, node)?;
     let mut made = Made::default();
     for (store, bytes) in &stores {
-        store.make_store(*bytes, &mut made)?;
+        if seed && store.is_there() {
+            store.keep_store(*bytes)?;
+        } else {
+            store.make_store(*bytes, &mut made)?;
+        }
     }
     let (bytes, used) = (sums::file_bytes(volumes()), sums::used(volumes()));
     sums.make_reserved(bytes, used, &mut made)?;
+    if seed {
+        let stores: Vec<_> = stores.iter().map(|(s, bytes)| (s.path(), *bytes)).collect();
+        seed::sum(&stores, sums.path())?;
+    }
     stage.make_store(volumes().sum(), &mut made)?;
     journal.make_journal(config.journal.size_bytes, &format.journal_label, &mut made)?;
     write_meta(&meta, &format.meta, &mut made)?;

@@ -95,6 +95,44 @@ impl Place {
         }
     }
 
+    /// Whether there is something.
+    pub(super) fn is_there(&self) -> bool {
+        match self {
+            Self::File(path) => path.exists(),
+            Self::Device { .. } => true,
+        }
+    }
+
+    /// Whether what is there can be a seed of a volume of this size.
+    pub(super) fn check_seed(&self, volume: u64) -> Result<(), CreateError> {
+        match self {
+            Self::File(path) => match std::fs::metadata(path) {
+                Ok(metadata) if metadata.len() > volume => Err(CreateError::SeedTooLarge {
+                    path: path.clone(),
+                    bytes: metadata.len(),
+                    volume,
+                }),
+                _ => Ok(()),
+            },
+            Self::Device { .. } => Ok(()),
+        }
+    }
+
+    /// Keeps a store that is there, and makes it as long as its volume.
+    pub(super) fn keep_store(&self, bytes: u64) -> Result<(), CreateError> {
+        match self {
+            Self::File(path) => OpenOptions::new()
+                .write(true)
+                .open(path)
+                .and_then(|file| {
+                    file.set_len(bytes)?;
+                    file.sync_all()
+                })
+                .map_err(|error| no_space(error, "extend", path, bytes)),
+            Self::Device { .. } => Ok(()),
+        }
+    }
+
     /// The size of a device.
     pub(super) fn device_bytes(&self) -> Option<u64> {
         match self {

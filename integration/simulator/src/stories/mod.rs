@@ -17,6 +17,7 @@ mod page;
 mod promotion;
 mod quorum;
 mod quorum_lost;
+mod renewal;
 mod resync;
 mod rot;
 mod rules;

@@ -361,7 +361,7 @@ fn fresh_nodes_with_other_volumes_are_no_resource() {
     c.crash(B, POWER);
     c.options.volumes[0] += 1;
     let config = c.nodes[B].config.clone();
-    c.nodes[B].disks = c.format(&config);
+    c.nodes[B].disks = c.format(&config, false);
     c.options.volumes[0] -= 1;
     c.restart(B);
     c.run_for(SECOND);

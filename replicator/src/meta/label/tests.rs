@@ -80,6 +80,7 @@ fn a_created_node_is_found_again() {
         incarnation: Incarnation(77),
         journal_bytes: JOURNAL_BYTES_MIN,
         volumes: volumes.iter().map(|(_, v)| *v).collect(),
+        seed: false,
     };
     let (meta, label) = format_node(&params);
     assert_eq!(meta.len() as u64, META_BYTES);

@@ -56,10 +56,12 @@ fn full() -> Superblock {
             since: Seq(50),
             written: 0x0304,
             merging: true,
+            in_place: false,
             sizes: std::array::from_fn(|v| v as u64 * 4096),
         }),
         sums_written: 0x0102,
         volumes_at: Seq(39),
+        labelled: Incarnation(0x0506),
         ..superblock()
     }
 }
@@ -263,7 +265,9 @@ fn the_format_is_this() {
         "05000000000000003c0000000000000003000000443322113b000000000000003200000000000000\
          0201000000000000040300000000000002"
     );
-    assert!(block[3361..3960].iter().all(|&b| b == 0));
+    assert!(block[3361..3368].iter().all(|&b| b == 0));
+    assert_eq!(block[3368..3371], [6, 5, 0]);
+    assert!(block[3371..3960].iter().all(|&b| b == 0));
     assert_eq!(block[3960..3968], 39u64.to_le_bytes());
     for (volume, bytes) in (0u64..).zip(block[3968..].chunks_exact(8)) {
         assert_eq!(bytes, (volume * 4096).to_le_bytes());
@@ -360,10 +364,12 @@ prop_compose! {
                 since: Seq(numbers[2]),
                 written: version,
                 merging: small[0] % 3 == 1,
+                in_place: small[1] % 2 == 1,
                 sizes: [u64::from(small[1]) * 4096; VOLUMES_MAX],
             }),
             fork: (small[2] % 2 == 0).then(|| Fork { parent: HistoryId(wide[0] | 1), at: ids[1] }),
             sums_written: version,
+            labelled: Incarnation(wide[0]),
         }
     }
 }

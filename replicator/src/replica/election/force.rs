@@ -68,6 +68,9 @@ impl<M: Memory> Replica<M> {
                 "this node is new or was wiped and holds nothing of the resource: force one that has data".into(),
             ));
         }
+        if self.inconsistent() {
+            return Some(self.why_inconsistent());
+        }
         if self.resync_is_ending() {
             return Some(AdminError::Failed(
                 "this node is laying what a resync brought over its stores: try again when that is done, it needs nobody".into(),

@@ -1,7 +1,7 @@
 //! What operators want of the membership. A wish is a goal and not a list of steps: each turn compares it with the newest config and
 //! makes the one change that comes next.
 
-use super::{Goal, WISHES_MAX, Wish};
+use super::{Asker, Goal, WISHES_MAX, Wish};
 use crate::io::*;
 use crate::memory::Memory;
 use crate::meta::config::{ClusterConfig, Standing};
@@ -19,15 +19,28 @@ fn out(standing: Standing) -> Standing {
     }
 }
 
+/// A node that gives its data up waits for this long at most.
+const PEER_NS: u64 = 30_000_000_000;
+
 impl<M: Memory> Replica<M> {
     /// An operator wants a node to count for nothing.
     pub(in crate::replica) fn wish_out(&mut self, id: AdminId, node: NodeId, deadline: Time) {
+        self.wish_out_by(Asker::Operator(id), node, deadline);
+    }
+
+    /// A node wants to give its data up, and not to count before that.
+    pub(in crate::replica) fn wish_out_for(&mut self, conn: ConnId, token: u64, node: NodeId) {
+        let deadline = self.now.after(PEER_NS);
+        self.wish_out_by(Asker::Peer(conn, token), node, deadline);
+    }
+
+    fn wish_out_by(&mut self, who: Asker, node: NodeId, deadline: Time) {
         let refused = self.not_changing(node).or_else(|| {
             let entry = *self.entry_of(node)?;
             let next = self.log.config()?.config.with(out(entry))?;
             entry.counts().then(|| self.costs_the_quorum(&next))?
         });
-        self.take_wish(id, node, deadline, refused.map_or(Ok(Goal::Out), Err));
+        self.take_wish(who, node, deadline, refused.map_or(Ok(Goal::Out), Err));
     }
 
     /// An operator wants a node that was dropped to count again.
@@ -46,11 +59,21 @@ impl<M: Memory> Replica<M> {
             }
             (None, Some(entry)) => Ok(Goal::In(entry.incarnation)),
         };
-        self.take_wish(id, node, deadline, goal);
+        self.take_wish(Asker::Operator(id), node, deadline, goal);
     }
 
     /// An operator wants a node with new disks to count in place of what was there under its name.
     pub(in crate::replica) fn wish_new(&mut self, id: AdminId, node: NodeId, deadline: Time) {
+        self.wish_new_by(Asker::Operator(id), node, deadline);
+    }
+
+    /// A node that gave its data up is back.
+    pub(in crate::replica) fn wish_new_for_nobody(&mut self, node: NodeId) {
+        let deadline = self.now.after(PEER_NS);
+        self.wish_new_by(Asker::Nobody, node, deadline);
+    }
+
+    fn wish_new_by(&mut self, who: Asker, node: NodeId, deadline: Time) {
         let name = self.name_of(node);
         let report = self.peer(node).and_then(|p| p.report.as_ref());
         let there = report.map(|r| (r.incarnation, r.fresh));
@@ -80,12 +103,12 @@ impl<M: Memory> Replica<M> {
                 }
             }
         };
-        self.take_wish(id, node, deadline, goal);
+        self.take_wish(who, node, deadline, goal);
     }
 
     fn take_wish(
         &mut self,
-        id: AdminId,
+        who: Asker,
         node: NodeId,
         deadline: Time,
         goal: Result<Goal, AdminError>,
@@ -101,7 +124,7 @@ impl<M: Memory> Replica<M> {
             }
             Ok(goal) => {
                 self.wishes.push(Wish {
-                    id,
+                    who,
                     deadline,
                     node,
                     goal,
@@ -109,8 +132,15 @@ impl<M: Memory> Replica<M> {
                 return;
             }
         };
-        let result = Err(refused);
-        self.out.push_back(Output::AdminReply { id, result });
+        self.answer_asker(who, Err(refused));
+    }
+
+    fn answer_asker(&mut self, who: Asker, result: AdminResult) {
+        match who {
+            Asker::Operator(id) => self.out.push_back(Output::AdminReply { id, result }),
+            Asker::Peer(conn, token) => self.answer_renew(conn, token, &result),
+            Asker::Nobody => {}
+        }
     }
 
     fn name_of(&self, node: NodeId) -> String {
@@ -213,9 +243,8 @@ impl<M: Memory> Replica<M> {
             None => false,
             Some((_, Ok((config, why)))) => self.change_membership(config, &why),
             Some((index, Err(error))) => {
-                let id = self.wishes.remove(index).id;
-                let result = Err(error);
-                self.out.push_back(Output::AdminReply { id, result });
+                let who = self.wishes.remove(index).who;
+                self.answer_asker(who, Err(error));
                 false
             }
         }
@@ -249,8 +278,8 @@ impl<M: Memory> Replica<M> {
                 at += 1;
                 continue;
             };
-            let id = self.wishes.remove(at).id;
-            self.out.push_back(Output::AdminReply { id, result });
+            let who = self.wishes.remove(at).who;
+            self.answer_asker(who, result);
         }
     }
 
@@ -273,9 +302,7 @@ impl<M: Memory> Replica<M> {
     pub(in crate::replica) fn wishes_lost(&mut self) {
         for wish in std::mem::take(&mut self.wishes) {
             let text = "this node ceased to be Primary meanwhile: ask the next one how it ended";
-            let result = Err(AdminError::Failed(text.into()));
-            let id = wish.id;
-            self.out.push_back(Output::AdminReply { id, result });
+            self.answer_asker(wish.who, Err(AdminError::Failed(text.into())));
         }
     }
 

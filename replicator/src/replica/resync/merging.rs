@@ -6,9 +6,17 @@ impl<M: Memory> Replica<M> {
     pub(super) fn resync_save_begin(&mut self) {
         let resync = self.resync.as_mut().expect("it is pumped");
         resync.unsaved_bytes = 0;
-        resync.phase = Phase::Save(Save::Stage);
-        let file = SideFile::Stage;
-        self.resync_disk(DiskOp::SideFlush { file });
+        if resync.is_direct() {
+            let volumes = resync.stage.volumes();
+            resync.phase = Phase::Save(Save::Data(u32::from(volumes)));
+            for volume in (0..volumes).map(VolumeId) {
+                self.resync_disk(DiskOp::StoreFlush { volume });
+            }
+        } else {
+            resync.phase = Phase::Save(Save::Data(1));
+            let file = SideFile::Stage;
+            self.resync_disk(DiskOp::SideFlush { file });
+        }
     }
 
     pub(super) fn resync_save(&mut self) {
@@ -33,12 +41,7 @@ impl<M: Memory> Replica<M> {
                     return;
                 }
                 let resync = self.resync.as_mut().expect("it is pumped");
-                resync.phase = match resync.source {
-                    Some(_) if goes_on => Phase::Run,
-                    // Another Primary, or another connection, came meanwhile.
-                    Some(_) => Phase::Settle,
-                    None => Phase::Rest,
-                };
+                resync.phase = resync.goes_on();
             }
             _ => {}
         }
@@ -95,6 +98,7 @@ impl<M: Memory> Replica<M> {
         resync.cursor = (VolumeId(0), 0);
         resync.left = 0;
         let (at, source) = (resync.at, resync.source);
+        let in_place = resync.is_direct();
         if restart.volumes.volumes != *self.volumes() {
             self.take_volumes(&restart.volumes.volumes, restart.volumes.at);
         }
@@ -110,14 +114,26 @@ impl<M: Memory> Replica<M> {
         {
             self.matched = at.id.seq;
         }
-        self.log_info(format!(
-            "resync: this node has everything through record {}; it is laid over the stores",
-            at.id
-        ));
+        if in_place {
+            self.log_info(format!(
+                "resync: the stores have everything through record {}",
+                at.id
+            ));
+            self.report_to_all();
+        } else {
+            self.log_info(format!(
+                "resync: this node has everything through record {}; it is laid over the stores",
+                at.id
+            ));
+        }
     }
 
     /// Lays the next blocks over the stores, piece by piece.
     pub(super) fn resync_merge(&mut self) {
+        if self.resync.as_ref().is_some_and(Resync::is_direct) {
+            self.note_in_place();
+            return;
+        }
         let base = self.stage_bases();
         loop {
             let resync = self.resync.as_mut().expect("it is pumped");
@@ -137,6 +153,7 @@ impl<M: Memory> Replica<M> {
             }
             if first == end {
                 resync.cursor = (VolumeId(volume.0 + 1), 0);
+                self.note_kept(volume);
                 continue;
             }
             let zero = resync.stage.sum(volume, first) == BlockSum::ZERO;
@@ -191,6 +208,37 @@ impl<M: Memory> Replica<M> {
             let sum = resync.stage.sum(volume, block);
             let seq = resync.stage.changed(volume, block / GROUP_BLOCKS);
             self.sums.write(volume, block, 1, seq, |_| sum);
+        }
+    }
+
+    /// What was brought in place is in the stores; only their table does not know yet.
+    fn note_in_place(&mut self) {
+        loop {
+            let resync = self.resync.as_mut().expect("it is pumped");
+            let (volume, block) = resync.cursor;
+            if volume.0 >= resync.stage.volumes() {
+                self.resync_flush();
+                return;
+            }
+            if block == resync.stage.blocks(volume) {
+                resync.cursor = (VolumeId(volume.0 + 1), 0);
+                continue;
+            }
+            resync.cursor = (volume, block + 1);
+            if resync.stage.sum(volume, block) != BlockSum::UNKNOWN {
+                self.note_merged(volume, block, block + 1);
+            }
+        }
+    }
+
+    /// What the stores had already did change since the record that they were at.
+    fn note_kept(&mut self, volume: VolumeId) {
+        let resync = self.resync.as_ref().expect("it is pumped");
+        for group in 0..resync.stage.groups(volume) {
+            let seq = resync.stage.changed(volume, group);
+            if resync.stage.is_marked(volume, group) && self.sums.changed(volume, group) < seq {
+                self.sums.set_changed(volume, group, seq);
+            }
         }
     }
 

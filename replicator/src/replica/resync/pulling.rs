@@ -1,5 +1,6 @@
 //! Asking the Primary what changed, and for what did.
 
+use super::staging::own_sum;
 use super::*;
 
 impl<M: Memory> Replica<M> {
@@ -26,16 +27,20 @@ impl<M: Memory> Replica<M> {
 
     pub(in crate::replica) fn got_resync_from(&mut self, conn: ConnId, from: ResyncFrom) {
         let position = self.log.tail().position;
+        let own = self.volumes().clone();
         let Some(resync) = self.resync.as_mut() else {
             return;
         };
         if resync.source != Some(conn) || resync.phase != Phase::Ask || resync.token != from.token {
             return;
         }
-        if !resync.is_of(&from.volumes.volumes) {
+        let others = resync.in_place && from.volumes.volumes != own;
+        if !resync.is_of(&from.volumes.volumes) || others != resync.other_volumes {
             // What is staged is of other volumes: it begins anew with these, once there is room for them.
             resync.begin_anew(from.volumes);
-            self.metadata.wanted.resync = None;
+            resync.other_volumes = others;
+            let inconsistent = superblock::Resync::INCONSISTENT;
+            self.metadata.wanted.resync = resync.in_place.then_some(inconsistent);
             self.metadata.changed();
             return;
         }
@@ -73,6 +78,7 @@ impl<M: Memory> Replica<M> {
 
     /// Asks what changed, and for what did.
     pub(super) fn resync_pull(&mut self, conn: ConnId) {
+        let own = self.volumes().clone();
         loop {
             let resync = self.resync.as_mut().expect("it is pumped");
             let Some(known) = &resync.known else {
@@ -104,21 +110,32 @@ impl<M: Memory> Replica<M> {
             let blocks = u32::try_from(end - block).expect("256 blocks");
             let token = self.next_token();
             let resync = self.resync.as_mut().expect("it is pumped");
+            let common = own.common_bytes(&resync.volumes.volumes, volume);
+            let opened = resync
+                .known
+                .as_ref()
+                .map(|k| (k.group * GROUP_BLOCKS, &k.had));
+            let had = |b: u64| {
+                let (first, had) = opened.filter(|_| resync.is_direct())?;
+                had.get(usize::try_from(b - first).ok()?).copied()
+            };
+            let has = (block..end)
+                .map(|b| had(b).unwrap_or_else(|| own_sum(&self.sums, common, resync, volume, b)))
+                .collect::<ArrayVec<_, ASKED_BLOCKS_MAX>>();
+            let compare = Compare {
+                token,
+                volume,
+                block,
+                sums: has.clone(),
+            };
             resync.asks.push(Ask {
                 token,
                 volume,
                 block,
                 blocks,
+                has,
             });
-            self.send(
-                conn,
-                Frame::BlocksAsk {
-                    token,
-                    volume,
-                    block,
-                    blocks,
-                },
-            );
+            self.send(conn, Frame::Compare(Box::new(compare)));
         }
         let resync = self.resync.as_mut().expect("it is pumped");
         if resync.asked_about.is_some() {

@@ -4,6 +4,27 @@ use super::*;
 use crate::journal::log::note_epoch;
 use crate::replica::INCOMING_MAX;
 
+/// What the stores have of a block, as far as it is to be that block later: `common` bytes of the volume are.
+pub(super) fn own_sum(
+    sums: &SumTable,
+    common: u64,
+    resync: &Resync,
+    volume: VolumeId,
+    block: u64,
+) -> BlockSum {
+    if (resync.in_place && resync.other_volumes) || block >= common / BLOCK_BYTES_U64 {
+        BlockSum::UNKNOWN
+    } else {
+        sums.sum_for_sure(volume, block)
+    }
+}
+
+/// Whether a group is known to be all zeroes.
+fn is_zero(sums: &SumTable, volume: VolumeId, group: u64) -> bool {
+    let end = ((group + 1) * GROUP_BLOCKS).min(sums.blocks(volume));
+    (group * GROUP_BLOCKS..end).all(|b| sums.sum_for_sure(volume, b) == BlockSum::ZERO)
+}
+
 impl<M: Memory> Replica<M> {
     /// Takes what comes next, in order. `false` if it must wait.
     pub(in crate::replica) fn stage_next(&mut self, item: &Incoming<M::Buffer>) -> bool {
@@ -24,11 +45,12 @@ impl<M: Memory> Replica<M> {
             }
             _ => return false,
         }
-        if resync.left > 0 || self.resync_holds() {
+        // So that it can be saved, all that is being written has to end now and then.
+        let due = resync.save_is_due(self.config.lease_ns(), self.now);
+        let pauses = due && resync.record == 0 && self.applier.is_idle();
+        if pauses || self.resync_holds() {
             return false;
         }
-        let resync = self.resync.as_mut().expect("it was just there");
-        resync.writing.clear();
         let base = self.log.applied_id().seq;
         match &item.item {
             Item::Append(buffer) => self.stage_batch(item.conn, buffer),
@@ -52,7 +74,13 @@ impl<M: Memory> Replica<M> {
                     let at = resync.at.id.seq;
                     for (group, &changed) in (group..).zip(&changed.groups) {
                         let as_of = resync.stage.changed(volume, group);
-                        if !resync.is_known(volume, group) && changed <= as_of.max(base) {
+                        // Without a log the stores hold what they were made with: zeroes, unless they were made of a seed.
+                        let as_made = !resync.in_place
+                            || (resync.is_direct()
+                                && (base > Seq(0) || is_zero(&self.sums, volume, group)));
+                        let same =
+                            (as_made && changed <= base) || (as_of > Seq(0) && changed <= as_of);
+                        if !resync.is_known(volume, group) && same {
                             // What is here, or staged, is what it was then, and still is.
                             resync.stage.set_changed(volume, group, at);
                             resync.unsaved_bytes += 1;
@@ -63,12 +91,86 @@ impl<M: Memory> Replica<M> {
                         group,
                         changed,
                         next: 0,
+                        had: Vec::new(),
                     });
+                    self.open_groups(volume, group, groups);
                 }
                 true
             }
-            Item::Blocks(blocks, data) => self.stage_blocks(item.conn, blocks, data.as_ref()),
+            Item::Compared(blocks, data) => self.stage_blocks(item.conn, blocks, data.as_ref()),
         }
+    }
+
+    /// Groups that are not known will be written in place: from here on nothing is known of what the stores hold there, and that is
+    /// durable first.
+    fn open_groups(&mut self, volume: VolumeId, first: u64, groups: u64) {
+        let Some(resync) = self.resync.as_mut().filter(|r| r.is_direct()) else {
+            return;
+        };
+        let end = resync.stage.blocks(volume);
+        let mut had = Vec::new();
+        let mut opened = false;
+        for group in first..first + groups {
+            let open = !resync.is_known(volume, group);
+            for block in group * GROUP_BLOCKS..((group + 1) * GROUP_BLOCKS).min(end) {
+                had.push(self.sums.sum_for_sure(volume, block));
+                if open && self.sums.sum(volume, block) != BlockSum::UNKNOWN {
+                    self.sums.set(volume, block, BlockSum::UNKNOWN);
+                    opened = true;
+                }
+            }
+        }
+        if let Some(known) = resync.known.as_mut() {
+            known.had = had;
+        }
+        if opened && !planted!(OpenedUnsaid) {
+            resync.phase = Phase::Open(Open::Pages);
+        }
+    }
+
+    pub(super) fn resync_open(&mut self) {
+        // What is being written meanwhile was opened before.
+        let writes = self.resync.as_ref().is_some_and(|r| r.left > 0);
+        if self.write_pages(|r| &mut r.sums) && !writes {
+            self.resync.as_mut().expect("it is pumped").phase = Phase::Open(Open::Sums);
+            let file = SideFile::Sums;
+            self.resync_disk(DiskOp::SideFlush { file });
+        }
+    }
+
+    /// Writes what was brought to the stage, or in place.
+    fn resync_write(&mut self, volume: VolumeId, block: u64, what: Brought<M::Buffer>) {
+        let in_place = self.resync.as_ref().is_some_and(Resync::is_direct);
+        let base = self.stage_bases()[usize::from(volume.0)];
+        let at = if in_place { block } else { base + block };
+        let offset = at * BLOCK_BYTES_U64;
+        let op = match what {
+            Brought::Data(part) => {
+                let mut parts = Parts::new();
+                parts.push(part);
+                if in_place {
+                    DiskOp::StoreWrite {
+                        volume,
+                        offset,
+                        parts,
+                    }
+                } else {
+                    let file = SideFile::Stage;
+                    DiskOp::SideWrite {
+                        file,
+                        offset,
+                        parts,
+                    }
+                }
+            }
+            Brought::Zeroes(blocks) => DiskOp::StoreZero {
+                volume,
+                offset,
+                length: blocks * BLOCK_BYTES_U64,
+                may_deallocate: true,
+            },
+        };
+        self.resync_disk(op);
     }
 
     pub(super) fn stage_batch(&mut self, conn: ConnId, buffer: &M::Buffer) -> bool {
@@ -104,8 +206,7 @@ impl<M: Memory> Replica<M> {
         if batch::volumes_of(buffer.bytes(), &header).is_some() {
             // What is staged is of other volumes.
             self.log_info("the volumes change: what the resync has staged begins anew".into());
-            self.resync_abandon();
-            self.resync_wanted(conn);
+            self.resync_again(conn);
             return true;
         }
         self.stage_records(&header, buffer)
@@ -113,9 +214,8 @@ impl<M: Memory> Replica<M> {
 
     /// Stages the records of a batch, in order; those that overlap wait for each other. `false` until all are there.
     pub(super) fn stage_records(&mut self, header: &Header, buffer: &M::Buffer) -> bool {
-        let base = self.stage_bases();
         let resync = self.resync.as_mut().expect("it is staged");
-        let mut ops: Vec<(u64, M::Buffer)> = Vec::new();
+        let mut ops: Vec<(VolumeId, u64, Brought<M::Buffer>)> = Vec::new();
         let records = usize::from(header.records);
         while resync.record < records {
             let record = batch::descriptors(buffer.bytes(), header)
@@ -127,8 +227,7 @@ impl<M: Memory> Replica<M> {
             let end = start + u64::from(record.blocks);
             let about_blocks = matches!(record.kind, Kind::Write | Kind::Zero { .. });
             if about_blocks {
-                let overlaps = |w: &(VolumeId, u64, u64)| w.0 == volume && w.1 < end && start < w.2;
-                if resync.writing.iter().any(overlaps) || resync.writing.is_full() {
+                if !resync.may_write(volume, start, end) {
                     break;
                 }
                 let mut from = start;
@@ -154,32 +253,28 @@ impl<M: Memory> Replica<M> {
                         if record.kind == Kind::Write {
                             let at = record.payload + u32::try_from(first).expect("384 blocks");
                             let count = u32::try_from(to - from).expect("16 blocks");
-                            let offset = (base[usize::from(volume.0)] + from) * BLOCK_BYTES_U64;
-                            ops.push((offset, buffer.slice(at, count)));
+                            ops.push((volume, from, Brought::Data(buffer.slice(at, count))));
+                        } else if resync.is_direct() {
+                            ops.push((volume, from, Brought::Zeroes(to - from)));
                         }
                     }
                     from = to;
                 }
-                if record.kind == Kind::Write {
+                if record.kind == Kind::Write || resync.is_direct() {
                     resync.writing.push((volume, start, end));
                 }
             }
             resync.record += 1;
         }
-        resync.left = u32::try_from(ops.len()).expect("few");
-        let idle = ops.is_empty();
-        for (offset, part) in ops {
-            let mut parts = Parts::new();
-            parts.push(part);
-            let op = DiskOp::SideWrite {
-                file: SideFile::Stage,
-                offset,
-                parts,
-            };
-            self.resync_disk(op);
+        resync.left += u32::try_from(ops.len()).expect("few");
+        if resync.left == 0 {
+            resync.writing.clear();
+        }
+        for (volume, block, what) in ops {
+            self.resync_write(volume, block, what);
         }
         let resync = self.resync.as_mut().expect("it is staged");
-        if resync.record < records || !idle {
+        if resync.record < records {
             return false;
         }
         resync.record = 0;
@@ -197,7 +292,9 @@ impl<M: Memory> Replica<M> {
                 config,
             });
         }
-        self.say_staged();
+        if resync.left == 0 {
+            self.say_staged();
+        }
         true
     }
 
@@ -229,115 +326,144 @@ impl<M: Memory> Replica<M> {
             .collect()
     }
 
-    /// Blocks that were asked for. `false` until they are in the stage.
+    /// Blocks that were asked for. `false` if they have to wait for what is being written.
     pub(super) fn stage_blocks(
         &mut self,
         conn: ConnId,
-        blocks: &Blocks,
+        blocks: &Compared,
         data: Option<&M::Buffer>,
     ) -> bool {
-        let base = self.stage_bases();
         let now = self.now;
+        let own = self.volumes().clone();
         let resync = self.resync.as_mut().expect("it is staged");
         let Some(index) = resync.asks.iter().position(|a| a.token == blocks.token) else {
             return true;
         };
-        let ask = resync.asks[index];
-        if resync.record > 0 {
-            // They are in the stage now.
-            resync.record = 0;
-            resync.asks.remove(index);
-            self.say_staged();
-            return true;
+        let ask = resync.asks[index].clone();
+        if !resync.may_write(ask.volume, ask.block, ask.block + u64::from(ask.blocks)) {
+            return false;
         }
         if blocks.sums.is_empty() {
             // The Primary can not give them now: it may be mending them.
-            resync.asks.remove(index);
-            resync.scan = resync.scan.min((ask.volume, ask.block / GROUP_BLOCKS));
-            resync.known = None;
-            // An answer that is still to come would put the scan behind these groups.
-            resync.asked_about = None;
+            resync.asks_again(index);
             resync.retry_at = Some(now.after(RETRY_NS));
             return true;
         }
-        let whole = blocks.sums.len() == ask.blocks as usize;
-        let needs_data = blocks.sums.iter().any(|&s| s != BlockSum::ZERO);
-        let has_data = data.is_some_and(|d| d.blocks() == ask.blocks);
-        let sound = whole
-            && (!needs_data || has_data)
+        let bytes_of = |n: usize| {
+            let data = data?.bytes();
+            data.get(n * BLOCK_BYTES..(n + 1) * BLOCK_BYTES)
+        };
+        // Of each block: the place of its contents among those that came with it.
+        let mut place: ArrayVec<Option<u32>, ASKED_BLOCKS_MAX> =
+            blocks.sums.iter().map(|_| None).collect();
+        for (n, at) in (0..).zip(blocks.given.iter()) {
+            if let Some(place) = place.get_mut(at as usize) {
+                *place = Some(n);
+            }
+        }
+        let in_place = resync.is_direct();
+        let common = own.common_bytes(&resync.volumes.volumes, ask.volume);
+        let now_has: ArrayVec<BlockSum, ASKED_BLOCKS_MAX> = (ask.block
+            ..ask.block + u64::from(ask.blocks))
+            .map(|b| own_sum(&self.sums, common, resync, ask.volume, b))
+            .collect();
+        let has = |at: usize| {
+            let sums = if in_place { &ask.has } else { &now_has };
+            sums.get(at).copied().unwrap_or(BlockSum::UNKNOWN)
+        };
+        let mut stale = false;
+        let sound = blocks.sums.len() == ask.blocks as usize
             && blocks.sums.iter().enumerate().all(|(at, &sum)| {
-                sum == BlockSum::ZERO
-                    || data.is_some_and(|d| {
-                        let bytes = &d.bytes()[at * BLOCK_BYTES..(at + 1) * BLOCK_BYTES];
-                        sum != BlockSum::UNKNOWN
-                            && sum.admits(ask.volume, ask.block + at as u64, bytes)
-                    })
+                let Some(n) = place[at] else {
+                    // What is here was another when it was asked.
+                    stale |= sum != BlockSum::ZERO && sum != has(at);
+                    return sum != BlockSum::UNKNOWN;
+                };
+                sum != BlockSum::UNKNOWN
+                    && bytes_of(n as usize)
+                        .is_some_and(|bytes| sum.admits(ask.volume, ask.block + at as u64, bytes))
             });
         if !sound {
             let reason = DropReason::Protocol("it sent damaged blocks");
             self.give_up(conn, reason, false);
             return true;
         }
+        if stale && !planted!(StaleCompared) {
+            resync.asks_again(index);
+            return true;
+        }
+        let kept = |at: usize| {
+            let known = has(at) != BlockSum::UNKNOWN;
+            place[at].is_none() && known && blocks.sums[at] == has(at)
+        };
         let as_of = blocks.through.max(resync.at.id.seq);
         resync.through = resync.through.max(as_of);
         let (first, count) = (ask.block, u64::from(ask.blocks));
-        for group in first / GROUP_BLOCKS..=(first + count - 1) / GROUP_BLOCKS {
+        let groups = first / GROUP_BLOCKS..=(first + count - 1) / GROUP_BLOCKS;
+        for group in groups.clone() {
             resync.stage.forget(ask.volume, group);
         }
         resync.stage.write(ask.volume, first, count, as_of, |b| {
-            blocks.sums[usize::try_from(b - first).expect("256 blocks")]
+            let at = usize::try_from(b - first).expect("256 blocks");
+            if kept(at) && !in_place {
+                BlockSum::UNKNOWN
+            } else {
+                blocks.sums[at]
+            }
         });
-        resync.unsaved_bytes += count * BLOCK_BYTES_U64;
-        let mut left = 0;
-        let mut at = 0;
-        let wanted = |at: usize| blocks.sums[at] != BlockSum::ZERO;
-        let mut ops = ArrayVec::<(u64, u32, u32), ASKED_BLOCKS_MAX>::new();
-        while at < blocks.sums.len() {
-            if !wanted(at) {
-                at += 1;
-                continue;
+        for group in groups {
+            let at = usize::try_from(group * GROUP_BLOCKS - first).expect("256 blocks");
+            let end = blocks.sums.len().min(at + GROUP_BLOCKS as usize);
+            if !in_place && (at..end).any(kept) && !planted!(KeptForgotten) {
+                resync.stage.mark(ask.volume, group);
             }
-            let from = at;
-            while at < blocks.sums.len() && wanted(at) {
-                at += 1;
-            }
-            let offset = (base[usize::from(ask.volume.0)] + first + from as u64) * BLOCK_BYTES_U64;
-            let range = |n: usize| u32::try_from(n).expect("256 blocks");
-            ops.push((offset, range(from), range(at - from)));
-            left += 1;
         }
-        if left == 0 {
-            resync.asks.remove(index);
+        resync.unsaved_bytes += count * BLOCK_BYTES_U64;
+        let mut at = 0;
+        let mut ops = ArrayVec::<(u64, Option<u32>, u32), ASKED_BLOCKS_MAX>::new();
+        // In place, zeroes have to be written too.
+        let zeroed = |at: usize| in_place && place[at].is_none() && !kept(at);
+        while at < blocks.sums.len() {
+            let Some(from) = place[at] else {
+                let block = first + at as u64;
+                let count = (at..blocks.sums.len()).take_while(|&at| zeroed(at)).count();
+                if count > 0 {
+                    ops.push((block, None, u32::try_from(count).expect("256 blocks")));
+                }
+                at += count.max(1);
+                continue;
+            };
+            let block = first + at as u64;
+            let mut count = 0;
+            while at < blocks.sums.len() && place[at].is_some() {
+                count += 1;
+                at += 1;
+            }
+            ops.push((block, Some(from), count));
+        }
+        resync.asks.remove(index);
+        if ops.is_empty() {
             return true;
         }
-        resync.left = left;
-        // A mark that the item is under way.
-        resync.record = 1;
+        resync.left += u32::try_from(ops.len()).expect("256 blocks");
         resync.writing.push((ask.volume, first, first + count));
-        let data = data.expect("it was just seen").clone();
-        for (offset, from, count) in ops {
-            let mut parts = Parts::new();
-            parts.push(data.slice(from, count));
-            let op = DiskOp::SideWrite {
-                file: SideFile::Stage,
-                offset,
-                parts,
+        for (block, from, count) in ops {
+            let what = match (from, data) {
+                (Some(from), Some(data)) => Brought::Data(data.slice(from, count)),
+                _ => Brought::Zeroes(u64::from(count)),
             };
-            self.resync_disk(op);
+            self.resync_write(ask.volume, block, what);
         }
-        false
+        true
     }
 
-    pub(in crate::replica) fn got_blocks(
+    pub(in crate::replica) fn got_compared(
         &mut self,
         conn: ConnId,
-        blocks: Box<Blocks>,
+        compared: Box<Compared>,
         data: Option<M::Buffer>,
     ) {
-        if self.got_repair(conn, &blocks, data.as_ref()) {
-            return;
-        }
-        self.queue_for_stage(conn, Item::Blocks(blocks, data));
+        self.queue_for_stage(conn, Item::Compared(compared, data));
     }
 
     pub(in crate::replica) fn got_changed(&mut self, conn: ConnId, changed: Box<Changed>) {

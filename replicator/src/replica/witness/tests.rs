@@ -93,6 +93,7 @@ fn open(meta: &mut Meta) -> Replica<Heap> {
         ack: AckPolicy::Majority,
         requests_max: 4,
         drop_after_ms: 0,
+        without_room: crate::replica::WithoutRoom::Wait,
     };
     let recovered = recover_witness(meta, &config).unwrap();
     Replica::open(config, recovered, Heap, Time(5_000_000_000), [1; 32])

@@ -201,6 +201,34 @@ fn a_page_of_which_a_slot_rotted_may_have_changed_up_to_what_the_stores_have() {
 }
 
 #[test]
+fn sums_that_may_be_old_are_told_to_nobody_until_the_group_is_written() {
+    let mut file = File::new();
+    let mut table = SumTable::new(Table::Stores, sizes());
+    let mut places = Vec::new();
+    for round in 1..=2 {
+        table.write(V, 0, 40, Seq(round), |b| sum(b + round));
+        places = file.save(&mut table);
+    }
+    assert_eq!(table.sum_for_sure(V, 3), sum(5));
+    file.0[index(places[0]) + 77] ^= 1;
+    let (mut back, _) = file.load(Table::Stores);
+    assert_eq!(back.sum(V, 3), sum(4));
+    assert_eq!(back.sum_for_sure(V, 3), BlockSum::UNKNOWN);
+    // That outlives the slot that was damaged.
+    for round in 0..4 {
+        back.write(V, 16 + round, 1, Seq(100 + round), sum);
+        file.save(&mut back);
+    }
+    let (mut again, found) = file.load(Table::Stores);
+    assert_eq!((found.whole, found.doubtful), (1, 0));
+    assert_eq!(again.changed(V, 1), Seq(103));
+    assert!(again.is_marked(V, 0) && again.is_marked(V, 1) && !again.is_marked(VolumeId(0), 0));
+    again.write(V, 16, 16, Seq(104), sum);
+    assert!(again.is_marked(V, 0) && !again.is_marked(V, 1));
+    assert_eq!(again.sum_for_sure(V, 17), sum(17));
+}
+
+#[test]
 fn where_data_begins() {
     let mut table = SumTable::new(Table::Stores, sizes());
     table.write(V, 5, 3, Seq(1), sum);

@@ -70,6 +70,7 @@ const PRIMARY: u8 = 4;
 const CANDIDATE: u8 = 8;
 const DAMAGED: u8 = 16;
 const HAS_CONFIG: u8 = 32;
+const INCONSISTENT: u8 = 64;
 
 fn id(epoch: u64, seq: u64) -> Result<RecordId, FrameError> {
     RecordId::checked(epoch, seq).ok_or(FrameError::Field)
@@ -105,6 +106,7 @@ pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
         primary: flag(PRIMARY),
         candidate: flag(CANDIDATE),
         damaged: flag(DAMAGED),
+        inconsistent: flag(INCONSISTENT),
         demoted: epoch(raw.demoted.get())?,
         config,
         epochs,
@@ -138,6 +140,7 @@ pub(super) fn encode(report: &Report, out: &mut [u8]) -> usize {
             | bit(report.primary, PRIMARY)
             | bit(report.candidate, CANDIDATE)
             | bit(report.damaged, DAMAGED)
+            | bit(report.inconsistent, INCONSISTENT)
             | bit(report.config.is_some(), HAS_CONFIG),
         epoch_count: U16::new(u16::try_from(report.epochs.len()).expect("at most 64 epochs")),
         config: report

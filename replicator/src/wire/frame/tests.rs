@@ -5,6 +5,7 @@ use crate::io::VolumeTrouble;
 use crate::journal::log::TableAt;
 use crate::journal::testing::config;
 use crate::meta::config::Name;
+use crate::store::block_set::BlockSet;
 use crate::store::sums::BlockSum;
 
 /// Header, body and how many blocks of a batch follow.
@@ -59,6 +60,7 @@ fn report() -> Report {
         primary: true,
         candidate: false,
         damaged: false,
+        inconsistent: false,
         demoted: Epoch(15),
         config: Some(ConfigAt {
             at: id(16, 17),
@@ -211,6 +213,29 @@ fn every_kind() -> Vec<(Frame, u32)> {
             0,
         ),
         (Frame::Invite(Box::new(told())), 0),
+        (
+            Frame::Renew {
+                token: 34,
+                incarnation: Incarnation(35),
+            },
+            0,
+        ),
+        (
+            Frame::Renewed {
+                token: 36,
+                refused: 10,
+            },
+            0,
+        ),
+        (Frame::Compare(Box::new(compare())), 0),
+        (Frame::Compared(Box::new(compared())), 2),
+        (
+            Frame::Compared(Box::new(Compared {
+                given: BlockSet::default(),
+                ..compared()
+            })),
+            0,
+        ),
         (Frame::Verify(VerifyFrame::Ask(check_ask())), 0),
         (Frame::Verify(VerifyFrame::Checked(Box::new(checked()))), 0),
         (
@@ -259,6 +284,28 @@ fn every_kind() -> Vec<(Frame, u32)> {
     ]
 }
 
+fn compare() -> Compare {
+    Compare {
+        token: 33,
+        volume: VolumeId(34),
+        block: 35,
+        sums: (36..40).map(BlockSum::from_wire).collect(),
+    }
+}
+
+fn compared() -> Compared {
+    let mut given = BlockSet::default();
+    given.add(0, 1);
+    given.add(2, 1);
+    Compared {
+        token: 41,
+        changed: Seq(42),
+        through: Seq(43),
+        sums: (44..48).map(BlockSum::from_wire).collect(),
+        given,
+    }
+}
+
 fn check_ask() -> CheckAsk {
     CheckAsk {
         token: 1,
@@ -283,6 +330,19 @@ fn checked() -> Checked {
         named: [7, 8].into_iter().collect(),
         sums: (0..10).map(|n| BlockSum::from_wire(90 + n)).collect(),
     }
+}
+
+#[test]
+fn as_many_blocks_follow_an_answer_as_it_gives_and_it_gives_none_that_it_does_not_name() {
+    for blocks in [0, 1, 3] {
+        let bytes = encoded(&Frame::Compared(Box::new(compared())), blocks);
+        assert_eq!(decoded(&bytes), Err(FrameError::Length));
+    }
+    let mut beyond = compared();
+    beyond.given = BlockSet::default();
+    beyond.given.add(3, 2);
+    let bytes = encoded(&Frame::Compared(Box::new(beyond)), 2);
+    assert_eq!(decoded(&bytes), Err(FrameError::Length));
 }
 
 #[test]
@@ -362,12 +422,13 @@ fn what_was_said_is_what_is_heard() {
         assert_eq!(decoded(&bytes), Ok((frame, batch_blocks)));
     }
     type Flag = fn(&mut Report) -> &mut bool;
-    let flags: [Flag; 5] = [
+    let flags: [Flag; 6] = [
         |r| &mut r.fresh,
         |r| &mut r.serving,
         |r| &mut r.primary,
         |r| &mut r.candidate,
         |r| &mut r.damaged,
+        |r| &mut r.inconsistent,
     ];
     for flag in flags {
         let mut report = report();
@@ -551,7 +612,7 @@ prop_compose! {
         numbers in proptest::array::uniform12(0..=NUMBER_MAX),
         wide in any::<[u128; 3]>(),
         small in any::<u32>(),
-        flags in any::<[bool; 5]>(),
+        flags in any::<[bool; 6]>(),
         node in proptest::option::of(0u8..8),
         configured in any::<bool>(),
         epochs in proptest::collection::btree_set(1u64..1 << 60, 0..=EPOCH_HISTORY_MAX),
@@ -574,6 +635,7 @@ prop_compose! {
             primary: flags[2],
             candidate: flags[3],
             damaged: flags[4],
+            inconsistent: flags[5],
             demoted: Epoch(numbers[9]),
             config: configured.then(|| ConfigAt {
                 at: id(numbers[10], numbers[11]),
