@@ -4,8 +4,8 @@
 #
 #   integration/test.sh              everything but hosts
 #   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
-#                                    demo copy tools qemu reconnect fio flips filesystems compare postgres resync metrics soak
-#                                    kernel oldest hosts
+#                                    demo copy tools qemu reconnect fio flips filesystems compare postgres resync metrics agents
+#                                    cluster soak kernel oldest hosts
 #   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
 #                                    hand, since it takes two minutes
 #   NO_INSTALL=1                     install nothing
@@ -30,6 +30,8 @@ packages=(
     nbdkit:nbdkit nft:nftables linux.uml:user-mode-linux debugfs:e2fsprogs /usr/bin/python3:python3
     /usr/lib/python3/dist-packages/prometheus_client:python3-prometheus-client
     /usr/lib/postgresql/15/bin/postgres:postgresql-15
+    corosync:corosync pacemakerd:pacemaker crm_mon:pacemaker-cli-utils ocf-tester:resource-agents xmllint:libxml2-utils
+    arping:iputils-arping
 )
 
 say() { echo "== $*"; }
@@ -133,7 +135,7 @@ check_scripts() {
         bash -n "$file" || exit 1
     done || return 1
     command -v shellcheck > /dev/null || return 0
-    shellcheck -x -P SCRIPTDIR -S warning integration/*.sh integration/real/*.sh .ci/run
+    shellcheck -x -P SCRIPTDIR -S warning integration/*.sh integration/real/*.sh .ci/run && shellcheck tools/ocf/*
 }
 
 run_tests() {
@@ -152,7 +154,7 @@ prove_checkers() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy tools qemu reconnect fio flips filesystems compare postgres resync metrics soak kernel oldest hosts; do
+for name in tests demo copy tools qemu reconnect fio flips filesystems compare postgres resync metrics agents cluster soak kernel oldest hosts; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
@@ -191,6 +193,8 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     part postgres integration/real/postgres.sh
     part resync integration/real/resync.sh
     part metrics integration/real/metrics.sh
+    part agents integration/real/agents.sh
+    part cluster integration/real/cluster.sh
     part soak integration/soak.sh --seconds 30 --seed 1
     part kernel integration/real/kernel.sh
     part oldest integration/real/oldest.sh

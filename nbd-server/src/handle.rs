@@ -94,6 +94,25 @@ pub enum DataCommand {
         /// Also where no Primary is connected.
         force: bool,
     },
+    /// Make sure that a node commits nothing more, trying for `timeout_ms`.
+    Fence {
+        /// Which.
+        peer: NodeId,
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+    },
+    /// Let a node that was fenced be promoted again, trying for `timeout_ms`.
+    Unfence {
+        /// Which.
+        peer: NodeId,
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+    },
+    /// Fence the Primary and promote the node with the best data, trying for `timeout_ms`.
+    Failover {
+        /// When to give up, in milliseconds from now.
+        timeout_ms: u64,
+    },
     /// Take it that a node is off.
     ConfirmStopped {
         /// Which.

@@ -192,6 +192,26 @@ pub enum AdminCommand {
         /// Which node.
         peer: NodeId,
     },
+    /// Make sure that a node commits nothing more, and is not promoted before it is unfenced (protocol F1). Answered when that holds,
+    /// whatever that node does.
+    Fence {
+        /// Which node.
+        peer: NodeId,
+        /// When to give up.
+        deadline: Time,
+    },
+    /// Let a node that was fenced be promoted again. Answered when enough voters do.
+    Unfence {
+        /// Which node; this one too.
+        peer: NodeId,
+        /// When to give up.
+        deadline: Time,
+    },
+    /// Fence the present Primary, and promote the node with the best data. Answered when that one serves.
+    Failover {
+        /// When to give up.
+        deadline: Time,
+    },
     /// Give a volume another size, on all data nodes or on none. Answered when it is committed, and clients of this node can have it.
     /// For a smaller size the driver has made sure that no client is attached, and that the operator means it.
     Resize {

@@ -127,6 +127,8 @@ pub enum Membership {
 pub struct PeerView {
     /// Which node.
     pub node: NodeId,
+    /// It is promised no epoch.
+    pub fenced: bool,
     /// Its role.
     pub role: Role,
     /// The connection.
@@ -238,6 +240,8 @@ pub struct View {
     pub disks_hang: bool,
     /// Whether this node counts.
     pub membership: Membership,
+    /// Whether this node is promised no epoch, as it knows itself.
+    pub fenced: bool,
     /// Whether a change of the membership is under way, as a Primary knows it.
     pub changing: bool,
     /// Bytes of the journal ring.

@@ -12,7 +12,8 @@ use nbd_server::config::{Config, DEFAULT_FILE, Node};
 
 use crate::bar::Watcher;
 use crate::demo::DemoArgs;
-use crate::output::{Reader, print};
+use crate::ocf::{self, OcfArgs};
+use crate::output::{Reader, print, to_json};
 use crate::{Failure, check, create, demo, dump, status, verify};
 
 /// Operates a node of a replicated disk.
@@ -257,6 +258,9 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// An action of the resource agent ocf:replicator:volume, for its shell
+    #[command(hide = true)]
+    Ocf(OcfArgs),
     /// Shows the main job with three nodes on loopback: kills the Primary, promotes, checks every acknowledged write
     Demo(DemoArgs),
 }
@@ -280,26 +284,30 @@ struct PromoteArgs {
 }
 
 /// Runs a command line, prints what went wrong, and says what to exit with.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
-            let failure = Failure::Usage(usage_text(&error));
+            let hint = "no verb is given; write replctl VERB, for example replctl status";
+            let failure = Failure::Usage(usage_text(&error, hint));
             eprintln!("replctl: {}", failure.line());
-            return failure.exit_code();
+            return failure.exit_code().into();
         }
         Err(help) => {
             return match print(&help.render().to_string()) {
-                Ok(_) => ExitCode::Done,
-                Err(failure) => failure.exit_code(),
+                Ok(_) => ExitCode::Done.into(),
+                Err(failure) => failure.exit_code().into(),
             };
         }
     };
+    if let Verb::Ocf(args) = &cli.verb {
+        return ocf::run(&cli.config, cli.node, args);
+    }
     match run(cli) {
-        Ok(()) => ExitCode::Done,
+        Ok(()) => ExitCode::Done.into(),
         Err(failure) => {
             eprintln!("replctl: {}", failure.line());
-            failure.exit_code()
+            failure.exit_code().into()
         }
     }
 }
@@ -309,10 +317,10 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// What clap says, without its usage and in one line.
-fn usage_text(error: &clap::Error) -> String {
+/// What clap says, without its usage and in one line; the hint is for a line without a verb.
+pub(crate) fn usage_text(error: &clap::Error, hint: &str) -> String {
     if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "no verb is given; write replctl VERB, for example replctl status".to_owned();
+        return hint.to_owned();
     }
     let text = error.render().to_string();
     let lines = text
@@ -328,13 +336,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         return demo::run(args);
     }
     let config = Config::load(&cli.config)?;
-    let name = match cli.node {
-        Some(name) => name,
-        None => nix::unistd::gethostname()
-            .map_err(|errno| Failure::Usage(format!("no host name ({errno}): write --node NAME")))?
-            .to_string_lossy()
-            .into_owned(),
-    };
+    let name = cli.node.map_or_else(host_name, Ok)?;
     let (_, node) = config.node(&name)?;
     match cli.verb {
         Verb::Check => return check::check(&config, node),
@@ -455,9 +457,16 @@ fn run(cli: Cli) -> Result<(), Failure> {
             return dump::dump(&config, node, wanted);
         }
         Verb::Events { json } => return show_events(node, json),
-        Verb::Demo(_) => {}
+        Verb::Demo(_) | Verb::Ocf(_) => {}
     }
     Ok(())
+}
+
+/// The name that a node has if nothing else is said.
+pub(crate) fn host_name() -> Result<String, Failure> {
+    let name = nix::unistd::gethostname()
+        .map_err(|errno| Failure::Usage(format!("no host name ({errno}): write --node NAME")))?;
+    Ok(name.to_string_lossy().into_owned())
 }
 
 /// A speed, in bytes a second.
@@ -680,13 +689,4 @@ fn show_events(node: &Node, json: bool) -> Result<(), Failure> {
             return Ok(());
         }
     }
-}
-
-fn to_json<T: serde::Serialize>(value: &T, pretty: bool) -> Result<String, Failure> {
-    if pretty {
-        serde_json::to_string_pretty(value)
-    } else {
-        serde_json::to_string(value)
-    }
-    .map_err(|error| Failure::Failed(format!("can not write JSON: {error}")))
 }

@@ -1,4 +1,4 @@
-//! What `replctl` is made of.
+//! What `replctl` and `repl-fence` are made of.
 
 mod bar;
 mod check;
@@ -7,7 +7,9 @@ pub mod create;
 pub mod demo;
 mod dump;
 mod failure;
+pub mod fence;
 mod known;
+mod ocf;
 mod output;
 mod status;
 mod verify;

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    tools::cli::main(std::env::args_os()).into()
+    ExitCode::from(tools::cli::main(std::env::args_os()))
 }

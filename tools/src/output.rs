@@ -20,3 +20,13 @@ pub(crate) fn print(text: &str) -> Result<Reader, Failure> {
         Err(error) => Err(Failure::Output(error)),
     }
 }
+
+/// A value as JSON: an indented text, or one line.
+pub(crate) fn to_json<T: serde::Serialize>(value: &T, pretty: bool) -> Result<String, Failure> {
+    if pretty {
+        serde_json::to_string_pretty(value)
+    } else {
+        serde_json::to_string(value)
+    }
+    .map_err(|error| Failure::Failed(format!("can not write JSON: {error}")))
+}

@@ -83,6 +83,9 @@ pub(crate) fn table(status: &Status, colour: bool) -> String {
     if status.suspended.as_str() != "no" {
         facts.push(format!("I/O SUSPENDED ({})", status.suspended));
     }
+    if status.fenced == Some(true) {
+        facts.push("FENCED".to_owned());
+    }
     out.push_str(&format!("  {}\n", facts.join("; ")));
 
     let mut facts = Vec::new();
@@ -199,6 +202,12 @@ pub(crate) fn table(status: &Status, colour: bool) -> String {
         };
         if let Some(text) = outside {
             out.push_str(&format!("  {}: {text}\n", peer.name));
+        }
+        if peer.fenced == Some(true) {
+            out.push_str(&format!(
+                "  {0}: fenced: it is not promoted before repl-fence unfence {0}\n",
+                peer.name
+            ));
         }
         if let Some(reason) = &peer.connection_reason {
             out.push_str(&format!("  {}: {reason}\n", peer.name));

@@ -103,6 +103,9 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("replace", 40, 12, replace_node),
     attack("invalidate", 35, 12, invalidate),
     attack("confirm a stop", 20, 15, confirm_stopped),
+    attack("fence", 40, 8, fence),
+    attack("unfence", 50, 20, unfence),
+    attack("failover", 20, 18, failover),
     attack("connect", 100, 14, connect),
     attack("change of volumes", 30, 8, change_volumes),
     attack("no room for larger volumes", 15, 12, |c, rng| {
@@ -661,5 +664,56 @@ fn confirm_stopped(c: &mut Cluster, rng: &mut Rng) -> bool {
         let deadline = c.deadline(node, 3 * lease(c));
         c.admin(node, AdminCommand::Promote { deadline });
     }
+    true
+}
+
+/// The Primary is fenced, mostly, or else somebody, by somebody else; often since something happened to it.
+fn fence(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let time = rng.between(1, 6) * lease(c);
+    let Some((node, peer)) = pair(c, rng).filter(|(n, _)| c.up(*n)) else {
+        return false;
+    };
+    let primary = c.primary().filter(|&p| p != node && rng.chance(70));
+    let peer = primary.unwrap_or(peer);
+    match rng.below(6) {
+        0 => c.isolate(peer),
+        1 => c.cut_both(node, peer),
+        2 => c.freeze(peer, time / 2),
+        3 if c.up(peer) => {
+            c.crash(peer, false);
+            restart_later(c, rng, peer, time);
+        }
+        _ => {}
+    }
+    let (deadline, peer) = (c.deadline(node, time), node_id(peer));
+    c.admin(node, AdminCommand::Fence { peer, deadline });
+    true
+}
+
+/// Somebody who is fenced is let go, or whoever.
+fn unfence(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let time = rng.between(1, 6) * lease(c);
+    let Some(node) = running(c, rng) else {
+        return false;
+    };
+    let view = &c.nodes[node].view;
+    let known = view.peers.iter().find(|p| p.fenced).map(|p| p.node);
+    let known = known.or_else(|| view.fenced.then(|| node_id(node)));
+    let nobody = rng.chance(10).then(|| node_id(rng.index(c.nodes.len())));
+    let Some(peer) = known.or(nobody) else {
+        return false;
+    };
+    let deadline = c.deadline(node, time);
+    c.admin(node, AdminCommand::Unfence { peer, deadline });
+    false
+}
+
+fn failover(c: &mut Cluster, rng: &mut Rng) -> bool {
+    let time = rng.between(1, 6) * lease(c);
+    let Some(node) = running(c, rng) else {
+        return false;
+    };
+    let deadline = c.deadline(node, time);
+    c.admin(node, AdminCommand::Failover { deadline });
     true
 }

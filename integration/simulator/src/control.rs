@@ -23,7 +23,12 @@ impl Cluster {
             self.bounds.suspends.insert(id);
         }
         self.nodes[node].renews |= matches!(command, AdminCommand::Invalidate { .. });
-        if let AdminCommand::Drop { .. } | AdminCommand::Replace { .. } = command {
+        self.note_fencing(id, command);
+        if let AdminCommand::Drop { .. }
+        | AdminCommand::Replace { .. }
+        | AdminCommand::Fence { .. }
+        | AdminCommand::Failover { .. } = command
+        {
             let life = self.nodes[node].life;
             self.bounds.changes.insert(id, (node, life));
         }

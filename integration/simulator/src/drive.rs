@@ -204,6 +204,7 @@ impl Cluster {
             Output::AdminReply { id, result } => {
                 self.trace(|| format!("{node} answers {id:?}: {result:?}"));
                 self.answers_drain(node, id.0, result.is_ok());
+                self.note_fenced(node, id.0, &result);
                 self.verify_begins(id.0, result.is_ok());
                 self.within(node, |c| c.volumes_answered(node, id.0, result.is_ok()));
                 let twice = self.admin_results.insert(id.0, result);

@@ -31,6 +31,8 @@ pub(crate) enum Forgery {
     Others,
     /// It says that what the asker has of a block is right, and does not say what that is.
     Unknown,
+    /// It asks for an epoch in the name of another life of the sender's disks.
+    Stranger,
 }
 
 /// The next frame from one node to another that can be forged is.
@@ -50,6 +52,7 @@ pub(crate) fn forge_frame(c: &mut Cluster, rng: &mut Rng) -> bool {
         Forgery::Table,
         Forgery::Others,
         Forgery::Unknown,
+        Forgery::Stranger,
     ]);
     c.net.forge.insert((a, b), forgery);
     true
@@ -106,6 +109,11 @@ impl Forgery {
                 let mut changed = changed.clone();
                 while changed.groups.try_push(Seq(1)).is_ok() {}
                 Frame::Changed(changed)
+            }
+            (Self::Stranger, Frame::Fence(fence)) if fence.epoch > Epoch(0) => {
+                let mut fence = fence.clone();
+                fence.incarnation.0 ^= 1;
+                Frame::Fence(fence)
             }
             (Self::Page, Frame::Verify(VerifyFrame::Ask(ask))) => {
                 let page = ask.page + 1_000_000;

@@ -3,6 +3,7 @@
 
 use replicator::io::AdminCommand;
 use replicator::io::{DiskError, VolumeTrouble};
+use replicator::meta::fences::{FenceMark, FenceMarks};
 use replicator::store::sums::BlockSum;
 use replicator::types::*;
 use replicator::wire::frame::{
@@ -39,12 +40,19 @@ fn record(id: &mut RecordId, rng: &mut Rng) {
     seq(&mut id.seq, rng);
 }
 
+fn marks(marks: &mut FenceMarks, rng: &mut Rng) {
+    let mark = FenceMark::checked(skew(rng.below(9), rng));
+    let node = NodeId(u8::try_from(rng.below(8)).unwrap_or(0));
+    marks.learn(node, mark.unwrap_or_default());
+}
+
 /// Changes what a frame says.
 fn garble(frame: &mut Frame, rng: &mut Rng) {
     match frame {
         Frame::Report(report) => {
             let flag = rng.chance(20);
-            match rng.below(16) {
+            match rng.below(17) {
+                16 => marks(&mut report.fences, rng),
                 0 => epoch(&mut report.granted, rng),
                 1 => epoch(&mut report.promised, rng),
                 2 => record(&mut report.tail, rng),
@@ -74,6 +82,14 @@ fn garble(frame: &mut Frame, rng: &mut Rng) {
         } => {
             *token = skew(*token, rng);
             epoch(e, rng);
+        }
+        Frame::Fence(fence) => match rng.below(3) {
+            0 => fence.token = skew(fence.token, rng),
+            1 => epoch(&mut fence.epoch, rng),
+            _ => marks(&mut fence.marks, rng),
+        },
+        Frame::Stand { for_ms } => {
+            *for_ms = u32::try_from(rng.below(1 << 32)).unwrap_or(0);
         }
         Frame::Fetch { token, after } => {
             *token = skew(*token, rng);

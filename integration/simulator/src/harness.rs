@@ -15,6 +15,7 @@ use crate::client::{Client, Request};
 use crate::disk::{Disks, Fate};
 use crate::drive::{Flight, KINDS};
 use crate::exile::Exile;
+use crate::fences::Fences;
 use crate::hash::Hash;
 use crate::lives::Tally;
 use crate::memory::{SimBuffer, SimMemory};
@@ -199,6 +200,7 @@ pub(crate) struct Cluster {
     pub(crate) checks: Checks,
     pub(crate) watch: Watch,
     pub(crate) bounds: Bounds,
+    pub(crate) fences: Fences,
     pub(crate) verifying: Verifying,
     /// Nodes that went on alone.
     pub(crate) exiles: BTreeMap<usize, Exile>,
@@ -256,6 +258,7 @@ impl Cluster {
             checks: Checks::new(options.nodes, options.witnesses),
             watch: Watch::new(options.nodes + options.witnesses),
             bounds: Bounds::default(),
+            fences: Fences::default(),
             verifying: Verifying::default(),
             exiles: BTreeMap::new(),
             inside: None,
@@ -572,6 +575,7 @@ impl Cluster {
             self.checks.serves(node, epoch);
             if epoch > newest {
                 self.has_promises(node, epoch);
+                self.serves_unfenced(node, epoch);
                 self.trace(|| format!("{node} serves epoch {epoch}"));
                 self.oracle.epoch_serves(epoch, self.now);
             }

@@ -73,6 +73,7 @@ impl Cluster {
             self.stuck = true;
             return None;
         }
+        self.unfence_all(nodes);
         let mut said = Vec::new();
         for attempt in 0..40 {
             let node = data[attempt % data.len()];

@@ -10,6 +10,7 @@ mod control;
 mod disk;
 mod drive;
 mod exile;
+mod fences;
 mod forge;
 mod garbage;
 mod harness;

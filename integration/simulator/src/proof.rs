@@ -61,6 +61,8 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::LaterEpochTaken
         | Bug::NumbersUnchecked
         | Bug::DroppedToldEarly
+        | Bug::FenceByMarks
+        | Bug::FencedIsPromised
         | Bug::LeaseOfNewAlone
         | Bug::ForkServesEarly => 200,
         // These need a rare fault, or two at a time.

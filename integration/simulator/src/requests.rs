@@ -29,6 +29,8 @@ impl Cluster {
         let done = result.is_ok();
         match result {
             Ok(answer) => {
+                let reads = matches!(request.kind, Kind::Read | Kind::Flush);
+                self.answers_unfenced(node, reads);
                 if !self.options.loose_clocks {
                     self.checks.answers(node, epoch);
                     self.answers_in_time(node);

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use replicator::journal::batch::{self, Header, Kind};
 use replicator::journal::log::LogParts;
 use replicator::meta::config::majority;
+use replicator::meta::fences::FenceMarks;
 use replicator::meta::label::LABEL_BLOCKS;
 use replicator::types::*;
 use replicator::wire::frame::{Frame, Report};
@@ -251,6 +252,17 @@ impl Cluster {
                 );
                 self.promises_to(node, node, epoch);
             }
+            Frame::Fence(fence) => {
+                self.keeps_marks(node, &fence.marks);
+                if fence.epoch.0 > 0 {
+                    assert!(
+                        self.promised_on_disk(node) >= fence.epoch.0,
+                        "S2: node {node} asks for epoch {} before its own promise is durable",
+                        fence.epoch
+                    );
+                    self.promises_to(node, node, fence.epoch.0);
+                }
+            }
             Frame::Ack { epoch, seq } => {
                 assert!(
                     epoch.0 >= newest,
@@ -298,7 +310,22 @@ impl Cluster {
             .map_or(0, |s| s.promised.0)
     }
 
+    /// What a node says of who is fenced must be on its disks.
+    fn keeps_marks(&self, node: usize, said: &FenceMarks) {
+        let stored = self.nodes[node].disks.meta.superblock().map(|s| s.fences);
+        let names = &self.nodes[node].config.nodes;
+        for (name, (peer, mark)) in names.iter().zip(said.iter()) {
+            let kept = stored.iter().flatten().filter(|m| m.is_of(name));
+            let kept = kept.map(|m| m.mark).max().unwrap_or_default();
+            assert!(
+                kept >= mark,
+                "S2: node {node} says {mark:?} of {peer:?}, its superblock {kept:?}"
+            );
+        }
+    }
+
     fn reports(&mut self, node: usize, to: usize, report: &Report) {
+        self.keeps_marks(node, &report.fences);
         self.checks.acknowledges(node, report.tail.seq.0);
         let epoch = report.granted.0;
         let on_disk = self.nodes[node].disks.meta.superblock();

@@ -135,6 +135,9 @@ impl Client {
             Request::Promote { timeout_ms, .. }
             | Request::SuspendIo { timeout_ms }
             | Request::Invalidate { timeout_ms, .. }
+            | Request::Fence { timeout_ms, .. }
+            | Request::Unfence { timeout_ms, .. }
+            | Request::Failover { timeout_ms }
             | Request::Drop { timeout_ms, .. }
             | Request::Return { timeout_ms, .. }
             | Request::Replace { timeout_ms, .. } => {

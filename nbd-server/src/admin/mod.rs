@@ -85,6 +85,25 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// Makes sure that a node commits nothing more; answers when it does not, whatever it does itself.
+    Fence {
+        /// Its name.
+        peer: String,
+        /// How long to try, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Lets a node that was fenced be promoted again; answers when enough voters do.
+    Unfence {
+        /// Its name; this node's too.
+        peer: String,
+        /// How long to try, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Fences the Primary and promotes the node with the best data; answers when that one serves.
+    Failover {
+        /// How long to try, in milliseconds.
+        timeout_ms: u64,
+    },
     /// Somebody answers for it that a node is off: an operator, or a fence that cut its power. Whoever asks has made sure of it.
     ConfirmStopped {
         /// Its name.

@@ -17,6 +17,9 @@ pub struct Status {
     pub role: Role,
     /// Whether it counts; null where unknown.
     pub membership: Option<Membership>,
+    /// Whether it is fenced: not promoted before it is unfenced; null where unknown.
+    #[serde(default)]
+    pub fenced: Option<bool>,
     /// 0 before the first promotion.
     pub epoch: u64,
     /// Who is Primary, as far as this node knows.
@@ -110,6 +113,9 @@ pub struct PeerStatus {
     pub disk_state: DiskState,
     /// Whether it counts; null where unknown.
     pub membership: Option<Membership>,
+    /// Whether it is fenced, as this node knows; null where unknown.
+    #[serde(default)]
+    pub fenced: Option<bool>,
     /// How far its journal is known to be durable.
     pub durable_seq: Option<u64>,
     /// How far its stores are known to have all; known to a Primary.

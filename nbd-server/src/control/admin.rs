@@ -277,6 +277,31 @@ impl Shared {
                 .await?;
                 done(None)
             }
+            Request::Fence { peer, timeout_ms } => {
+                let peer = self.peer(&peer)?;
+                self.change(timeout_ms, |timeout_ms| DataCommand::Fence {
+                    peer,
+                    timeout_ms,
+                })
+                .await?;
+                done(None)
+            }
+            Request::Unfence { peer, timeout_ms } => {
+                let peer = self.this_or_peer(&peer)?;
+                self.change(timeout_ms, |timeout_ms| DataCommand::Unfence {
+                    peer,
+                    timeout_ms,
+                })
+                .await?;
+                done(None)
+            }
+            Request::Failover { timeout_ms } => {
+                self.change(timeout_ms, |timeout_ms| DataCommand::Failover {
+                    timeout_ms,
+                })
+                .await?;
+                done(None)
+            }
             Request::ConfirmStopped { peer } => {
                 let peer = self.peer(&peer)?;
                 let command = DataCommand::ConfirmStopped { peer };
@@ -364,7 +389,7 @@ impl Shared {
         Ok((name, volume.size_bytes))
     }
 
-    /// Changes the membership, or the volumes.
+    /// Changes what nodes may do, how they count, or the volumes.
     async fn change(
         &self,
         timeout_ms: u64,
@@ -419,6 +444,13 @@ impl Shared {
                 let text = "the data thread does not answer; a disk may hang, see replctl status";
                 Err(AdminError::new(ExitCode::Failed, text))
             }
+        }
+    }
+
+    fn this_or_peer(&self, name: &str) -> Result<NodeId, AdminError> {
+        match u8::try_from(self.me) {
+            Ok(me) if self.node().name == name => Ok(NodeId(me)),
+            _ => self.peer(name),
         }
     }
 

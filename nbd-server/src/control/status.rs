@@ -126,6 +126,7 @@ impl StatusBuilder {
             node: node.name.clone(),
             role: role(view.role),
             membership: membership(view.membership),
+            fenced: seen.then_some(view.fenced),
             epoch: view.epoch.0,
             primary: primary.map(|node| node.name.clone()),
             quorum: seen.then_some(view.quorum),
@@ -191,7 +192,7 @@ impl StatusBuilder {
             .peers
             .iter()
             .find(|peer| usize::from(peer.node.0) == index);
-        let peer = peer.copied().unwrap_or_default();
+        let (known, peer) = (peer, peer.copied().unwrap_or_default());
         let link = &shared.links[index];
         let connection = match peer.connection {
             view::ConnectionState::Connected => Connection::Connected,
@@ -233,6 +234,7 @@ impl StatusBuilder {
             },
             disk_state: disk_state(peer.disk_state),
             membership: membership(peer.membership),
+            fenced: known.map(|peer| peer.fenced),
             durable_seq: peer.durable.map(|seq| seq.0),
             applied_seq: peer.applied.map(|seq| seq.0),
             behind_bytes: peer.behind_bytes,

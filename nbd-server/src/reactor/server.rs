@@ -698,6 +698,17 @@ impl<C: Core> Server<C> {
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
                 insists: force,
             },
+            DataCommand::Fence { peer, timeout_ms } => AdminCommand::Fence {
+                peer,
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
+            DataCommand::Unfence { peer, timeout_ms } => AdminCommand::Unfence {
+                peer,
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
+            DataCommand::Failover { timeout_ms } => AdminCommand::Failover {
+                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+            },
             DataCommand::ConfirmStopped { peer } => AdminCommand::ConfirmStopped { peer },
             DataCommand::Resize { volume, bytes, .. } if self.in_use(&volume, bytes) => {
                 let message = "in use: an NBD client is attached to this volume; detach it before it is made smaller";

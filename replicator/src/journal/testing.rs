@@ -67,6 +67,7 @@ pub(crate) fn superblock() -> Superblock {
         resync: None,
         sums_written: 0,
         labelled: Incarnation(0),
+        fences: Default::default(),
     }
 }
 

@@ -179,6 +179,7 @@ fn metadata_of(params: &FormatParams) -> Vec<u8> {
         resync: params.seed.then_some(Resync::INCONSISTENT),
         labelled: Incarnation(0),
         sums_written: 0,
+        fences: Default::default(),
     };
     let mut meta = vec![0; usize::try_from(META_BYTES).expect("256 KiB")];
     for copy in 0..COPIES {

@@ -12,6 +12,7 @@ use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::meta::config::{ClusterConfig, ConfigAt, NAME_BYTES_MAX, Name, RawConfig, Standing};
+use crate::meta::fences::{RawStoredMark, StoredMark, StoredMarks};
 use crate::meta::volumes::{RawVolume, RawVolumes, VOLUME_BYTES_MAX, Volumes};
 use crate::types::*;
 use crate::wire::frame::{EPOCH_HISTORY_MAX, EpochHistory};
@@ -145,6 +146,8 @@ pub struct Superblock {
     /// How often pages of the stores' checksums were written until the applied floor, all together. If fewer are found, the
     /// disk lost some.
     pub sums_written: u64,
+    /// Who is fenced (protocol F1).
+    pub fences: StoredMarks,
 }
 
 /// Why the metadata can not be used.
@@ -240,7 +243,8 @@ struct RawSuperblock {
     resync: u8,
     reserved0: [u8; 7],
     labelled: U128,
-    reserved: [u8; 576],
+    reserved: [u8; 480],
+    fences: [RawStoredMark; NODES_MAX],
     volumes_at: U64,
     staged_bytes: [U64; VOLUMES_MAX],
 }
@@ -285,6 +289,7 @@ const _: () = {
     assert!(offset_of!(RawSuperblock, resync) == 3360);
     assert!(offset_of!(RawSuperblock, labelled) == 3368);
     assert!(offset_of!(RawSuperblock, reserved) == 3384);
+    assert!(offset_of!(RawSuperblock, fences) == 3864);
     assert!(offset_of!(RawSuperblock, volumes_at) == 3960);
     assert!(offset_of!(RawSuperblock, staged_bytes) == 3968);
 };
@@ -416,6 +421,7 @@ impl Superblock {
             };
             raw.staged_bytes = resync.sizes.map(U64::new);
         }
+        raw.fences = self.fences.map(StoredMark::to_raw);
         raw.checksum = U32::new(checksum(raw.as_bytes()));
         block.copy_from_slice(raw.as_bytes());
     }
@@ -450,6 +456,10 @@ impl Superblock {
             })
         };
         let epochs = raw.epochs.get(..usize::from(raw.epoch_count.get()))?;
+        let mut fences = StoredMarks::default();
+        for (mark, raw) in fences.iter_mut().zip(&raw.fences) {
+            *mark = StoredMark::from_raw(raw)?;
+        }
         Some(Self {
             version: raw.version.get(),
             resource: name(&raw.resource)?,
@@ -487,6 +497,7 @@ impl Superblock {
             },
             sums_written: raw.sums_written.get(),
             labelled: Incarnation(raw.labelled.get()),
+            fences,
             resync: match raw.resync {
                 0 => None,
                 state @ (STAGING | MERGING | IN_PLACE | WHOLE_IN_PLACE) => Some(Resync {

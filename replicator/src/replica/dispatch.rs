@@ -1,6 +1,7 @@
 //! What happens to a replica, handed to whoever is concerned: one place that knows all frames, operations and commands.
 
 use super::Replica;
+use super::fence::Aim;
 use super::leader::DemoteFor;
 use super::pending::Pending;
 use crate::io::*;
@@ -134,6 +135,8 @@ impl<M: Memory> Replica<M> {
             (Frame::Prepare { token, volumes }, None) => self.got_prepare(conn, token, *volumes),
             (Frame::Prepared { token, result }, None) => self.got_prepared(conn, token, result),
             (Frame::Invite(told), None) => self.got_invite(conn, *told),
+            (Frame::Fence(fence), None) => self.got_fence(conn, &fence),
+            (Frame::Stand { for_ms }, None) => self.got_stand(for_ms),
             (Frame::Verify(verify), None) => self.got_verify(conn, verify),
             _ => {
                 let reason = DropReason::Protocol("a frame with a batch that it can not have");
@@ -245,6 +248,13 @@ impl<M: Memory> Replica<M> {
                 let result = self.confirm_stopped(peer);
                 self.out.push_back(Output::AdminReply { id, result });
             }
+            AdminCommand::Fence { peer, deadline } => {
+                self.begin_fencing(id, Aim::Fence, Some(peer), deadline);
+            }
+            AdminCommand::Unfence { peer, deadline } => {
+                self.begin_fencing(id, Aim::Unfence, Some(peer), deadline);
+            }
+            AdminCommand::Failover { deadline } => self.failover(id, deadline),
             AdminCommand::SuspendIo { deadline } => self.suspend_io(id, deadline),
             AdminCommand::Verify {
                 repair,
@@ -263,6 +273,7 @@ impl<M: Memory> Replica<M> {
             }
             AdminCommand::Drain => {
                 self.end_candidacy(Err(AdminError::Failed("this node is stopping".into())));
+                self.end_fencings(&AdminError::Failed("this node is stopping".into()));
                 self.demote(DemoteFor::Drain);
                 self.drain = Some(id);
                 self.applier.urgent = !planted!(DrainBeforeApplied);

@@ -12,13 +12,13 @@ use crate::types::*;
 use crate::wire::frame::{Frame, Report};
 
 /// How long answers to a question are awaited before it is judged by those that came.
-const ANSWER_NS: u64 = 400_000_000;
+pub(super) const ANSWER_NS: u64 = 400_000_000;
 
 /// How long a fetch may go without a batch.
 const FETCH_NS: u64 = 5_000_000_000;
 
 /// The pause between attempts, at least; as much again is drawn at random.
-const PAUSE_NS: u64 = 40_000_000;
+pub(super) const PAUSE_NS: u64 = 40_000_000;
 
 #[derive(Debug)]
 enum Phase {
@@ -104,6 +104,17 @@ impl<M: Memory> Replica<M> {
         self.begin_candidacy(Vec::new(), deadline);
     }
 
+    /// A peer asked this node to become Primary.
+    pub(super) fn stand_for_peer(&mut self, deadline: Time) {
+        self.begin_candidacy(Vec::new(), deadline);
+    }
+
+    /// Whether this node has taken an epoch, and seeks to reign in it.
+    pub(super) fn is_standing(&self) -> bool {
+        let asks_only = |c: &Candidacy| matches!(c.phase, Phase::Pause { .. } | Phase::Asking);
+        self.candidacy.as_ref().is_some_and(|c| !asks_only(c))
+    }
+
     fn begin_candidacy(&mut self, ids: Vec<AdminId>, deadline: Time) {
         self.candidacy = Some(Candidacy {
             ids,
@@ -173,6 +184,7 @@ impl<M: Memory> Replica<M> {
     /// The last Primary has ended its reign: whoever waits for its lease need not.
     pub(super) fn candidate_is_free(&mut self) {
         let now = self.now;
+        self.fencings_go_on();
         if let Some(Candidacy {
             phase: Phase::Pause { until },
             ..
@@ -323,7 +335,7 @@ impl<M: Memory> Replica<M> {
         answers
     }
 
-    fn names(&self, nodes: impl Iterator<Item = NodeId>) -> String {
+    pub(super) fn names(&self, nodes: impl Iterator<Item = NodeId>) -> String {
         let names: Vec<_> = nodes
             .map(|n| self.config.nodes[usize::from(n.0)].as_str())
             .collect();
@@ -443,7 +455,9 @@ impl<M: Memory> Replica<M> {
         answers: &[(NodeId, Report)],
         missing: &str,
     ) -> Result<(), AdminError> {
-        let counts = |r: &&(NodeId, Report)| !r.1.fresh && !r.1.damaged;
+        let me = self.config.me;
+        let fencing = |r: &Report| r.fences.of(me).is_fenced() && !planted!(FencedIsPromised);
+        let counts = |r: &&(NodeId, Report)| !r.1.fresh && !r.1.damaged && !fencing(&r.1);
         let voters = answers
             .iter()
             .filter(counts)
@@ -463,6 +477,9 @@ impl<M: Memory> Replica<M> {
         let voters_needed = majority(config.voters());
         let members_needed = config.members() - majority(config.members()) + 1;
         if voters < voters_needed || members < members_needed {
+            if answers.iter().any(|(_, r)| fencing(r)) {
+                return Err(self.fenced_error());
+            }
             let missing = if missing.is_empty() {
                 "some nodes did not promise"
             } else {
@@ -646,7 +663,7 @@ fn ready(answers: &[(NodeId, Report)]) -> Vec<(NodeId, Report)> {
     answers.iter().filter(|(_, r)| may(r)).cloned().collect()
 }
 
-fn highest_config(answers: &[(NodeId, Report)]) -> Option<ConfigAt> {
+pub(super) fn highest_config(answers: &[(NodeId, Report)]) -> Option<ConfigAt> {
     answers
         .iter()
         .filter_map(|(_, r)| r.config.clone())

@@ -42,6 +42,8 @@ pub(super) enum Owed {
         epoch: Epoch,
         number: u64,
     },
+    /// That marks are kept.
+    Kept { conn: ConnId, token: u64 },
     /// Of a witness, for a config.
     Ack {
         conn: ConnId,
@@ -193,6 +195,12 @@ impl<M: Memory> Replica<M> {
                         self.send(conn, frame);
                     }
                 }
+                Owed::Kept { conn, token } => {
+                    if let Some(node) = self.peer_of(conn).map(|p| p.node) {
+                        let report = self.report_to(node, token, Epoch(0));
+                        self.send(conn, Frame::Report(Box::new(report)));
+                    }
+                }
                 Owed::Ack { conn, epoch, seq } => {
                     if self.metadata.durable_promised == epoch {
                         self.send(conn, Frame::Ack { epoch, seq });
@@ -219,15 +227,31 @@ impl<M: Memory> Replica<M> {
         epoch: Epoch,
         incarnation: Incarnation,
     ) {
+        let Some(node) = self.peer_of(conn).map(|p| p.node) else {
+            return;
+        };
+        let fenced = self.is_fenced(node) && !planted!(FencedIsPromised);
+        let may = self.may_stand(node, incarnation) && !fenced;
+        self.promise_if(conn, token, epoch, incarnation, may);
+    }
+
+    /// Somebody wants an epoch promised, who may have it as far as he is concerned.
+    pub(super) fn promise_if(
+        &mut self,
+        conn: ConnId,
+        token: u64,
+        epoch: Epoch,
+        incarnation: Incarnation,
+        may: bool,
+    ) {
         let Some(peer) = self.peer_of(conn) else {
             return;
         };
         let node = peer.node;
         let same = peer.incarnation() == Some(incarnation);
-        let member = self.may_stand(node, incarnation);
         let promised = self.metadata.wanted.promised;
         let grants = same
-            && member
+            && may
             && (epoch > promised || (epoch == promised && planted!(TwoGrants)))
             && self.lease_wait_ns(node) == 0
             && self.drain.is_none()

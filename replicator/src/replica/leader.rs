@@ -45,6 +45,8 @@ pub(super) struct Leader {
 pub(super) enum DemoteFor {
     Operator(AdminId),
     Drain,
+    /// It is fenced.
+    Fence,
 }
 
 /// A demotion in progress.
@@ -615,7 +617,7 @@ impl<M: Memory> Replica<M> {
     fn demoted_for(&mut self, why: DemoteFor, result: AdminResult) {
         match why {
             DemoteFor::Operator(id) => self.out.push_back(Output::AdminReply { id, result }),
-            DemoteFor::Drain => {}
+            DemoteFor::Drain | DemoteFor::Fence => {}
         }
     }
 

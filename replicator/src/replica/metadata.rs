@@ -1,9 +1,10 @@
 //! Writing the superblock: one update at a time, two copies and then the other two, and who waits for it.
 
-use super::{Pending, Replica};
+use super::{Pending, Replica, fence};
 use crate::io::{DiskError, DiskOp, Parts};
 use crate::memory::{Buffer, Memory, Purpose};
 use crate::meta::config::ConfigAt;
+use crate::meta::fences::FenceMarks;
 use crate::meta::superblock::{COPIES, Superblock, copy_offset};
 use crate::types::*;
 
@@ -19,6 +20,7 @@ struct Writing {
     promised: Epoch,
     committed: Seq,
     config: Option<ConfigAt>,
+    fences: FenceMarks,
     floor_position: u64,
 }
 
@@ -33,6 +35,9 @@ pub(super) struct Metadata<B> {
     pub(super) durable_committed: Seq,
     /// And the config.
     pub(super) durable_config: Option<ConfigAt>,
+    /// Who is fenced, as it should be, and what of that is durable.
+    pub(super) fences: FenceMarks,
+    pub(super) durable_fences: FenceMarks,
     durable: MetaVersion,
     dirty: bool,
     writing: Option<Writing>,
@@ -45,6 +50,7 @@ impl<B: Buffer> Metadata<B> {
     pub(super) fn new(
         superblock: Superblock,
         order: [usize; COPIES],
+        fences: FenceMarks,
         memory: &mut impl Memory<Buffer = B>,
     ) -> Self {
         let blocks = (0..COPIES)
@@ -58,6 +64,8 @@ impl<B: Buffer> Metadata<B> {
             durable_promised: superblock.promised,
             durable_committed: superblock.committed,
             durable_config: superblock.config.clone(),
+            fences,
+            durable_fences: fences,
             durable: MetaVersion(superblock.version),
             wanted: superblock,
             dirty: false,
@@ -95,6 +103,7 @@ impl<M: Memory> Replica<M> {
         let version = MetaVersion(meta.durable.0 + 1);
         let floor = self.log.applied_floor();
         let wanted = &mut meta.wanted;
+        wanted.fences = fence::to_store(&meta.fences, &self.config.nodes);
         wanted.version = version.0;
         wanted.applied = floor;
         // No more than this node's own journal has: a Primary's copy may lag its peers', and recovery takes a record
@@ -132,6 +141,7 @@ impl<M: Memory> Replica<M> {
             promised: wanted.promised,
             committed: wanted.committed,
             config: wanted.config.clone(),
+            fences: meta.fences,
             floor_position: floor.position,
         });
         self.write_copies(0);
@@ -178,6 +188,7 @@ impl<M: Memory> Replica<M> {
         self.metadata.durable_promised = writing.promised;
         self.metadata.durable_committed = self.metadata.durable_committed.max(writing.committed);
         self.metadata.durable_config = writing.config;
+        self.metadata.durable_fences = writing.fences;
         let floor = writing.floor_position;
         self.log.set_floor_position(floor);
         if let Some(fork) = self.metadata.wanted.fork

@@ -9,6 +9,7 @@
 //! | `hold` | writes held for an operator, with stores that are the images |
 //! | `follower` | being Secondary: the Primary's log, promises |
 //! | `election` | becoming Primary |
+//! | `fence` | making sure that a node commits nothing more |
 //! | `peers`, `feed` | connections and reports; giving peers the log |
 //! | `writer`, `loads`, `applier`, `pages` | the journal's way out, its way back, the way to the stores and their checksums |
 //! | `resync`, `serve`, `repair` | getting what is past a Primary's journal; telling peers what blocks hold; bad blocks |
@@ -24,6 +25,7 @@ mod config;
 mod dispatch;
 mod election;
 mod feed;
+mod fence;
 mod follower;
 mod hold;
 mod leader;
@@ -52,6 +54,7 @@ pub use self::follower::INCOMING_MAX;
 use self::applier::Applier;
 use self::clients::Clients;
 use self::election::Candidacy;
+use self::fence::Fencing;
 use self::follower::{Following, Owed};
 use self::hold::Hold;
 use self::leader::Leader;
@@ -186,6 +189,11 @@ pub struct Replica<M: Memory> {
     clients: Clients<M::Buffer>,
     leader: Option<Leader>,
     candidacy: Option<Candidacy>,
+    /// Operators who fence nodes, or end that.
+    fencings: Vec<Fencing>,
+    /// The peers were told of the marks that are durable with this version of the superblock.
+    marks_version: MetaVersion,
+    marks_told: MetaVersion,
     drain: Option<AdminId>,
     /// An operator holds writes.
     hold: Option<Hold>,
@@ -263,7 +271,8 @@ impl<M: Memory> Replica<M> {
                 let word = chunk.iter().fold(0u64, |w, &b| w << 8 | u64::from(b));
                 mix(acc ^ word)
             });
-        let mut metadata = Metadata::new(superblock, copies, &mut memory);
+        let fences = fence::from_store(&superblock.fences, &config.nodes);
+        let mut metadata = Metadata::new(superblock, copies, fences, &mut memory);
         let pages = Pages::new(&mut memory);
         let damage_is_new = metadata.wanted.damaged_until != scanned.damaged_until;
         metadata.wanted.damaged_until = scanned.damaged_until;
@@ -337,6 +346,9 @@ impl<M: Memory> Replica<M> {
             clients,
             leader: None,
             candidacy: None,
+            fencings: Vec::new(),
+            marks_version: MetaVersion::default(),
+            marks_told: MetaVersion::default(),
             drain: None,
             hold: None,
             wishes: Vec::new(),
@@ -457,6 +469,7 @@ impl<M: Memory> Replica<M> {
         self.pump_owed();
         self.pump_follower();
         self.pump_candidacy();
+        self.pump_fencings();
         self.pump_commit();
         self.pump_membership();
         self.pump_volumes();
@@ -514,6 +527,7 @@ impl<M: Memory> Replica<M> {
             self.silence_timeout(),
             self.applier.timeout(),
             self.candidacy_timeout(),
+            self.fencing_timeout(),
             self.hold_timeout(),
             self.serves.timeout(),
             self.verify.timeout(),
@@ -562,6 +576,7 @@ impl<M: Memory> Replica<M> {
             "{reason}{detail}: this node steps aside until it is restarted"
         ));
         self.end_candidacy(Err(AdminError::Failed(reason.into())));
+        self.end_fencings(&AdminError::Failed(reason.into()));
         self.verify_fails();
         if self.leader.is_some() {
             self.step_down();

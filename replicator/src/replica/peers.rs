@@ -326,6 +326,7 @@ impl<M: Memory> Replica<M> {
             demoted: self.demoted,
             config: self.durable_config(),
             epochs: self.log.epochs_until(tail.seq),
+            fences: self.metadata.durable_fences,
             volumes: self.volumes().digest(),
         }
     }
@@ -349,6 +350,8 @@ impl<M: Memory> Replica<M> {
                 return;
             }
         }
+        self.learn_marks(&report.fences);
+        let sb = &self.metadata.wanted;
         let my_tail = self.kept();
         // A promise made after that acknowledgement was written together with what was acknowledged then, and a newer
         // Primary may have cut it since: only without one does the shorter log mean that something was lost.

@@ -52,6 +52,7 @@ impl<M: Memory> Replica<M> {
             failed: self.failed.is_some(),
             disks_hang: self.disks_hang,
             membership: self.own_membership(),
+            fenced: self.is_fenced(self.config.me),
             changing: serving && self.settled_config().is_none(),
             journal_bytes: self.log.ring_bytes(),
             journal_used_bytes: self.log.used_bytes(),
@@ -183,6 +184,7 @@ impl<M: Memory> Replica<M> {
             node: peer.node,
             connection,
             membership: self.membership_of(peer),
+            fenced: self.is_fenced(peer.node),
             ..PeerView::default()
         };
         if self.config.is_witness(peer.node) {
@@ -354,6 +356,11 @@ impl<M: Memory> Replica<M> {
                     Health::Degraded,
                     "a node does not count: it was dropped, or has to join first",
                 )
+            } else if whole && view.peers.iter().any(|p| p.fenced) {
+                (
+                    Health::Degraded,
+                    "a node is fenced: it can not be promoted before repl-fence unfence",
+                )
             } else if whole {
                 (Health::Ok, "")
             } else {
@@ -362,6 +369,12 @@ impl<M: Memory> Replica<M> {
                     "a peer is away or behind: redundancy is lost",
                 )
             };
+        }
+        if view.fenced && view.quorum && view.disk_state == DiskState::UpToDate {
+            return (
+                Health::Degraded,
+                "this node is fenced: it can not be promoted before repl-fence unfence",
+            );
         }
         match view.disk_state {
             DiskState::UpToDate | DiskState::Diskless if view.quorum => (Health::Ok, ""),

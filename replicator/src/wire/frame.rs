@@ -14,6 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::io::DiskError;
 use crate::memory::ALLOC_BLOCKS_MAX;
 use crate::meta::config::ConfigAt;
+use crate::meta::fences::FenceMarks;
 use crate::meta::volumes::Volumes;
 use crate::types::*;
 
@@ -86,6 +87,8 @@ pub struct Report {
     pub config: Option<ConfigAt>,
     /// The epoch history, back to the committed floor at least.
     pub epochs: EpochHistory,
+    /// Who is fenced.
+    pub fences: FenceMarks,
     /// A number that is the same for the same volumes: those of the stores.
     pub volumes: u32,
 }
@@ -99,6 +102,19 @@ pub struct Told {
     pub history: HistoryId,
     /// The config and its record.
     pub config: ConfigAt,
+}
+
+/// Marks for all nodes of who is fenced, and with them the request for an epoch that a fenced node does not own (protocol F1).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fence {
+    /// Comes back in the report; 0 if none is wanted.
+    pub token: u64,
+    /// The epoch to promise to the sender; 0 if none is.
+    pub epoch: Epoch,
+    /// The sender's incarnation.
+    pub incarnation: Incarnation,
+    /// What the sender knows.
+    pub marks: FenceMarks,
 }
 
 /// What nodes say to each other.
@@ -262,6 +278,13 @@ pub enum Frame {
         /// 0 if it is; else an exit code that says why not.
         refused: u32,
     },
+    /// Keep these marks where yours are older, and promise me this epoch, if there is one; answered by [`Frame::Report`].
+    Fence(Box<Fence>),
+    /// You have the best data: become Primary.
+    Stand {
+        /// How long to try, in milliseconds.
+        for_ms: u32,
+    },
     /// Something of a verification.
     Verify(VerifyFrame),
     /// Make room for these volumes. Answered by [`Frame::Prepared`].
@@ -376,6 +399,8 @@ const KIND_RENEW: u16 = 52;
 const KIND_RENEWED: u16 = 53;
 const KIND_PREPARE: u16 = 60;
 const KIND_PREPARED: u16 = 61;
+const KIND_FENCE: u16 = 70;
+const KIND_STAND: u16 = 71;
 
 /// A frame's header, checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -411,6 +436,7 @@ impl FrameHeader {
             KIND_BLOCKS_ASK..=KIND_STAGED,
             KIND_INVITE..=KIND_INVITE,
             KIND_COMPARE..=KIND_RENEWED,
+            KIND_FENCE..=KIND_STAND,
             verify::KIND_ASK..=verify::KIND_VERIFIED,
             KIND_PREPARE..=KIND_PREPARED,
         ];
@@ -450,6 +476,7 @@ impl FrameHeader {
         }
         match self.kind {
             KIND_INVITE => return told::decode(body).map(|t| Frame::Invite(Box::new(t))),
+            KIND_FENCE => return fence::decode(body).map(|f| Frame::Fence(Box::new(f))),
             KIND_PREPARE => return volumes::decode(body),
             KIND_BLOCKS => return resync::decode_blocks(body).map(|b| Frame::Blocks(Box::new(b))),
             KIND_CHANGED => {
@@ -546,6 +573,9 @@ impl FrameHeader {
             KIND_RENEWED => Frame::Renewed {
                 token: a,
                 refused: n.small.get(),
+            },
+            KIND_STAND => Frame::Stand {
+                for_ms: n.small.get(),
             },
             KIND_STAGED => Frame::Staged {
                 epoch: epoch(a)?,
@@ -688,6 +718,11 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
         Frame::Invite(_) => KIND_INVITE,
         Frame::Compare(_) => KIND_COMPARE,
         Frame::Compared(_) => KIND_COMPARED,
+        Frame::Fence(_) => KIND_FENCE,
+        Frame::Stand { for_ms } => {
+            n.small = U32::new(*for_ms);
+            KIND_STAND
+        }
         Frame::Verify(verify) => verify.kind(),
         Frame::Prepare { .. } => KIND_PREPARE,
         Frame::Prepared { token, result } => {
@@ -759,6 +794,7 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
     let body_bytes = match frame {
         Frame::Report(report) => report::encode(report, body),
         Frame::Config(told) | Frame::Invite(told) => told::encode(told, body),
+        Frame::Fence(fence) => fence::encode(fence, body),
         Frame::Prepare { token, volumes } => volumes::encode(*token, volumes, body),
         Frame::Blocks(blocks) => resync::encode_blocks(blocks, body),
         Frame::Changed(changed) => resync::encode_changed(changed, body),
@@ -787,6 +823,7 @@ pub fn encode(frame: &Frame, batch_blocks: u32, out: &mut [u8]) -> usize {
 
 mod compare;
 mod epochs;
+mod fence;
 mod report;
 mod resync;
 #[cfg(test)]

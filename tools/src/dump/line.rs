@@ -63,6 +63,8 @@ pub(super) struct Superblock {
     pub(super) applied: String,
     pub(super) applied_offset: Option<u64>,
     pub(super) damaged_until: Option<String>,
+    /// Those of the nodes in the config that are promised nothing.
+    pub(super) fenced: Vec<String>,
     pub(super) resync: Option<Resync>,
     pub(super) lease_ms: u32,
     pub(super) journal_bytes: u64,
@@ -209,6 +211,9 @@ impl fmt::Display for Superblock {
                 f,
                 "  DAMAGED      counts for nothing until its log reaches {until}"
             )?;
+        }
+        if !self.fenced.is_empty() {
+            writeln!(f, "  fenced       {}", self.fenced.join(", "))?;
         }
         if let Some(resync) = &self.resync {
             let state = if resync.merging {

@@ -136,6 +136,12 @@ fn shown(superblock: &Superblock) -> line::Superblock {
             nodes: nodes.collect(),
         }
     });
+    let nodes = superblock.config.iter().flat_map(|c| &c.config.nodes);
+    let fenced = nodes.filter(|node| {
+        let mut marks = superblock.fences.iter();
+        marks.any(|m| m.mark.is_fenced() && m.is_of(&node.name))
+    });
+    let fenced = fenced.map(|node| node.name.to_string()).collect();
     let volumes = superblock.volumes.iter().map(|(_, volume)| line::Volume {
         name: volume.name.to_string(),
         bytes: volume.bytes,
@@ -157,6 +163,7 @@ fn shown(superblock: &Superblock) -> line::Superblock {
         damaged_until: Some(superblock.damaged_until)
             .filter(|&until| until != RecordId::NONE)
             .map(id),
+        fenced,
         resync: superblock.resync.map(|resync| line::Resync {
             staged: id(resync.staged),
             committed: resync.committed.0,

@@ -5,6 +5,7 @@ mod bounds;
 mod catch_up;
 mod directions;
 mod disk_faults;
+mod fencing;
 mod force;
 mod holding;
 mod holes;

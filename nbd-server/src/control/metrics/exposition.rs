@@ -91,6 +91,17 @@ impl Scrape {
             ("quorum", None, "Whether a majority of the nodes is reached"),
             quorum,
         )?;
+        let own = std::iter::once((status.node.as_str(), status.fenced));
+        let peers = status.peers.iter().map(|p| (p.name.as_str(), p.fenced));
+        let fenced = own.chain(peers);
+        page.gauges(
+            (
+                "fenced",
+                None,
+                "Whether a node is fenced, as far as this node knows",
+            ),
+            fenced.filter_map(|(name, is)| Some(([("node", name)], Number::from(is?)))),
+        )?;
         let suspended = one_of!(Suspended, status.suspended);
         page.word("suspended", "Why I/O is held", "reason", &suspended)?;
         let volumes = &status.volumes;

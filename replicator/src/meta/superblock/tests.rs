@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::journal::testing::{config, superblock};
+use crate::meta::fences::FenceMark;
 
 type Copies = [[u8; BLOCK_BYTES]; COPIES];
 
@@ -24,6 +25,17 @@ fn version(version: u64) -> Superblock {
         committed: Seq(version * 100),
         ..superblock()
     }
+}
+
+/// That the first few nodes are fenced.
+fn marks(fenced: usize) -> StoredMarks {
+    let mut marks = StoredMarks::default();
+    let mut mark = FenceMark::default();
+    for (index, stored) in marks.iter_mut().take(fenced).enumerate() {
+        mark = mark.fenced_anew();
+        *stored = StoredMark::new(&format!("node-{index}"), mark);
+    }
+    marks
 }
 
 /// With every field in use.
@@ -60,6 +72,7 @@ fn full() -> Superblock {
             sizes: std::array::from_fn(|v| v as u64 * 4096),
         }),
         sums_written: 0x0102,
+        fences: marks(3),
         volumes_at: Seq(39),
         labelled: Incarnation(0x0506),
         ..superblock()
@@ -267,7 +280,9 @@ fn the_format_is_this() {
     );
     assert!(block[3361..3368].iter().all(|&b| b == 0));
     assert_eq!(block[3368..3371], [6, 5, 0]);
-    assert!(block[3371..3960].iter().all(|&b| b == 0));
+    assert!(block[3371..3864].iter().all(|&b| b == 0));
+    let fenced: Vec<_> = block[3864..3960].chunks(12).map(|m| m[4]).collect();
+    assert_eq!(fenced, [1, 3, 5, 0, 0, 0, 0, 0]);
     assert_eq!(block[3960..3968], 39u64.to_le_bytes());
     for (volume, bytes) in (0u64..).zip(block[3968..].chunks_exact(8)) {
         assert_eq!(bytes, (volume * 4096).to_le_bytes());
@@ -275,7 +290,7 @@ fn the_format_is_this() {
 }
 
 const GOLDEN: [&str; 28] = [
-    "52504c535550455203000201b2fbdb25",
+    "52504c535550455203000201823fb4eb",
     "02010000000000000370627800000000",
     "00000000000000000000000000000000",
     "00000000000000000000000000000000",
@@ -370,6 +385,7 @@ prop_compose! {
             fork: (small[2] % 2 == 0).then(|| Fork { parent: HistoryId(wide[0] | 1), at: ids[1] }),
             sums_written: version,
             labelled: Incarnation(wide[0]),
+            fences: marks(usize::from(names[0] % 9)),
         }
     }
 }

@@ -37,6 +37,9 @@ impl<M: Memory> Replica<M> {
             candidacy.deadline = candidacy.deadline.max(deadline);
             return;
         }
+        self.end_fencings(&AdminError::Failed(
+            "this node goes on alone, by force".into(),
+        ));
         self.end_candidacy(Err(AdminError::Failed(
             "a forced promotion took the place of this one".into(),
         )));
@@ -112,6 +115,8 @@ impl<M: Memory> Replica<M> {
             wanted.history = history;
         }
         wanted.damaged_until = RecordId::NONE;
+        self.forget_fences();
+        let wanted = &mut self.metadata.wanted;
         let config = wanted.alone_after(self.log.config());
         self.log.fork(config.clone());
         let version = self.promise(epoch, self.config.me);

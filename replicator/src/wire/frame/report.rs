@@ -10,6 +10,7 @@ use super::{
     BODY_BYTES_MAX, EPOCH_HISTORY_MAX, FrameError, Report, epoch, node_from_wire, node_to_wire, seq,
 };
 use crate::meta::config::{ClusterConfig, ConfigAt, RawConfig};
+use crate::meta::fences::{FenceMarks, RawFenceMarks};
 use crate::types::*;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -37,9 +38,10 @@ struct RawReport {
     config: RawConfig,
     volumes: U32,
     reserved: U32,
+    fences: RawFenceMarks,
 }
 
-const _: () = assert!(size_of::<RawReport>() == 880);
+const _: () = assert!(size_of::<RawReport>() == 944);
 const _: () = {
     assert!(offset_of!(RawReport, granted) == 8);
     assert!(offset_of!(RawReport, uuid) == 16);
@@ -61,6 +63,7 @@ const _: () = {
     assert!(offset_of!(RawReport, epoch_count) == 150);
     assert!(offset_of!(RawReport, config) == 152);
     assert!(offset_of!(RawReport, volumes) == 872);
+    assert!(offset_of!(RawReport, fences) == 880);
 };
 const _: () = assert!(size_of::<RawReport>() + EPOCH_HISTORY_MAX * EPOCH_BYTES <= BODY_BYTES_MAX);
 
@@ -108,6 +111,7 @@ pub(super) fn decode(body: &[u8]) -> Result<Report, FrameError> {
         damaged: flag(DAMAGED),
         inconsistent: flag(INCONSISTENT),
         demoted: epoch(raw.demoted.get())?,
+        fences: FenceMarks::from_raw(&raw.fences).ok_or(FrameError::Field)?,
         config,
         epochs,
         volumes: raw.volumes.get(),
@@ -147,6 +151,7 @@ pub(super) fn encode(report: &Report, out: &mut [u8]) -> usize {
             .config
             .as_ref()
             .map_or_else(RawConfig::empty, |c| c.config.to_raw()),
+        fences: report.fences.to_raw(),
         volumes: U32::new(report.volumes),
         reserved: U32::new(0),
     };

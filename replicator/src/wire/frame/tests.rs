@@ -6,6 +6,7 @@ use crate::journal::log::TableAt;
 use crate::journal::testing::config;
 use crate::meta::config::Name;
 use crate::store::block_set::BlockSet;
+use crate::meta::fences::FenceMark;
 use crate::store::sums::BlockSum;
 
 /// Header, body and how many blocks of a batch follow.
@@ -68,7 +69,17 @@ fn report() -> Report {
         }),
         epochs: [id(1, 1), id(8, 9)].into_iter().collect(),
         volumes: 19,
+        fences: marks(0x13),
     }
+}
+
+/// That each node whose bit is set is fenced.
+fn marks(fenced: u8) -> FenceMarks {
+    let mut marks = FenceMarks::default();
+    for node in (0..8).filter(|n| fenced >> n & 1 == 1) {
+        marks.learn(NodeId(node), FenceMark::default().fenced_anew());
+    }
+    marks
 }
 
 fn volumes() -> Volumes {
@@ -94,6 +105,16 @@ fn every_kind() -> Vec<(Frame, u32)> {
     vec![
         (Frame::Report(Box::new(report())), 0),
         (Frame::Ask { token: 3 }, 0),
+        (
+            Frame::Fence(Box::new(Fence {
+                token: 4,
+                epoch,
+                incarnation: Incarnation(1 << 99),
+                marks: marks(0x82),
+            })),
+            0,
+        ),
+        (Frame::Stand { for_ms: 30_000 }, 0),
         (
             Frame::Promise {
                 token: 4,
@@ -520,10 +541,10 @@ fn fields_that_no_node_can_mean_are_refused() {
         ("an epoch fewer than said", 150, &[3], FrameError::Length),
         ("an epoch more than said", 150, &[1], FrameError::Length),
         ("65535 epochs", 150, &[0xff, 0xff], FrameError::Length),
-        ("epochs that do not rise", 880 + 16, &[1], FrameError::Field),
+        ("epochs that do not rise", 944 + 16, &[1], FrameError::Field),
         (
             "records that do not rise",
-            880 + 24,
+            944 + 24,
             &[1],
             FrameError::Field,
         ),
@@ -560,7 +581,7 @@ fn the_format_is_this() {
     };
     assert_eq!(hex(&encoded(&append, 0x0103)[..16]), APPEND);
     let bytes = encoded(&Frame::Report(Box::new(report())), 0);
-    let config_ends = FRAME_HEADER_BYTES + 880;
+    let config_ends = FRAME_HEADER_BYTES + 944;
     assert_eq!(hex(&bytes[..208]), REPORT);
     assert_eq!(
         hex(&bytes[config_ends..]),
@@ -584,8 +605,8 @@ const HEARTBEAT: [&str; 6] = [
 ];
 const APPEND: [&str; 1] = ["5250464d0600380003010000266f3eb5"];
 const REPORT: [&str; 13] = [
-    "5250464d01009003000000003612c035",
-    "00000000000000000000000096db28b1",
+    "5250464d0100d00300000000abb43b90",
+    "0000000000000000000000000ec95104",
     "01000000000000000200000000000000",
     "03000000000000000000000000000000",
     "04000000000000000000000000000000",
@@ -642,6 +663,7 @@ prop_compose! {
                 config: config(numbers[0].max(1)),
             }),
             epochs: epochs.into_iter().map(|n| id(n, n * 2)).collect(),
+            fences: marks(u8::from(flags[0]) << 7 | u8::from(flags[1])),
             volumes: small,
         }
     }
@@ -656,12 +678,12 @@ proptest! {
 
     #[test]
     fn no_bytes_make_it_panic(
-        kind in prop_oneof![0u8..16, 20u8..27, 40u8..48],
+        kind in prop_oneof![0u8..16, 20u8..27, 40u8..48, 60u8..62, 70u8..72],
         batch_blocks in prop_oneof![Just(0u32), 1u32..600, any::<u32>()],
         body in prop_oneof![
             proptest::collection::vec(any::<u8>(), 0..BODY_BYTES_MAX),
             proptest::collection::vec(any::<u8>(), 56),
-            (0usize..66).prop_map(|epochs| vec![0; 872 + 16 * epochs]),
+            (0usize..66).prop_map(|epochs| vec![0; 944 + 16 * epochs]),
             any::<u8>().prop_map(|fill| vec![fill; 768]),
             (any::<u8>(), prop_oneof![Just(24usize), Just(48), 56usize..80]).prop_map(|(fill, n)| vec![fill; n]),
         ],
