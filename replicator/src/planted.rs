@@ -181,8 +181,6 @@ bugs! {
         VerifyTrustsTable,
     }
     7 {
-        /// A block that its disk does not keep is an error, though a peer has it.
-        WornIsLost,
         /// A record commits when every connected peer has it, also under `ack = "majority"`.
         CommitWaitsForAll,
         /// A read of what was just written waits until every connected peer has that.

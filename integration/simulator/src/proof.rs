@@ -79,7 +79,7 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::WindowFromJournal
         | Bug::RepairTrusted
         | Bug::GroupMissed => 400,
-        Bug::ResyncUncommitted | Bug::WornIsLost => 700,
+        Bug::ResyncUncommitted => 700,
         Bug::RecordsUnchecked
         | Bug::ForgottenPromise
         | Bug::BlankGrantCounts

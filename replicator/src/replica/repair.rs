@@ -261,9 +261,6 @@ impl<M: Memory> Replica<M> {
                     continue;
                 }
             };
-            if worn && planted!(WornIsLost) {
-                self.lose(volume, block, "its disk does not keep it");
-            }
             // Without memory for somebody a block that is in place is read from there.
             let lent = self.rewritten(volume, block) || self.lend(volume, block, data.as_ref());
             if lent || !worn {
