@@ -80,6 +80,16 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::RepairTrusted
         | Bug::GroupMissed => 400,
         Bug::ResyncUncommitted => 700,
+        // Of these it was not measured how many they take.
+        Bug::KeptForgotten
+        | Bug::StaleCompared
+        | Bug::DoubtForgotten
+        | Bug::InPlaceUnmarked
+        | Bug::OpenedUnsaid
+        | Bug::InconsistentFed
+        | Bug::InconsistentPromoted
+        | Bug::GivenUpUnasked
+        | Bug::SameIncarnation => 2000,
         Bug::RecordsUnchecked
         | Bug::ForgottenPromise
         | Bug::BlankGrantCounts

@@ -43,10 +43,11 @@ impl Cluster {
         self.wipe(node);
         let config = self.nodes[node].config.clone();
         let mut disks = self.format(&config, true);
-        let sizes = self.options.volumes.iter().map(|b| b * BLOCK_BYTES_U64);
-        let mut table = SumTable::new(Table::Stores, sizes);
-        for (volume, store) in (0..).zip(&stores) {
-            let size = self.options.volumes[usize::from(volume)];
+        let volumes = self.first_volumes();
+        let sizes: Vec<u64> = volumes.iter().map(|(_, v)| v.bytes).collect();
+        let mut table = SumTable::new(Table::Stores, sizes.iter().copied());
+        for ((volume, store), bytes) in (0..).zip(&stores).zip(sizes) {
+            let size = bytes / BLOCK_BYTES_U64;
             for (block, bytes) in store.written().filter(|(b, _)| *b < size) {
                 let mut bytes = bytes.to_vec();
                 if rng.chance(3) {

@@ -4,12 +4,13 @@ use super::*;
 
 impl<M: Memory> Replica<M> {
     pub(super) fn resync_save_begin(&mut self) {
+        let ids: Vec<_> = self.volumes().iter().map(|(id, _)| id).collect();
         let resync = self.resync.as_mut().expect("it is pumped");
         resync.unsaved_bytes = 0;
-        if resync.is_direct() {
-            let volumes = resync.stage.volumes();
-            resync.phase = Phase::Save(Save::Data(u32::from(volumes)));
-            for volume in (0..volumes).map(VolumeId) {
+        if resync.is_direct() && !ids.is_empty() {
+            let volumes = u32::try_from(ids.len()).expect("at most 16 volumes");
+            resync.phase = Phase::Save(Save::Data(volumes));
+            for volume in ids {
                 self.resync_disk(DiskOp::StoreFlush { volume });
             }
         } else {
