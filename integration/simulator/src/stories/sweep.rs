@@ -90,21 +90,26 @@ fn down(busy: bool) -> Cluster {
     c
 }
 
-/// Whether all copies of C's superblock are the same, and none is being written.
-fn is_settled(c: &Cluster) -> bool {
+/// Whether all copies of C's superblock are the same.
+fn is_whole(c: &Cluster) -> bool {
     let read = read_superblock(&mut Reading(&c.nodes[C].disks.meta));
-    let written = c.nodes[C].flights.values().any(Flight::is_of_meta);
-    !written && read.is_ok_and(|chosen| chosen.whole)
+    read.is_ok_and(|chosen| chosen.whole)
+}
+
+/// The same, and none is being written.
+fn is_settled(c: &Cluster) -> bool {
+    !c.nodes[C].flights.values().any(Flight::is_of_meta) && is_whole(c)
 }
 
 /// C is down in the midst of a resync, of which it has saved something.
 fn down_in_resync() -> Cluster {
     for tenths in 0..400 {
         let mut c = super::resync::some_time_into_it(1, tenths);
-        if !is_settled(&c) {
+        c.crash(C, KILL);
+        // Else a write of the superblock was under way.
+        if !is_whole(&c) {
             continue;
         }
-        c.crash(C, KILL);
         let staged = found(&c, C)
             .is_ok_and(|r| r.superblock.resync.is_some_and(|m| !m.merging) && r.staged.is_some());
         if staged && c.nodes[C].disks.sums.written().count() > 4 {

@@ -5,8 +5,8 @@ use crate::io::VolumeTrouble;
 use crate::journal::log::TableAt;
 use crate::journal::testing::config;
 use crate::meta::config::Name;
-use crate::store::block_set::BlockSet;
 use crate::meta::fences::FenceMark;
+use crate::store::block_set::BlockSet;
 use crate::store::sums::BlockSum;
 
 /// Header, body and how many blocks of a batch follow.
