@@ -277,9 +277,9 @@ pub struct Usage {
 /// How full the queues and shares of the data thread are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Queues {
-    /// The shares of the memory, in blocks: what clients send and read, batches of the core, what is being applied, batches of peers,
+    /// The shares of the memory, in blocks: what clients send and read, blocks that they cover in part, batches of the core, what is being applied, batches of peers,
     /// connections' own buffers.
-    pub memory: [Usage; 5],
+    pub memory: [Usage; 6],
     /// Blocks of answers to reads that were not sent yet.
     pub read_answers: Usage,
     /// Operations that the ring has.

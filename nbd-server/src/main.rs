@@ -27,9 +27,6 @@ use replicator::types::NodeId;
 use replicator::{AckPolicy, Replica, ReplicaConfig};
 use tracing_subscriber::EnvFilter;
 
-/// Client requests that the core works on at the same time, at most.
-const REQUESTS_MAX: u32 = 1024;
-
 /// The daemon of the replicated disk: serves the volumes over NBD on the Primary, keeps a copy everywhere.
 #[derive(Parser)]
 #[command(name = "repld", version, about)]
@@ -136,7 +133,7 @@ fn run(args: &Args) -> Result<(), Failure> {
         meta: node.meta_path(),
         places: places::of(&config, node)?,
         memory_bytes: config.policy.memory_bytes,
-        requests_max: REQUESTS_MAX,
+        requests_max: reactor::REQUESTS_MAX,
         disk_timeout_ms: config.policy.disk_timeout_ms,
         control,
         recorder: Recorder::from_environment().map_err(Failure::failed)?,
@@ -262,7 +259,7 @@ fn replica_config(config: &Config, me: usize) -> Result<ReplicaConfig, Failure> 
             Ack::Majority => AckPolicy::Majority,
             Ack::All => AckPolicy::All,
         },
-        requests_max: REQUESTS_MAX,
+        requests_max: reactor::REQUESTS_MAX,
         drop_after_ms: config.policy.drop_after_ms,
         without_room: match config.policy.resync_without_room {
             WithoutRoom::Wait => replicator::WithoutRoom::Wait,

@@ -13,6 +13,9 @@ use crate::types::BLOCK_BYTES;
 pub enum Purpose {
     /// Payload of client requests and the answers to reads.
     Client,
+    /// What blocks hold that a request covers in part, a block each. Two for each request that the core takes are always enough; with
+    /// fewer, requests that have all other memory could wait for these for ever.
+    Edge,
     /// Batches of small writes, control records, journal reads for catch-up and for clients' reads.
     Core,
     /// Journal reads of what is being applied, and nothing else: each window of an apply gives all of it back, so the next

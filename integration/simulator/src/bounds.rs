@@ -491,6 +491,7 @@ impl Cluster {
         }
         for (purpose, kept) in [
             (Purpose::Client, 0),
+            (Purpose::Edge, 0),
             (Purpose::Core, 4 + PAGES_MAX),
             (Purpose::Peer, 0),
             (Purpose::Apply, 0),

@@ -14,8 +14,8 @@ const POISON: u8 = 0xc5;
 /// How much of each share is in use.
 #[derive(Debug)]
 struct Pool {
-    total: [u32; 4],
-    used: [Cell<u32>; 4],
+    total: [u32; 5],
+    used: [Cell<u32>; 5],
 }
 
 #[derive(Debug)]
@@ -188,15 +188,16 @@ fn share(purpose: Purpose) -> usize {
         Purpose::Core => 1,
         Purpose::Peer => 2,
         Purpose::Apply => 3,
+        Purpose::Edge => 4,
     }
 }
 
 impl SimMemory {
-    /// Shares for clients, core, peers and applies, in blocks.
-    pub(crate) fn new(total: [u32; 4]) -> Self {
+    /// Shares for clients, core, peers and applies, in blocks, and what so many requests cover in part.
+    pub(crate) fn new([clients, core, peers, applies]: [u32; 4], requests_max: u32) -> Self {
         Self(Rc::new(Pool {
-            total,
-            used: [const { Cell::new(0) }; 4],
+            total: [clients, core, peers, applies, 2 * requests_max],
+            used: [const { Cell::new(0) }; 5],
         }))
     }
 

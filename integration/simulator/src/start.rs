@@ -91,7 +91,7 @@ impl Cluster {
             }
         };
         self.check_recovered(node, &recovered);
-        let memory = SimMemory::new(self.options.shares);
+        let memory = SimMemory::new(self.options.shares, self.options.requests_max);
         let mut seed = [0; 32];
         for word in seed.chunks_exact_mut(8) {
             word.copy_from_slice(&self.rng.identity.next().to_le_bytes());

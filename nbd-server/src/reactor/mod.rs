@@ -74,6 +74,9 @@ pub const OPERATIONS_MAX: u32 = (1 + disk::OPERATIONS_MAX + 2 * (CLIENTS_MAX + P
 /// The least memory that the data path works with.
 pub const MEMORY_BYTES_MIN: u64 = 32 << 20;
 
+/// Client requests that the core works on at the same time, at most.
+pub const REQUESTS_MAX: u32 = 1024;
+
 /// Blocks of connections' own buffers, and of the disks' zeroes and the readers that are used at start.
 const CONNECTION_BLOCKS: u32 = CLIENTS_MAX as u32 * (link::BULK_BLOCKS + 1)
     + PEERS_MAX as u32 * (link::BULK_BLOCKS + peer::FRAME_BLOCKS)
@@ -327,6 +330,7 @@ pub fn data_path_bytes(memory_bytes: u64) -> u64 {
     let sizes = sizes(memory_bytes.max(MEMORY_BYTES_MIN));
     let parts = [
         sizes.client_blocks,
+        sizes.edge_blocks,
         sizes.core_blocks,
         sizes.apply_blocks,
         sizes.peer_blocks,
@@ -342,6 +346,7 @@ pub fn sizes(memory_bytes: u64) -> PoolSizes {
     let part = |parts: u64| u32::try_from(blocks * parts / 16).unwrap_or(u32::MAX / 16);
     PoolSizes {
         client_blocks: part(5),
+        edge_blocks: 2 * REQUESTS_MAX,
         core_blocks: part(4),
         apply_blocks: part(2),
         peer_blocks: part(5),

@@ -22,9 +22,9 @@ use replicator::types::BLOCK_BYTES;
 use super::runs::{CHUNK_BLOCKS, Runs};
 use crate::handle::Usage;
 
-const SHARES: usize = 5;
+const SHARES: usize = 6;
 /// The driver's own share: receive buffers and frames of connections.
-const CONNECTIONS: usize = 4;
+const CONNECTIONS: usize = 5;
 
 /// What a byte of a freed block is in debug builds.
 const POISON: u8 = 0xdb;
@@ -34,6 +34,8 @@ const POISON: u8 = 0xdb;
 pub struct PoolSizes {
     /// [`Purpose::Client`].
     pub client_blocks: u32,
+    /// [`Purpose::Edge`].
+    pub edge_blocks: u32,
     /// [`Purpose::Core`].
     pub core_blocks: u32,
     /// Of [`Purpose::Apply`].
@@ -86,6 +88,7 @@ impl Pool {
     pub fn new(sizes: &PoolSizes) -> io::Result<Self> {
         let counts = [
             sizes.client_blocks,
+            sizes.edge_blocks,
             sizes.core_blocks,
             sizes.apply_blocks,
             sizes.peer_blocks,
@@ -147,7 +150,7 @@ impl Pool {
         self.total_bytes() - free
     }
 
-    /// How much of each share is lent, in blocks: of clients, core, applies, peers and connections.
+    /// How much of each share is lent, in blocks: of clients, edges, core, applies, peers and connections.
     pub fn shares(&self) -> [Usage; SHARES] {
         std::array::from_fn(|share| {
             let runs = self.shared.shares[share].runs.borrow();
@@ -187,9 +190,10 @@ impl Pool {
 fn share_of(purpose: Purpose) -> usize {
     match purpose {
         Purpose::Client => 0,
-        Purpose::Core => 1,
-        Purpose::Apply => 2,
-        Purpose::Peer => 3,
+        Purpose::Edge => 1,
+        Purpose::Core => 2,
+        Purpose::Apply => 3,
+        Purpose::Peer => 4,
     }
 }
 
@@ -451,6 +455,7 @@ mod tests {
     fn small_pool() -> Pool {
         Pool::new(&PoolSizes {
             client_blocks: 1,
+            edge_blocks: 1,
             core_blocks: 1,
             apply_blocks: 1,
             peer_blocks: 1,

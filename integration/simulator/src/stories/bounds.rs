@@ -6,6 +6,7 @@ use replicator::types::Seq;
 use replicator::wire::frame::{Changed, Frame};
 
 use super::*;
+use crate::client::Kind;
 use crate::drive::JOURNAL;
 
 #[test]
@@ -31,6 +32,27 @@ fn a_peer_whose_disk_hangs_is_not_sent_the_whole_journal() {
         let sent = c.sent(A, C) - before;
         assert!((900..1024 + 2 * 129).contains(&sent), "{sent}");
     }
+}
+
+#[test]
+fn writes_that_cover_blocks_in_part_go_on_when_writes_have_all_memory() {
+    // Each has to read the blocks at its ends first, and all together have all the memory that there is for requests.
+    let shares = [700, 800, 1100, 400];
+    let mut c = serving(
+        1,
+        Options {
+            shares,
+            ..Options::default()
+        },
+    );
+    let owned = Kind::Write { owned: true };
+    let writes: Vec<u64> = (0..6)
+        .map(|n| c.request(A, owned, 0, 4 * 40 * n + 1..4 * 40 * n + 4 * 231 + 3))
+        .collect();
+    for write in writes {
+        assert_eq!(c.outcome(write, 5 * SECOND), Some(Outcome::Done));
+    }
+    c.conclude();
 }
 
 #[test]

@@ -224,9 +224,10 @@ impl Scrape {
         let limits = limits.filter_map(|(name, (_, limit))| Some(([("queue", *name)], (*limit)?)));
         page.gauges(("queue_limit", None, "How much a queue takes"), limits)?;
 
-        let [client, core, apply, peer, connection] = queues.memory;
+        let [client, edge, core, apply, peer, connection] = queues.memory;
         let shares = [
             ("client", client),
+            ("edge", edge),
             ("core", core),
             ("apply", apply),
             ("peer", peer),

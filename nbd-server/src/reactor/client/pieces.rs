@@ -345,6 +345,7 @@ mod tests {
     fn a_write_is_cut_smaller_when_no_large_gap_is_free() {
         let mut pool = Pool::new(&PoolSizes {
             client_blocks: 1,
+            edge_blocks: 1,
             core_blocks: 1,
             apply_blocks: 1,
             peer_blocks: 1,

@@ -34,6 +34,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let sizes = PoolSizes {
             client_blocks: 1,
+            edge_blocks: 1,
             core_blocks: 2048,
             apply_blocks: 1,
             peer_blocks: 1,

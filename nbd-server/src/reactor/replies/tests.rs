@@ -9,6 +9,7 @@ const COOKIE: Cookie = Cookie(7);
 fn pool() -> Pool {
     Pool::new(&PoolSizes {
         client_blocks: 256,
+        edge_blocks: 1,
         core_blocks: 1,
         apply_blocks: 1,
         peer_blocks: 1,

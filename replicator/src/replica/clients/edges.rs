@@ -90,7 +90,7 @@ impl<M: Memory> Replica<M> {
             edge.content = None;
         }
         if edge.content.is_none() {
-            edge.content = self.memory.alloc(Purpose::Client, 1);
+            edge.content = self.memory.alloc(Purpose::Edge, 1);
         }
         let Some(content) = edge.content.as_mut() else {
             return false;

@@ -68,7 +68,7 @@ impl<M: Memory> Replica<M> {
                     volume: v, edges, ..
                 } if *v == volume => {
                     for edge in edges.iter_mut().flatten().filter(|e| e.waits_for(block)) {
-                        edge.content = self.memory.alloc(Purpose::Client, 1);
+                        edge.content = self.memory.alloc(Purpose::Edge, 1);
                         let Some(content) = &mut edge.content else {
                             all = false;
                             continue;

@@ -24,6 +24,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let pool = Pool::new(&PoolSizes {
             client_blocks: 16,
+            edge_blocks: 1,
             core_blocks: 16,
             apply_blocks: 1,
             peer_blocks: 1,
