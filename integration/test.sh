@@ -30,7 +30,7 @@ packages=(
     nbdkit:nbdkit nft:nftables linux.uml:user-mode-linux debugfs:e2fsprogs /usr/bin/python3:python3
     /usr/lib/python3/dist-packages/prometheus_client:python3-prometheus-client
     /usr/lib/postgresql/15/bin/postgres:postgresql-15
-    corosync:corosync pacemakerd:pacemaker crm_mon:pacemaker-cli-utils ocf-tester:resource-agents xmllint:libxml2-utils
+    corosync:corosync pacemakerd:pacemaker crm_mon:pacemaker-cli-utils crm:crmsh ocf-tester:resource-agents xmllint:libxml2-utils
     arping:iputils-arping
 )
 

@@ -6,7 +6,7 @@
 #   integration/real/cluster.sh [ROUNDS]
 . "$(dirname "$0")/lib.sh"
 need_root
-need corosync pacemakerd crm_mon crm_resource cibadmin crm_verify stonith_admin nbdfuse losetup fusermount3 mkfs.ext4 unshare nsenter ip arping xmllint
+need corosync pacemakerd crm crm_mon crm_resource cibadmin crm_verify stonith_admin nbdfuse losetup fusermount3 mkfs.ext4 unshare nsenter ip arping xmllint
 [ -e /dev/fuse ] || skip "no /dev/fuse"
 [ -x /usr/lib/ocf/resource.d/heartbeat/IPaddr2 ] || skip "no resource agents (package resource-agents)"
 unshare --net --mount --pid --fork true 2> /dev/null || skip "no namespaces of one's own here"
@@ -174,7 +174,7 @@ whole_again() { on "$1" repl-fence --config "$T/pbx.toml" status > "$T/fences" 2
 
 for i in 1 2 3; do
     n=${names[i - 1]}
-    mkdir -p "$T/$n"/{host,data,etc/corosync,var/lib/corosync,var/log/{corosync,pacemaker}} "$T/$n"/var/lib/pacemaker/{blackbox,cib,cores,pengine}
+    mkdir -p "$T/$n"/{host,data,etc/corosync,var/lib/corosync,var/log/{corosync,pacemaker,crmsh}} "$T/$n"/var/lib/pacemaker/{blackbox,cib,cores,pengine}
     cp "$T/corosync.conf" "$T/$n/etc/corosync/"
     cp "$T/cib.xml" "$T/$n/var/lib/pacemaker/cib/"
     chmod 600 "$T/$n/var/lib/pacemaker/cib/cib.xml"
@@ -200,6 +200,18 @@ touch "$T/answered"
 wait_for 60 "the service is there" goes_on 20
 say "the service answers, on $(promoted "$first")"
 on "$first" crm_verify -L -V || die "the cluster's configuration"
+
+say "the configuration in docs/pacemaker.md is one"
+sed '/^```$/,/^```$/!d; /^```/d' "$here/../../docs/pacemaker.md" > "$T/page.crm"
+cat > "$T/page.xml" << END
+<cib crm_feature_set="3.16.1" validate-with="pacemaker-3.9" epoch="1" num_updates="0" admin_epoch="0">
+ <configuration><crm_config/><nodes/><resources/><constraints/></configuration><status/>
+</cib>
+END
+on "$first" env CIB_file="$T/page.xml" crm -F configure load update "$T/page.crm" > "$T/page.log" 2>&1 || die "the page's configuration"
+! grep -i error "$T/page.log" || die "the page's configuration has errors"
+on "$first" crm_verify -x "$T/page.xml" -V || die "the page's configuration is not valid"
+[ "$(grep -c '<primitive' "$T/page.xml")" = 5 ] || die "the page's resources are not all there"
 
 for ((round = 1; round <= rounds; round++)); do
     for n in "${names[@]}"; do

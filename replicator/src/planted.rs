@@ -141,8 +141,6 @@ bugs! {
         DroppedToldEarly,
         /// The lease is that of the newest config alone, while a change is pending (L1).
         LeaseOfNewAlone,
-        /// A node is fenced once enough voters keep the mark: whether they promised anything does not matter (F1).
-        FenceByMarks,
         /// A fence lasts until the next promotion: whoever asks then is promised (F1).
         FencedIsPromised,
         /// The rules of before fall away as soon as a change is committed, whether a restart would know that or not (M3).

@@ -104,7 +104,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("invalidate", 35, 12, invalidate),
     attack("confirm a stop", 20, 15, confirm_stopped),
     attack("fence", 40, 8, fence),
-    attack("unfence", 50, 20, unfence),
+    attack("unfence", 100, 12, unfence),
     attack("failover", 20, 18, failover),
     attack("connect", 100, 14, connect),
     attack("change of volumes", 30, 8, change_volumes),

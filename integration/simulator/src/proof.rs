@@ -61,7 +61,6 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::LaterEpochTaken
         | Bug::NumbersUnchecked
         | Bug::DroppedToldEarly
-        | Bug::FenceByMarks
         | Bug::FencedIsPromised
         | Bug::LeaseOfNewAlone
         | Bug::ForkServesEarly => 200,

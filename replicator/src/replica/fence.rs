@@ -480,7 +480,7 @@ impl<M: Memory> Replica<M> {
         if fencing.aim == Aim::Unfence {
             return Step::Ends(Ok(()));
         }
-        if self.is_out(peer, &keepers) || planted!(FenceByMarks) {
+        if self.is_out(peer, &keepers) {
             return self.is_done(fencing);
         }
         let name = self.config.nodes[usize::from(peer.0)];

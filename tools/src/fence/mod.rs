@@ -61,6 +61,11 @@ enum Verb {
         /// The node's name
         #[arg(value_name = "NODE")]
         target: String,
+        /// NODE is off, for certain: where two data nodes are all there is, that stands for its vote
+        ///
+        /// Only for who has cut its power, and knows that it is cut. If NODE still runs, what its clients write is lost.
+        #[arg(long)]
+        confirmed_off: bool,
         /// How long to try
         #[arg(long, value_name = "SECS", default_value_t = 30,
               value_parser = clap::value_parser!(u64).range(1..=86_400))]
@@ -141,7 +146,15 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let name = cli.node.map_or_else(host_name, Ok)?;
     let (_, node) = config.node(&name)?;
     match cli.verb {
-        Verb::Fence { target, timeout } => {
+        Verb::Fence {
+            target,
+            confirmed_off,
+            timeout,
+        } => {
+            if confirmed_off {
+                let peer = peer_of(&config, node, &target)?;
+                send(node, &Request::ConfirmStopped { peer })?;
+            }
             fence(&config, node, &target, timeout)?;
             say(&format!(
                 "{target} is fenced: it commits nothing, and is not promoted before repl-fence unfence {target}\n"
@@ -174,13 +187,19 @@ fn named<'a>(config: &'a Config, node: &Node, name: &str) -> Result<&'a Node, Fa
     })
 }
 
-fn fence(config: &Config, node: &Node, target: &str, timeout: u64) -> Result<(), Failure> {
+/// Another node than the one that is asked.
+fn peer_of(config: &Config, node: &Node, target: &str) -> Result<String, Failure> {
     let peer = named(config, node, target)?.name.clone();
     if peer == node.name {
         return Err(Failure::Failed(format!(
             "{peer} can not fence itself: run repl-fence on another node, or with --node for another one's repld here"
         )));
     }
+    Ok(peer)
+}
+
+fn fence(config: &Config, node: &Node, target: &str, timeout: u64) -> Result<(), Failure> {
+    let peer = peer_of(config, node, target)?;
     let timeout_ms = timeout * 1000;
     send(node, &Request::Fence { peer, timeout_ms })
 }
