@@ -132,7 +132,8 @@ fn identified(meta: &mut impl BlockRead, config: &ReplicaConfig) -> Result<Chose
     Ok(chosen)
 }
 
-/// Reads the disks of a data node.
+/// Reads the disks of a data node. What is read is taken for durable, so the driver has to flush each file before: what a process
+/// wrote that was killed may be in a device's cache only.
 ///
 /// # Errors
 /// If they can not be this node's, or can not be read at all. Damage that a peer can mend is no error: the node starts,

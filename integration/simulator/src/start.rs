@@ -70,6 +70,8 @@ impl Cluster {
         n.next_fate = [None; KINDS];
         n.wrapped = None;
         n.wanted.fill(true);
+        // The driver flushes each file as it opens it: what is read is durable.
+        n.disks.flush_all();
         let meta = &mut Reading(&n.disks.meta);
         let recovered = if n.config.is_witness(n.config.me) {
             recover_witness(meta, &n.config)

@@ -64,7 +64,7 @@ pub struct DirectFile {
 }
 
 impl DirectFile {
-    /// Opens an existing file or device for reading and writing.
+    /// Opens an existing file or device for reading and writing, and makes durable what is in it.
     ///
     /// # Errors
     /// It can not be opened so.
@@ -84,6 +84,9 @@ impl DirectFile {
                 },
                 _ => other(error),
             })?;
+        // A process before this one may have been killed while what it wrote was in the device's cache only. What is read here is relied
+        // on as durable, and so it has to be.
+        file.sync_all().map_err(other)?;
         let bytes = file.seek(SeekFrom::End(0)).map_err(other)?;
         if let Some(sector_bytes) = sector_bytes(&file)
             && sector_bytes > BLOCK_BYTES as u64
