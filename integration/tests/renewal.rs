@@ -44,8 +44,8 @@ fn a_node_begins_with_an_image_that_was_carried_by_hand() {
     // What is copied is no image of one moment, and what it lacks or has too much is found.
     scene.cluster.kill(2).expect("killed");
     let (from, to) = (scene.cluster.data_dir(1), scene.cluster.data_dir(2));
-    std::fs::remove_dir_all(&to).expect("wiped");
-    std::fs::create_dir_all(&to).expect("a directory");
+    std::fs::remove_dir_all(to).expect("wiped");
+    std::fs::create_dir_all(to).expect("a directory");
     for store in ["db.img", "recordings.img"] {
         std::fs::copy(from.join(store), to.join(store)).expect("carried");
     }

@@ -184,6 +184,9 @@ fn the_digest_is_about_what_must_be_equal() {
     let base = digest(SMALL);
     for same in [
         SMALL.replace("16MiB", "32MiB"),
+        // What volumes there are is said by the logs.
+        SMALL.replace("\"db\"", "\"dc\""),
+        SMALL.replace("64MiB", "65MiB"),
         SMALL.replace("/d/%n", "/elsewhere"),
         format!("{SMALL}[policy]\nlease_ms = 500\n"),
     ] {
@@ -193,8 +196,6 @@ fn the_digest_is_about_what_must_be_equal() {
         SMALL.replace("\"r\"", "\"s\""),
         SMALL.replace("\"a\"", "\"c\""),
         SMALL.replace("7001", "7003"),
-        SMALL.replace("\"db\"", "\"dc\""),
-        SMALL.replace("64MiB", "65MiB"),
     ] {
         assert_ne!(digest(&other), base);
     }

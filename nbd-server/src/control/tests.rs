@@ -13,6 +13,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EventFd;
+use replicator::meta::config::Name;
+use replicator::meta::volumes::VolumeRecord;
 use replicator::types::{NodeId, Time};
 use replicator::view::{ConnectionState, DiskState, Health, PeerView, Role};
 use tempfile::TempDir;
@@ -43,7 +45,14 @@ impl Daemon {
         let listeners = Listeners::bind(&config.nodes[me]).unwrap();
         let (sender, from_control) = channel();
         let (to_control, from_data) = mpsc::unbounded_channel();
-        let snapshot = Arc::new(Mutex::new(Snapshot::default()));
+        let volumes = config.volumes.iter().map(|v| VolumeRecord {
+            name: Name::from(&v.name).unwrap(),
+            bytes: v.size_bytes,
+        });
+        let snapshot = Arc::new(Mutex::new(Snapshot {
+            volumes: Arc::new(volumes.collect()),
+            ..Snapshot::default()
+        }));
         let data = DataHandle {
             sender,
             bell: Arc::new(EventFd::new().unwrap()),
