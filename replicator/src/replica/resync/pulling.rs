@@ -34,6 +34,8 @@ impl<M: Memory> Replica<M> {
         if resync.source != Some(conn) || resync.phase != Phase::Ask || resync.token != from.token {
             return;
         }
+        // What came before it and was not looked at yet is of an earlier stream.
+        self.incoming.retain(|i| i.conn != conn);
         let others = resync.in_place && from.volumes.volumes != own;
         if !resync.is_of(&from.volumes.volumes) || others != resync.other_volumes {
             // What is staged is of other volumes: it begins anew with these, once there is room for them.
