@@ -25,6 +25,7 @@ use crate::rng::Streams;
 use crate::verifying::Verifying;
 use crate::volumes::Shrinking;
 use crate::watch::Watch;
+use crate::withheld::Withheld;
 
 pub(crate) const US: u64 = 1_000;
 pub(crate) const MS: u64 = 1_000_000;
@@ -214,6 +215,8 @@ pub(crate) struct Cluster {
     /// The nodes whose durable data may be harmed.
     pub(crate) victims: Vec<usize>,
     pub(crate) operations: u64,
+    /// Questions of resyncs whose newest answer was empty.
+    pub(crate) withheld: Vec<Withheld>,
     /// How many resyncs came to their end.
     pub(crate) resyncs: u64,
     /// How often a node went on without an image of its own.
@@ -268,6 +271,7 @@ impl Cluster {
             faults: [0; ATTACKS.len()],
             victims: Vec::new(),
             operations: 0,
+            withheld: Vec::new(),
             resyncs: 0,
             resyncs_in_place: 0,
             stuck: false,

@@ -74,6 +74,7 @@ impl Cluster {
             return None;
         }
         self.unfence_all(nodes);
+        let began = self.now;
         let mut said = Vec::new();
         for attempt in 0..40 {
             let node = data[attempt % data.len()];
@@ -97,7 +98,7 @@ impl Cluster {
         }
         if self.too_few_are_left()
             || self.too_many_are_lost(nodes)
-            || self.bad_block_holds_up(nodes)
+            || self.bad_block_holds_up(nodes, began)
             || self.never_heard(nodes)
         {
             return None;
@@ -164,6 +165,7 @@ impl Cluster {
             let replica = c.nodes[primary].replica.as_ref();
             replica.is_none_or(|r| !r.exports_wait())
         });
+        let began = self.now;
         // What was held up by a slow link may still make the lease lapse for a moment.
         let mut outcome = None;
         for _ in 0..10 {
@@ -174,7 +176,7 @@ impl Cluster {
             }
             self.run_for(300 * MS);
         }
-        let held_up = core.len() > 1 && self.bad_block_holds_up(&core);
+        let held_up = core.len() > 1 && self.bad_block_holds_up(&core, began);
         assert!(
             held_up || self.checks.is_beyond() || outcome == Some(Outcome::Done),
             "with {core:?} healthy, a write at {primary} came to {outcome:?}"

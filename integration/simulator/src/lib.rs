@@ -35,5 +35,6 @@ mod stories;
 mod verifying;
 mod volumes;
 mod watch;
+mod withheld;
 
 pub use cli::main;

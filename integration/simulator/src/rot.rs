@@ -178,16 +178,6 @@ impl Cluster {
         !(block..block + blocks).all(good)
     }
 
-    /// Whether one of these nodes is past the others' journals and waits for a block that is bad, while the nodes that have a good
-    /// copy are not among them.
-    pub(crate) fn bad_block_holds_up(&self, nodes: &[usize]) -> bool {
-        let all = nodes.len() == self.nodes.len();
-        let rots = nodes
-            .iter()
-            .any(|&n| n < self.options.nodes && self.rots(n));
-        rots && !all && nodes.iter().any(|&n| self.nodes[n].resyncs)
-    }
-
     /// Whether a resync waits for a block that is bad where it comes from, while a record that changes that block waits for the
     /// resync to be committed. The peers have the newer contents only.
     pub(crate) fn bad_source_holds_up(&self, primary: usize) -> bool {
@@ -206,6 +196,10 @@ impl Cluster {
         data: Option<&SimBuffer>,
     ) {
         let asked = self.net.conns[conn].asked[1 - side].remove(&token);
+        if let Some(asked) = asked.filter(|_| given.is_some()) {
+            let target = self.net.conns[conn].nodes[1 - side];
+            self.answers_resync((node, target), asked, !sums.is_empty());
+        }
         if self.nodes[node].hurt || self.checks.is_beyond() || sums.is_empty() {
             return;
         }

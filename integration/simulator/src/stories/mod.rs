@@ -25,6 +25,7 @@ mod rules;
 mod sweep;
 mod verify;
 mod volumes;
+mod withheld;
 mod witness_rules;
 mod words;
 mod worn;

@@ -21,7 +21,7 @@ fn replace(c: &mut Cluster, node: usize, peer: usize) -> AdminResult {
 }
 
 /// A and B have written more than their journals hold while C was away; C has no room for it.
-fn without_room(seed: u64) -> Cluster {
+pub(super) fn without_room(seed: u64) -> Cluster {
     let options = Options {
         without_room: WithoutRoom::InPlace,
         ..Options::default()
@@ -41,12 +41,12 @@ fn without_room(seed: u64) -> Cluster {
     c
 }
 
-fn is_inconsistent(c: &Cluster, node: usize) -> bool {
+pub(super) fn is_inconsistent(c: &Cluster, node: usize) -> bool {
     c.nodes[node].view.disk_state == DiskState::Inconsistent
 }
 
 #[test]
-fn without_room_it_goes_in_place_and_is_inconsistent_until_it_is_whole() {
+pub(super) fn without_room_it_goes_in_place_and_is_inconsistent_until_it_is_whole() {
     for seed in 0..4 {
         let mut c = without_room(seed);
         c.nodes[C].slow[STORE] = 50;
