@@ -87,14 +87,6 @@ bugs! {
         ZeroesFirst,
         /// A resync brings the newest that there is, whether it is committed or not (C2).
         ResyncUncommitted,
-        /// What a resync found to be the same in the stores did not change (C2).
-        KeptForgotten,
-        /// What was the same when it was asked for still is when the answer comes (C2).
-        StaleCompared,
-        /// A resync goes straight to the stores before the superblock says that they are no image (C3).
-        InPlaceUnmarked,
-        /// Blocks are written in place while the table of checksums still says what they were (C3).
-        OpenedUnsaid,
         /// A node whose stores are no image is fed from where its log ends (C3).
         InconsistentFed,
         /// A node whose stores are no image is promoted like any other (C3).

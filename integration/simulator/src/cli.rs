@@ -36,10 +36,10 @@ struct Args {
     /// How many at the same time (else one per core)
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Plant each bug of the table in the core, or only this one, and see that it is found
+    /// Plant each bug of the table in the core, or only these, and see that it is found
     #[cfg(feature = "planted")]
-    #[arg(long, value_name = "BUG", num_args = 0..=1, conflicts_with_all = ["seconds", "seed"])]
-    planted: Option<Option<String>>,
+    #[arg(long, value_name = "BUG", num_args = 0.., conflicts_with_all = ["seconds", "seed"])]
+    planted: Option<Vec<String>>,
     /// Plant those bugs that are found fast
     #[cfg(feature = "planted")]
     #[arg(long, conflicts_with_all = ["seconds", "seed", "planted"])]
@@ -167,8 +167,8 @@ fn proof(_: &Args) -> Option<Totals> {
 fn proof(args: &Args) -> Option<Totals> {
     use crate::proof::{Which, prove};
     let which = match &args.planted {
-        Some(Some(name)) => Which::One(name),
-        Some(None) => Which::All,
+        Some(names) if names.is_empty() => Which::All,
+        Some(names) => Which::Named(names),
         None if args.planted_sample => Which::Sample,
         None => return None,
     };

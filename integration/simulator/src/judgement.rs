@@ -244,11 +244,12 @@ impl Cluster {
         self.must_write(primary, 0, 3, 2);
         let mut fed = self.run_until(30 * SECOND, |c| c.fed(primary));
         if !fed {
-            // A resync waits for blocks that the source's disk does not keep: that is replaced.
+            // A resync waits for blocks that the source's disk does not keep: that is replaced. For a minute after it was
+            // last mended such a block is not put in place again.
             for node in &mut self.nodes {
                 node.disks.stores.iter_mut().for_each(Disk::renew);
             }
-            fed = self.run_until(30 * SECOND, |c| c.fed(primary));
+            fed = self.run_until(90 * SECOND, |c| c.fed(primary));
         }
         assert!(
             fed,

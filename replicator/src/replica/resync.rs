@@ -652,9 +652,6 @@ impl<M: Memory> Replica<M> {
             (resync.source, resync.total_bytes) = (before.source, before.total_bytes);
             resync.phase = Phase::Spoil(version);
         }
-        if planted!(InPlaceUnmarked) {
-            self.resync_clear();
-        }
     }
 
     /// The volumes change while something is brought to the stores: it begins anew, with what is there.

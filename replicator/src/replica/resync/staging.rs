@@ -123,7 +123,7 @@ impl<M: Memory> Replica<M> {
         if let Some(known) = resync.known.as_mut() {
             known.had = had;
         }
-        if opened && !planted!(OpenedUnsaid) {
+        if opened {
             resync.phase = Phase::Open(Open::Pages);
         }
     }
@@ -388,7 +388,7 @@ impl<M: Memory> Replica<M> {
             self.give_up(conn, reason, false);
             return true;
         }
-        if stale && !planted!(StaleCompared) {
+        if stale {
             resync.asks_again(index);
             return true;
         }
@@ -414,7 +414,7 @@ impl<M: Memory> Replica<M> {
         for group in groups {
             let at = usize::try_from(group * GROUP_BLOCKS - first).expect("256 blocks");
             let end = blocks.sums.len().min(at + GROUP_BLOCKS as usize);
-            if !in_place && (at..end).any(kept) && !planted!(KeptForgotten) {
+            if !in_place && (at..end).any(kept) {
                 resync.stage.mark(ask.volume, group);
             }
         }
