@@ -100,7 +100,7 @@ impl Scrape {
                 None,
                 "Whether a node is fenced, as far as this node knows",
             ),
-            fenced.filter_map(|(name, is)| Some(([("node", name)], Number::from(is?)))),
+            fenced.filter_map(|(name, is)| Some(([("fenced_node", name)], Number::from(is?)))),
         )?;
         let suspended = one_of!(Suspended, status.suspended);
         page.word("suspended", "Why I/O is held", "reason", &suspended)?;
