@@ -9,6 +9,7 @@ use nbd_server::lock::DataDirLock;
 use tempfile::TempDir;
 
 use super::{CreateError, create};
+use replicator::store::sums::STRIPE_BYTES;
 
 fn config(dir: &Path, volume: &str) -> Config {
     let dir = dir.display();
@@ -44,7 +45,11 @@ fn a_fresh_node_is_whole_and_reads_as_zeroes() {
         "the journal has to be written, not sparse"
     );
     let sums = fs::metadata(node.sums_path()).unwrap();
-    assert_eq!(sums.len(), 4 * 19 * 4096, "19 pages of 56 groups of 64 KiB");
+    assert_eq!(
+        sums.len(),
+        STRIPE_BYTES,
+        "19 pages of 56 groups of 64 KiB: one stripe"
+    );
     assert!(sums.blocks() * 512 >= sums.len(), "its room is reserved");
     let stage = fs::metadata(node.stage_path()).unwrap();
     assert_eq!((stage.len(), stage.blocks()), (64 << 20, 0));
