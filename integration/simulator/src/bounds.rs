@@ -19,7 +19,8 @@ use crate::resync::Image;
 const JOURNAL_WRITES_MAX: usize = 4;
 const JOURNAL_READS_MAX: usize = 64;
 const META_WRITES_MAX: usize = 2;
-const STORE_WRITES_MAX: usize = 32;
+/// Of an apply, or of a resync in place; and one that makes room for what volumes are to become.
+const STORE_WRITES_MAX: usize = 32 + 1;
 
 /// Batches given to a connection that have not left, at most: live ones, and what one read of the journal brings.
 const QUEUE_MAX: usize = 64 + 128;

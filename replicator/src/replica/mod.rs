@@ -162,6 +162,8 @@ pub struct Replica<M: Memory> {
     resync: Option<Resync>,
     /// Operations of this and earlier ones that have not ended.
     resync_flying: u32,
+    /// Writes of what a resync brought that wait for others to end, each with the serial of its resync.
+    resync_backlog: VecDeque<(u64, DiskOp<M::Buffer>)>,
     /// What is emptied of the stage and its sums.
     discards: Vec<(SideFile, u64, u64)>,
     /// A resync was given up: once this version of the superblock is durable, what it staged is waste.
@@ -323,6 +325,7 @@ impl<M: Memory> Replica<M> {
             verify: Verify::new(),
             resync,
             resync_flying: 0,
+            resync_backlog: VecDeque::new(),
             discards: Vec::new(),
             stage_is_waste: None,
             restart: None,

@@ -133,6 +133,14 @@ impl<B> Repairs<B> {
         self.worn_at.is_some_and(|at| now.since(at) < AGAIN_NS)
     }
 
+    /// Whether a disk does not keep this block: it was mended again and again.
+    pub(super) fn is_worn(&self, volume: VolumeId, block: u64, now: Time) -> bool {
+        let same = |&&(v, b, at): &&(VolumeId, u64, Time)| {
+            (v, b) == (volume, block) && now.since(at) < AGAIN_NS
+        };
+        self.recent.iter().filter(same).count() >= MENDED_MAX
+    }
+
     /// Whether there is nothing to be seen to.
     pub(super) fn is_idle(&self) -> bool {
         self.list.is_empty()
@@ -168,12 +176,7 @@ impl<M: Memory> Replica<M> {
         {
             return;
         }
-        let mended = self
-            .repairs
-            .recent
-            .iter()
-            .filter(|&&(v, b, at)| (v, b) == (volume, block) && self.now.since(at) < AGAIN_NS);
-        let worn = mended.count() >= MENDED_MAX;
+        let worn = self.repairs.is_worn(volume, block, self.now);
         let name = self.volume_name(volume);
         if worn {
             self.repairs.worn += 1;
@@ -262,7 +265,11 @@ impl<M: Memory> Replica<M> {
                 }
             };
             // Without memory for somebody a block that is in place is read from there.
-            let lent = self.rewritten(volume, block) || self.lend(volume, block, data.as_ref());
+            let rewritten = self.rewritten(volume, block);
+            if worn && !rewritten {
+                self.serve_lent(volume, block, data.as_ref());
+            }
+            let lent = rewritten || self.lend(volume, block, data.as_ref());
             if lent || !worn {
                 self.repairs.list.swap_remove(index);
             } else {
@@ -389,6 +396,7 @@ impl<M: Memory> Replica<M> {
             ));
         }
         self.fail_reads_of(volume, block);
+        self.serve_lost(volume, block);
     }
 
     /// An answer that may be for a repair; `false` if it is not.

@@ -44,6 +44,9 @@ const SAVE_BYTES: u64 = 64 << 20;
 /// or after so many leases, if there is any.
 const SAVE_LEASES: u64 = 2;
 
+/// Writes of what it brings that are under way, at most.
+const WRITES_MAX: u32 = 32;
+
 /// A question that a peer could not answer is asked again after this long.
 const RETRY_NS: u64 = 200_000_000;
 
@@ -753,11 +756,24 @@ impl<M: Memory> Replica<M> {
         self.disk(Pending::Resync { serial }, op);
     }
 
+    /// Writes what it brought, at once only so much: one answer can be many pieces.
+    fn pump_backlog(&mut self) {
+        while self.resync_flying < WRITES_MAX
+            && let Some((serial, op)) = self.resync_backlog.pop_front()
+        {
+            // What was given up meanwhile is not written any more.
+            if self.resync.as_ref().is_some_and(|r| r.serial == serial) {
+                self.resync_disk(op);
+            }
+        }
+    }
+
     /// An operation of a resync ended.
     pub(super) fn resync_done(&mut self, serial: u64, result: Result<(), DiskError>) {
         let now = self.now;
         self.resync_flying -= 1;
         self.next_discard();
+        self.pump_backlog();
         if self.resync.as_ref().is_none_or(|r| r.serial != serial) {
             return;
         }

@@ -52,6 +52,8 @@ struct Plan<B> {
     from_store: BlockSet,
     left: u32,
     failed: BlockSet,
+    /// What the disk does not keep, and a peer is asked for.
+    waits: BlockSet,
     generation: u64,
     changed: Seq,
     through: Seq,
@@ -172,7 +174,10 @@ impl<M: Memory> Replica<M> {
         self.serves.retry_at = None;
         while let Some(front) = self.serves.queue.front() {
             if front.plan.is_some() {
-                return;
+                if self.serve_waits() {
+                    return;
+                }
+                continue;
             }
             let conn = front.conn;
             // One of two nodes may know of larger volumes first.
@@ -414,6 +419,7 @@ impl<M: Memory> Replica<M> {
             from_store,
             left,
             failed: BlockSet::default(),
+            waits: BlockSet::default(),
             generation,
             changed,
             through,
@@ -452,7 +458,7 @@ impl<M: Memory> Replica<M> {
         let Some(front) = self.serves.queue.front_mut() else {
             return;
         };
-        let (volume, block) = (front.volume, front.block);
+        let (conn, volume, block) = (front.conn, front.volume, front.block);
         let Some(mut plan) = front.plan.take() else {
             return;
         };
@@ -482,12 +488,115 @@ impl<M: Memory> Replica<M> {
                 self.serves.serial += 1;
                 return;
             }
-            for b in bad {
+            let worn = bad
+                .iter()
+                .all(|&b| self.repairs.is_worn(volume, b, self.now));
+            for &b in &bad {
                 self.found_bad(volume, b);
+            }
+            if worn && self.peer_of(conn).is_some_and(|p| p.staging) {
+                // It would be asked for in vain again and again.
+                for (n, &at) in (0..).zip(&plan.given) {
+                    if bad.contains(&(block + u64::from(at))) {
+                        plan.waits.add(n, 1);
+                    }
+                }
+                if let Some(front) = self.serves.queue.front_mut() {
+                    front.plan = Some(plan);
+                }
+                return;
             }
             self.serve_nothing();
             return;
         }
+        self.serve_given(plan);
+    }
+
+    /// Whether the first answer is still being made. It may wait for copies of blocks that the disk does not keep.
+    fn serve_waits(&mut self) -> bool {
+        let Some(front) = self.serves.queue.front() else {
+            return false;
+        };
+        let Some(plan) = front.plan.as_ref().filter(|p| !p.waits.is_empty()) else {
+            return true;
+        };
+        let (volume, first) = (front.volume, front.block);
+        let waits: ArrayVec<u64, ASKED_BLOCKS_MAX> = plan
+            .waits
+            .iter()
+            .map(|n| first + u64::from(plan.given[n as usize]))
+            .collect();
+        let moot = plan.generation != self.applier.generation
+            || !self.may_serve()
+            || waits.iter().any(|&b| self.rewritten(volume, b));
+        if moot {
+            self.serve_nothing();
+            return false;
+        }
+        // Only so many are seen to at once: the others follow.
+        for b in waits {
+            self.found_bad(volume, b);
+        }
+        true
+    }
+
+    /// A peer's copy of a block, or zeroes, for an answer that waits for it.
+    pub(super) fn serve_lent(&mut self, volume: VolumeId, block: u64, data: Option<&M::Buffer>) {
+        let generation = self.applier.generation;
+        let Some(front) = self.serves.queue.front_mut() else {
+            return;
+        };
+        let first = front.block;
+        let Some(plan) = front.plan.as_mut() else {
+            return;
+        };
+        let at_block = |n: &u32| first + u64::from(plan.given[*n as usize]) == block;
+        let found = plan.waits.iter().find(at_block);
+        let Some(n) = found.filter(|_| front.volume == volume && plan.generation == generation)
+        else {
+            return;
+        };
+        let at = usize::from(plan.given[n as usize]);
+        let place = n as usize * BLOCK_BYTES;
+        let target = &mut plan.buffer.bytes_mut()[place..place + BLOCK_BYTES];
+        match data {
+            Some(data) => {
+                target.copy_from_slice(&data.bytes()[..BLOCK_BYTES]);
+                plan.sums[at] = BlockSum::of(volume, block, target);
+            }
+            None => {
+                target.fill(0);
+                plan.sums[at] = BlockSum::ZERO;
+            }
+        }
+        let mut waits = BlockSet::default();
+        for other in plan.waits.iter().filter(|&other| other != n) {
+            waits.add(other, 1);
+        }
+        plan.waits = waits;
+        if plan.waits.is_empty()
+            && let Some(plan) = front.plan.take()
+        {
+            self.serve_given(plan);
+        }
+    }
+
+    /// Nobody has a good copy of a block: an answer that waits for it is none.
+    pub(super) fn serve_lost(&mut self, volume: VolumeId, block: u64) {
+        let waits = self.serves.queue.front().is_some_and(|front| {
+            let plan = front.plan.as_ref().filter(|_| front.volume == volume);
+            plan.is_some_and(|p| {
+                let at = |n: u32| front.block + u64::from(p.given[n as usize]);
+                p.waits.iter().any(|n| at(n) == block)
+            })
+        });
+        if waits {
+            self.serve_nothing();
+        }
+    }
+
+    /// All that the first answer holds is good.
+    fn serve_given(&mut self, plan: Plan<M::Buffer>) {
         let mut given = BlockSet::default();
         for &at in &plan.given {
             given.add(u32::from(at), 1);

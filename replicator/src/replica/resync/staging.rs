@@ -170,7 +170,9 @@ impl<M: Memory> Replica<M> {
                 may_deallocate: true,
             },
         };
-        self.resync_disk(op);
+        let serial = self.resync.as_ref().map_or(0, |r| r.serial);
+        self.resync_backlog.push_back((serial, op));
+        self.pump_backlog();
     }
 
     pub(super) fn stage_batch(&mut self, conn: ConnId, buffer: &M::Buffer) -> bool {
