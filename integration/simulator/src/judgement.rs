@@ -249,7 +249,12 @@ impl Cluster {
             for node in &mut self.nodes {
                 node.disks.stores.iter_mut().for_each(Disk::renew);
             }
-            fed = self.run_until(90 * SECOND, |c| c.fed(primary));
+            // A node trusts such a disk again a minute after it was last found not to keep a block.
+            fed = self.run_until(100 * SECOND, |c| c.fed(primary));
+        }
+        // What nobody has can not be brought.
+        if !fed && self.bad_block_holds_up(&self.all(), self.now - 5 * SECOND) {
+            return;
         }
         assert!(
             fed,
