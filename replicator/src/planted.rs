@@ -89,10 +89,6 @@ bugs! {
         ResyncUncommitted,
         /// A node whose stores are no image is fed from where its log ends (C3).
         InconsistentFed,
-        /// A node whose stores are no image is promoted like any other (C3).
-        InconsistentPromoted,
-        /// Who gives his data up asks nobody: the others have it (C4).
-        GivenUpUnasked,
         /// Who gives his data up stays who he was (C4, S3).
         SameIncarnation,
         /// A target in resync is not told of changes that the Primary's stores lack yet (C2).
@@ -163,8 +159,6 @@ bugs! {
         SumsAfterFloor,
         /// A block from a peer is taken in place of a bad one whatever it holds.
         RepairTrusted,
-        /// A sum that may be older than the store is compared with a peer's like any other.
-        DoubtForgotten,
         /// Copies are compared as they are, whether or not the nodes have applied the same records.
         VerifyUnaligned,
         /// What a verification compares is what was recorded of the blocks; nobody reads them.

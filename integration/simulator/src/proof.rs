@@ -58,12 +58,12 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::LaterEpochTaken
         | Bug::NumbersUnchecked
         | Bug::DroppedToldEarly
-        | Bug::FencedIsPromised
         | Bug::LeaseOfNewAlone
         | Bug::ForkServesEarly
         | Bug::TableForgotten
         | Bug::RoomAsItIs
-        | Bug::InconsistentFed => 200,
+        | Bug::InconsistentFed
+        | Bug::SameIncarnation => 200,
         // These need a rare fault, or two at a time.
         Bug::ForkKeepsHistory
         | Bug::CutAcknowledged
@@ -78,13 +78,9 @@ fn seeds(bug: Bug) -> u64 {
         | Bug::WindowFromJournal
         | Bug::RepairTrusted
         | Bug::GroupMissed
-        | Bug::VerifyUnaligned => 400,
+        | Bug::VerifyUnaligned
+        | Bug::FencedIsPromised => 400,
         Bug::ResyncUncommitted => 700,
-        // Of these it was not measured how many they take.
-        Bug::DoubtForgotten
-        | Bug::InconsistentPromoted
-        | Bug::GivenUpUnasked
-        | Bug::SameIncarnation => 2000,
         Bug::RecordsUnchecked
         | Bug::ForgottenPromise
         | Bug::BlankGrantCounts

@@ -74,7 +74,7 @@ impl<M: Memory> Replica<M> {
             self.out.push_back(Output::AdminReply { id, result });
             return;
         }
-        if self.inconsistent() && !planted!(InconsistentPromoted) {
+        if self.inconsistent() {
             let result = Err(self.why_inconsistent());
             self.out.push_back(Output::AdminReply { id, result });
             return;

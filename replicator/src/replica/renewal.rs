@@ -59,7 +59,7 @@ impl<M: Memory> Replica<M> {
         }
         let (token, next) = (self.next_token(), Incarnation(self.random_wide()));
         let asks = self.following.filter(|_| !self.released).map(|f| f.conn);
-        let asks = asks.filter(|_| self.counts() && !planted!(GivenUpUnasked));
+        let asks = asks.filter(|_| self.counts());
         self.renewal = Some(Renewal {
             id,
             deadline,
