@@ -24,6 +24,9 @@ impl Cluster {
         }
         self.nodes[node].renews |= matches!(command, AdminCommand::Invalidate { .. });
         self.note_fencing(id, command);
+        if let AdminCommand::ConfirmStopped { peer } = command {
+            self.told_off(node, usize::from(peer.0));
+        }
         if let AdminCommand::Drop { .. }
         | AdminCommand::Replace { .. }
         | AdminCommand::Fence { .. }

@@ -44,6 +44,8 @@ struct Watched {
     promised: u64,
     granted: u64,
     support: Option<Support>,
+    /// An operator answered to it that this node is off, then.
+    told_off: Option<(usize, u64)>,
     /// The heartbeat that was handed in last on each connection: epoch, number, when, its lease.
     heard: BTreeMap<usize, (u64, u64, u64, u64)>,
     reign: Reign,
@@ -324,6 +326,11 @@ impl Cluster {
         }
     }
 
+    /// An operator tells a node that another one is off, and it is.
+    pub(crate) fn told_off(&mut self, node: usize, peer: usize) {
+        self.watch.nodes[node].told_off = Some((peer, self.now));
+    }
+
     fn reports(&mut self, node: usize, to: usize, report: &Report) {
         self.keeps_marks(node, &report.fences);
         self.checks.acknowledges(node, report.tail.seq.0);
@@ -356,7 +363,9 @@ impl Cluster {
         };
         // Half of the drift bound, for the voter's clock against this one.
         let over = support.at + support.lease_ns * 1005 / 1000;
+        let is_off = |(of, at): (usize, u64)| of == support.primary && at >= support.at;
         let free = support.primary == to
+            || self.watch.nodes[node].told_off.is_some_and(is_off)
             || self.options.loose_clocks
             || self.checks.ended_cleanly(support.epoch)
             || self.checks.newest_epoch() > support.epoch;
