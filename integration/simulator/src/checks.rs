@@ -563,7 +563,7 @@ impl Checks {
 
     /// A node's superblock says that what a resync brought is its image, through a record (C2): that is committed, and nothing that the node
     /// has is newer. Its log begins anew there.
-    pub(crate) fn merges(&mut self, node: usize, epoch: u64, seq: u64) {
+    pub(crate) fn merges(&mut self, node: usize, (epoch, seq): (u64, u64), hurt: bool) {
         if self.beyond {
             return;
         }
@@ -576,7 +576,7 @@ impl Checks {
         let tail = log.batches.values().rev().find(|j| j.durable);
         let tail = tail.map_or((0, 0), |j| (j.batch.epoch, j.batch.last));
         assert!(
-            tail <= (epoch, seq),
+            hurt || tail <= (epoch, seq),
             "C2: node {node} has a log through {tail:?}, and gives it up for {epoch}.{seq}"
         );
         self.logs[node].checked = seq;

@@ -131,7 +131,10 @@ impl Cluster {
         match merges {
             Some(staged) => {
                 self.trace(|| format!("-- what {node} staged through {staged} is its image"));
-                self.checks.merges(node, staged.epoch.0, staged.seq.0);
+                // Disks that were rolled back are those of before, with what they say of themselves.
+                let hurt = self.nodes[node].hurt;
+                self.checks
+                    .merges(node, (staged.epoch.0, staged.seq.0), hurt);
             }
             None => {
                 if !was_in_place {

@@ -259,12 +259,17 @@ impl Cluster {
     /// All of a Primary was read: what could be mended is.
     pub(crate) fn nothing_bad_is_left(&self, primary: usize) {
         let n = &self.nodes[primary];
-        let others = (0..self.options.nodes).filter(|&n| n != primary && self.is_fed(primary, n));
-        if n.hurt || others.count() == 0 {
+        let others =
+            || (0..self.options.nodes).filter(|&n| n != primary && self.is_fed(primary, n));
+        if n.hurt {
             return;
         }
         for (volume, store) in n.disks.stores.iter().enumerate() {
-            let bad = |&b: &u64| self.is_bad(primary, volume, b) && !store.is_worn(b);
+            let bad = |&b: &u64| {
+                self.is_bad(primary, volume, b)
+                    && !store.is_worn(b)
+                    && others().any(|other| !self.is_bad(other, volume, b))
+            };
             let left = store.harmed().find(bad);
             assert!(
                 left.is_none(),

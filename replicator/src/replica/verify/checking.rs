@@ -14,7 +14,9 @@ use crate::memory::{Buffer, Memory, Purpose};
 use crate::store::block_set::BlockSet;
 use crate::store::sums::BlockSum;
 use crate::types::*;
-use crate::wire::frame::{CHECKED_BLOCKS_MAX, CheckAsk, Checked, Frame, Mend, VerifyFrame};
+use crate::wire::frame::{
+    BAD_NAMED_MAX, CHECKED_BLOCKS_MAX, CheckAsk, Checked, Frame, Mend, VerifyFrame,
+};
 
 /// Questions of one peer at once, at most. It has one, and may ask another one when the first takes too long.
 const ASKS_MAX: usize = 4;
@@ -394,12 +396,13 @@ impl<M: Memory> Replica<M> {
         let small = |n: usize| u16::try_from(n).expect("896 blocks");
         checked.digest = found.digest;
         checked.unknown = found.unknown;
-        checked.blocks = u16::try_from(blocks.end - blocks.start).expect("896 blocks");
-        checked.bad = small(front.bad.len());
+        let checked_blocks = u16::try_from(blocks.end - blocks.start).expect("896 blocks");
+        checked.blocks = checked_blocks;
+        // The volume may have been made smaller while it was read.
+        let bad = || front.bad.iter().copied().filter(|&n| n < checked_blocks);
+        checked.bad = small(bad().count());
         checked.left = front.left.min(checked.bad);
-        checked
-            .named
-            .extend(front.bad.iter().copied().take(checked.named.capacity()));
+        checked.named.extend(bad().take(BAD_NAMED_MAX));
         let exact = checked.as_of == front.ask.as_of || planted!(VerifyUnaligned);
         if front.ask.sums && exact {
             checked.sums = self.sums.sums_of(front.ask.volume, blocks).collect();
