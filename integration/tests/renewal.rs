@@ -61,6 +61,14 @@ fn a_node_begins_with_an_image_that_was_carried_by_hand() {
     result.unwrap_or_else(|error| panic!("{error}"));
     let refused = scene.cluster.ctl(2, &["promote", "--timeout", "1"], BOUND);
     assert_eq!(refused.expect("answers").code, exit::NO_DATA);
+    let met = scene
+        .cluster
+        .wait_status(0, "the Primary knows the new one", BOUND, |status| {
+            status
+                .peer("pbx-c")
+                .is_some_and(|p| p.membership.as_deref() == Some("out"))
+        });
+    met.unwrap_or_else(|error| panic!("{error}"));
     let (code, said) = scene.confirmed(0, &["replace", "pbx-c"], "pbx-c\n");
     assert_eq!((code, said.as_str()), (exit::DONE, ""));
     scene.await_caught_up(2, 0);
@@ -112,6 +120,15 @@ fn nodes_that_were_left_behind_give_their_data_up_and_are_three_again() {
     for node in [0, 1] {
         scene.cluster.kill(node).expect("killed");
     }
+    let gone = scene
+        .cluster
+        .wait_status(2, "it knows that both are gone", BOUND, |status| {
+            ["pbx-a", "pbx-b"].into_iter().all(|name| {
+                let peer = status.peer(name);
+                peer.is_some_and(|p| p.connection.as_deref() == Some("Connecting"))
+            })
+        });
+    gone.unwrap_or_else(|error| panic!("{error}"));
     let forced = scene.confirmed(2, &["promote", "--force"], "pbx\n");
     assert_eq!(forced, (exit::DONE, String::new()));
     let load = scene.work(2, streams);
