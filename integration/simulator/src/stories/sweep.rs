@@ -356,8 +356,3 @@ fn whatever_is_flipped(begin: fn() -> Cluster) {
 fn whatever_is_flipped_a_busy_node_ends_with_everything_or_does_not_start() {
     whatever_is_flipped(|| down(true));
 }
-
-#[test]
-fn whatever_is_flipped_a_node_in_resync_ends_with_everything_or_does_not_start() {
-    whatever_is_flipped(down_in_resync);
-}
