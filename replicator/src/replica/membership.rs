@@ -299,8 +299,14 @@ impl<M: Memory> Replica<M> {
     /// Whether a config could commit with the nodes that are there, of the members with those that get on.
     fn can_go_on(&self, config: &ClusterConfig) -> bool {
         let patience = self.patience_ns();
+        // Who is given nothing by the newest config can not get on: of him it counts that he is there.
+        let newest = self.log.config().map(|c| &c.config);
+        let is_fed = |n: &Standing| {
+            let now = newest.and_then(|c| c.standing(n.incarnation));
+            now.is_some_and(Standing::is_fed)
+        };
         let hangs = |n: &Standing| {
-            let since = self.lags_since(n);
+            let since = self.lags_since(n).filter(|_| is_fed(n));
             since.is_some_and(|at| self.now.since(at) >= patience)
         };
         let members = config.nodes.iter().filter(|n| n.member);

@@ -305,6 +305,30 @@ fn a_joining_node_counts_for_nothing() {
 }
 
 #[test]
+fn a_drop_that_another_loss_overtakes_is_taken_back() {
+    // C is being dropped, and B dies before that is committed: neither A and B nor A and C are a majority of both configs.
+    let mut taken_back = 0;
+    for delay in 0..12 {
+        let mut c = serving(delay, options(3, 1));
+        c.must_write(A, 0, 3, 2);
+        c.run_for(SECOND);
+        let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
+        c.admin(A, AdminCommand::Drop { peer, deadline });
+        c.run_for(delay * 100 * US);
+        c.crash(B, POWER);
+        let write = c.write(A, 0, 9, 1);
+        let done = c.outcome(write, 15 * SECOND) == Some(Outcome::Done);
+        let dropped = c.stands(A, C) == Membership::Out && !c.nodes[A].view.changing;
+        assert!(done || dropped, "delay {delay}: {:?}", c.nodes[A].view);
+        taken_back += usize::from(said(&c, A, "is taken back"));
+        c.restart(B);
+        c.until_fed(A);
+        c.conclude();
+    }
+    assert!(taken_back > 0);
+}
+
+#[test]
 fn a_return_that_breaks_off_is_taken_back() {
     // B returns, and dies in the very moment in which it is to count again.
     let mut taken_back = 0;
