@@ -207,13 +207,6 @@ fn one(seed: u64, trace: bool) -> Totals {
     totals
 }
 
-/// Seeds that are known to fail for a reason that is understood and not mended yet.
-fn open_findings() -> impl Iterator<Item = u64> {
-    const OPEN: &str = include_str!("../open.txt");
-    let lines = OPEN.lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(|line| line.split_whitespace().next()?.parse().ok())
-}
-
 fn many(args: &Args, started: Instant) -> Totals {
     // What fails is told once, with its seed; it need not be told by every thread.
     std::panic::set_hook(Box::new(|_| {}));
@@ -244,10 +237,6 @@ fn many(args: &Args, started: Instant) -> Totals {
                         return;
                     }
                     let seed = from.wrapping_add(index);
-                    if open_findings().any(|known| known == seed) {
-                        println!("seed {seed} is left out: it is known to fail, see open.txt");
-                        continue;
-                    }
                     let result = attempt(seed, false).and_then(|tally| {
                         if index.is_multiple_of(TWICE) {
                             twice(seed, &tally)?;

@@ -37,6 +37,10 @@ const SLOW_NS: u64 = 200_000_000;
 /// So many of the blocks that were mended last are remembered for that.
 const REMEMBERED_MAX: usize = 256;
 
+/// A block of which nobody had a good copy is not asked for again within this, because a peer asks for it: that peer has the same
+/// bad block, and would be asked.
+const VAIN_NS: u64 = 1_000_000_000;
+
 /// One that was asked and is slow is waited for this long.
 const LATE_NS: u64 = 3 * PATIENCE_NS;
 
@@ -81,6 +85,8 @@ pub(super) struct Repairs<B> {
     list: Vec<Repair<B>>,
     /// What was mended last, and when.
     recent: VecDeque<(VolumeId, u64, Time)>,
+    /// What nobody had a good copy of, and when it was asked for last.
+    vain: VecDeque<(VolumeId, u64, Time)>,
     /// Bad blocks found since the start.
     pub(super) found: u64,
     /// Those that were mended.
@@ -97,6 +103,7 @@ impl<B> Repairs<B> {
         Self {
             list: Vec::with_capacity(REPAIRS_MAX),
             recent: VecDeque::with_capacity(REMEMBERED_MAX),
+            vain: VecDeque::with_capacity(REMEMBERED_MAX),
             found: 0,
             mended: 0,
             lost: 0,
@@ -169,7 +176,25 @@ impl<B> Repairs<B> {
     }
 }
 
+/// Of a bounded list of what happened, the oldest is forgotten.
+fn remember(list: &mut VecDeque<(VolumeId, u64, Time)>, what: (VolumeId, u64, Time)) {
+    if list.len() == REMEMBERED_MAX {
+        list.pop_front();
+    }
+    list.push_back(what);
+}
+
 impl<M: Memory> Replica<M> {
+    /// A block that a peer asked for is not what it should be.
+    pub(super) fn found_bad_for_peer(&mut self, volume: VolumeId, block: u64) {
+        let mut vain = self.repairs.vain.iter();
+        let was_vain =
+            vain.any(|&(v, b, at)| (v, b) == (volume, block) && self.now.since(at) < VAIN_NS);
+        if !was_vain {
+            self.found_bad(volume, block);
+        }
+    }
+
     /// A block of a store is not what it should be.
     pub(super) fn found_bad(&mut self, volume: VolumeId, block: u64) {
         if self.repairs.concern(volume, block, block + 1) || self.repairs.list.len() >= REPAIRS_MAX
@@ -389,6 +414,7 @@ impl<M: Memory> Replica<M> {
     /// Nothing can be done about a block: whoever waits for it gets an error.
     fn lose(&mut self, volume: VolumeId, block: u64, why: &str) {
         self.repairs.lost += 1;
+        remember(&mut self.repairs.vain, (volume, block, self.now));
         if self.repairs.lost <= TOLD_MAX {
             let name = self.volume_name(volume);
             self.log_error(format!(
@@ -522,10 +548,7 @@ impl<M: Memory> Replica<M> {
             State::Flushing(data, sum) => {
                 *state = State::Mended(data);
                 self.repairs.mended += 1;
-                if self.repairs.recent.len() == REMEMBERED_MAX {
-                    self.repairs.recent.pop_front();
-                }
-                self.repairs.recent.push_back((volume, block, self.now));
+                remember(&mut self.repairs.recent, (volume, block, self.now));
                 self.applier.generation += 1;
                 if self.sums.sum(volume, block) != sum {
                     self.sums.set(volume, block, sum);

@@ -492,7 +492,7 @@ impl<M: Memory> Replica<M> {
                 .iter()
                 .all(|&b| self.repairs.is_worn(volume, b, self.now));
             for &b in &bad {
-                self.found_bad(volume, b);
+                self.found_bad_for_peer(volume, b);
             }
             if worn && self.peer_of(conn).is_some_and(|p| p.staging) {
                 // It would be asked for in vain again and again.

@@ -54,6 +54,24 @@ fn a_bad_block_of_the_primary_is_mended_when_it_is_read() {
 }
 
 #[test]
+fn a_block_that_is_bad_everywhere_is_not_asked_for_without_end() {
+    // Each finds it bad when the other one asks, and could ask in its turn, and so on.
+    for (seed, harm) in (0..).zip(HARMS) {
+        let mut c = at_rest(seed, Options::default());
+        for node in [A, B, C] {
+            harm(&mut c, node);
+        }
+        assert_eq!(reads(&mut c, A, 3, 1), Some(Outcome::Error));
+        c.run_for(5 * SECOND);
+        for node in [A, B, C] {
+            let lost = c.nodes[node].view.integrity.lost_blocks;
+            assert!(lost <= 4, "harm {seed}: node {node} asked {lost} times");
+        }
+        c.conclude();
+    }
+}
+
+#[test]
 fn a_peer_that_hangs_does_not_keep_a_bad_block_from_being_mended() {
     for hung in [B, C] {
         let mut c = at_rest(1, Options::default());
