@@ -80,11 +80,22 @@ tally() {
 }
 
 # restart NODE
+needs_a_primary="what this node has acknowledged is damaged or missing"
 restart() {
+    local before
+    before=$(wc -l < "$T/$1.log")
     [ -z "${node_pid[$1]:-}" ] || { tally "$1"; kill9 "$1"; }
     start "$1"
     wait_for 30 "$1 answers" answers "$1"
-    if [ "$1" = $primary ]; then promote $primary; else wait_for 60 "$1 has caught up" caught_up "$1" $primary; fi
+    if [ "$1" = $primary ]; then
+        # What rotted of its log may be acknowledged and in no store yet: then another node has to serve first, and the log says so.
+        if grep -q "$needs_a_primary" <(tail -n "+$((before + 1))" "$T/$1.log"); then
+            primary=$(other "$1" | head -n 1)
+            say "the log of $1 has lost what is acknowledged; $primary serves"
+        fi
+        promote $primary
+    fi
+    [ "$1" = $primary ] || wait_for 60 "$1 has caught up" caught_up "$1" $primary
 }
 
 round=0

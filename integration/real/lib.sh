@@ -19,6 +19,7 @@ die() {
     for log in "$T"/*.log "$T"/out/*.log; do
         [ -s "$log" ] && { echo "--- the end of ${log##*/}"; tail -n 15 "$log"; } >&2
     done
+    echo "FAILED: $*" >&2
     exit 1
 }
 
