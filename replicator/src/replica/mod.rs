@@ -471,6 +471,7 @@ impl<M: Memory> Replica<M> {
         self.pump_incoming();
         self.pump_owed();
         self.pump_follower();
+        self.meet_the_converted();
         self.pump_candidacy();
         self.pump_fencings();
         self.pump_commit();

@@ -3,6 +3,7 @@
 use super::{Pending, Replica};
 use crate::io::*;
 use crate::memory::Memory;
+use crate::meta::config::Standing;
 use crate::types::*;
 use crate::wire::frame::{Frame, Report};
 
@@ -64,8 +65,8 @@ pub(super) struct Peer {
     pub(super) catch_up_to: Seq,
     /// Whether it is.
     pub(super) caught_up: bool,
-    /// When it was last met, it had another history than this node.
-    pub(super) foreign: bool,
+    /// When it was last met, it had another history than this node, and this was its incarnation.
+    pub(super) foreign: Option<Incarnation>,
     /// As it said on this connection, its disks do not answer.
     pub(super) disks_hang: bool,
     /// It stages what it is fed: that counts for nothing yet.
@@ -99,7 +100,7 @@ impl Peer {
             told_too_far: false,
             catch_up_to: Seq(0),
             caught_up: false,
-            foreign: false,
+            foreign: None,
             staging: false,
             staged: Seq(0),
             sync: (0, 0),
@@ -271,11 +272,30 @@ impl<M: Memory> Replica<M> {
         Ok(())
     }
 
+    /// Peers that stayed apart since they had another history are met again once they gave that up: the config has another
+    /// incarnation of them. (An operator said so to the Primary, and need not say it to each node.)
+    pub(super) fn meet_the_converted(&mut self) {
+        for index in 0..self.peers.len() {
+            let Some(met) = self.peers[index].foreign else {
+                continue;
+            };
+            let node = self.peers[index].node;
+            let name = self.config.nodes[usize::from(node.0)];
+            let config = self.log.config().map(|c| &c.config);
+            let is_new = |s: &Standing| s.name == name && s.is_fed() && s.incarnation != met;
+            if config.is_some_and(|c| c.nodes.iter().any(is_new)) {
+                self.peers[index].foreign = None;
+                let _ = self.connect(node);
+            }
+        }
+    }
+
     pub(super) fn disconnect(&mut self, node: NodeId) -> AdminResult {
         let Some(peer) = self.peer_mut(node) else {
             return Err(AdminError::Failed("this is no peer".into()));
         };
         peer.wanted = false;
+        peer.foreign = None;
         let conn = peer.conn;
         self.out.push_back(Output::Reach {
             peer: node,
@@ -345,7 +365,7 @@ impl<M: Memory> Replica<M> {
                 let node = self.peer_of(conn).map(|p| p.node);
                 self.give_up(conn, reason, true);
                 if let Some(peer) = node.and_then(|n| self.peer_mut(n)) {
-                    peer.foreign = true;
+                    peer.foreign = Some(report.incarnation);
                 }
                 return;
             }

@@ -108,7 +108,7 @@ impl<M: Memory> Replica<M> {
             );
         }
         let followed = self.following.is_some() && !self.released;
-        let left_behind = self.peers.iter().any(|p| p.foreign);
+        let left_behind = self.peers.iter().any(|p| p.foreign.is_some());
         if followed || left_behind || insists {
             return None;
         }
@@ -252,7 +252,7 @@ impl<M: Memory> Replica<M> {
         // The others may be found in another history than the one that was left.
         for peer in &mut self.peers {
             peer.known = Peer::new(peer.node).known;
-            peer.foreign = false;
+            peer.foreign = None;
             if !std::mem::replace(&mut peer.wanted, true) {
                 let (peer, wanted) = (peer.node, true);
                 self.out.push_back(Output::Reach { peer, wanted });

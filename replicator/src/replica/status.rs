@@ -78,7 +78,7 @@ impl<M: Memory> Replica<M> {
             view.health = Health::Degraded;
             view.health_reason = "there is no room for volumes as large as the resource has them: the log says what to do";
         }
-        if view.health != Health::Down && self.peers.iter().any(|p| p.foreign) {
+        if view.health != Health::Down && self.peers.iter().any(|p| p.foreign.is_some()) {
             view.health = Health::Degraded;
             view.health_reason = "a peer has another history, by a forced promotion: one side's data has to be given up";
         }
