@@ -14,4 +14,4 @@ pub use build::{BuildError, PROGRAMS_DIR, build_programs, programs};
 pub use disk::{Disk, FailAt};
 pub use network::Network;
 pub use reader::read_on;
-pub use scene::{BOUND, MIB, Scene, roomy, small};
+pub use scene::{BOUND, MIB, Scene, dropped, roomy, small};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nbd_server::nbd::client::{Client, Options, Uri};
 use tempfile::TempDir;
-use tools::cluster::{Cluster, Spec};
+use tools::cluster::{Cluster, Spec, Status};
 use tools::demo::verify::verify;
 use tools::demo::workload::{End, Job, Pace, Running, Stream, Tally, Volume};
 use tools::demo::{scratch_dir, stop_cleanly, stores};
@@ -53,6 +53,22 @@ pub struct Scene {
     pub tally: Arc<Tally>,
     _dir: TempDir,
     _alone: MutexGuard<'static, ()>,
+}
+
+/// The streams of clients that a node drops, with their unanswered writes given up.
+///
+/// # Panics
+/// If a stream ended in another way.
+#[must_use]
+pub fn dropped(load: Running) -> Vec<Stream> {
+    let (streams, ends) = load.collect(BOUND);
+    for end in ends {
+        assert!(
+            matches!(end, End::Lost { .. }),
+            "a node may only drop its clients, but: {end:?}"
+        );
+    }
+    streams
 }
 
 impl Scene {
@@ -230,14 +246,19 @@ impl Scene {
         self.cluster
             .kill(node)
             .unwrap_or_else(|error| panic!("{error}"));
-        let (streams, ends) = load.collect(BOUND);
-        for end in ends {
-            assert!(
-                matches!(end, End::Lost { .. }),
-                "a kill can only break connections, but: {end:?}"
-            );
-        }
-        streams
+        dropped(load)
+    }
+
+    /// Waits until streams are dropped that were served when `writes` were acknowledged: what was in flight then may still be
+    /// answered (a reply can be late; `verify` demands those writes as well), and nothing that came after it.
+    pub fn dropped_since(&self, writes: u64, load: Running) {
+        let streams = dropped(load);
+        let in_flight: usize = streams.iter().map(Stream::depth).sum();
+        let more = self.tally.writes() - writes;
+        assert!(
+            more <= in_flight as u64,
+            "{more} writes were answered, with {in_flight} requests in flight"
+        );
     }
 
     /// Reads every byte through a node and compares it with the model.
@@ -263,15 +284,66 @@ impl Scene {
         );
     }
 
+    /// Waits until the status of a node is as it should be.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    #[track_caller]
+    pub fn await_status(&mut self, node: usize, what: &str, condition: impl Fn(&Status) -> bool) {
+        let result = self.cluster.wait_status(node, what, BOUND, condition);
+        result.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Waits until a Primary says of a peer how it counts: "member", "dropped", "out".
+    ///
+    /// # Panics
+    /// If that takes too long.
+    #[track_caller]
+    pub fn await_membership(&mut self, primary: usize, peer: usize, how: &str) {
+        let name = self.cluster.name(peer).to_owned();
+        self.await_status(primary, &format!("{name} is {how}"), |status| {
+            let peer = status.peer(&name);
+            peer.is_some_and(|p| p.membership.as_deref() == Some(how))
+        });
+    }
+
+    /// Waits until a node says that another one is gone.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    #[track_caller]
+    pub fn await_gone(&mut self, node: usize, peer: usize) {
+        let name = self.cluster.name(peer).to_owned();
+        self.await_status(node, &format!("{name} is gone"), |status| {
+            let peer = status.peer(&name);
+            peer.is_some_and(|p| p.connection.as_deref() == Some("Connecting"))
+        });
+    }
+
+    /// Node 2 counts again, while node 0 is Primary: with it alone a write is acknowledged, and it can take over.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn node_2_counts(mut self, load: Running) {
+        self.cluster.kill(1).expect("killed");
+        self.await_writes(&load, 100);
+        drop(self.kill_under(0, load));
+        self.cluster.start(1).expect("it starts again");
+        self.promote(2);
+        self.verify(2);
+        self.cluster.start(0).expect("it starts again");
+        self.await_caught_up(0, 2);
+        self.await_caught_up(1, 2);
+        self.stop_and_compare(2);
+    }
+
     /// Waits until a node is connected to `seen_by`, UpToDate and not behind.
     pub fn await_caught_up(&mut self, node: usize, seen_by: usize) {
         let name = self.cluster.name(node).to_owned();
-        let what = format!("{name} has caught up");
-        let result = self.cluster.wait_status(seen_by, &what, BOUND, |status| {
+        self.await_status(seen_by, &format!("{name} has caught up"), |status| {
             let peer = status.peer(&name);
             peer.is_some_and(|peer| peer.up_to_date() && peer.behind_bytes == Some(0))
         });
-        result.unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// The end of most tests: a clean stop of everything, then all stores are equal and as written.

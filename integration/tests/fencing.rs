@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use integration::{BOUND, Scene, roomy, small};
-use tools::demo::workload::End;
 
 fn repl_fence(scene: &Scene) -> PathBuf {
     scene.cluster.programs().repld.with_file_name("repl-fence")
@@ -103,11 +102,7 @@ fn a_frozen_primary_is_fenced_and_its_clients_hear_nothing_more() {
     must(&scene, 2, &["fence", "pbx-a"], "pbx-a is fenced");
     let before = scene.tally.writes();
     scene.cluster.thaw(0).expect("thawed");
-    let (_, ends) = load.collect(BOUND);
-    for end in ends {
-        assert!(matches!(end, End::Lost { .. }), "{end:?}");
-    }
-    assert_eq!(scene.tally.writes(), before, "it answers after the fence");
+    scene.dropped_since(before, load);
     scene.promote(2);
     scene.verify(2);
     scene.await_caught_up(0, 2);
@@ -147,11 +142,7 @@ fn a_busy_primary_is_fenced_and_what_is_not_sure_is_not_said() {
 
     must(&scene, 1, &["fence", "pbx-a"], "pbx-a is fenced");
     let before = scene.tally.writes();
-    let (_, ends) = load.collect(BOUND);
-    for end in ends {
-        assert!(matches!(end, End::Lost { .. }), "{end:?}");
-    }
-    assert_eq!(scene.tally.writes(), before, "it answers after the fence");
+    scene.dropped_since(before, load);
     must(&scene, 1, &["status"], "FENCED");
     must(&scene, 1, &["status", "--json"], "\"pbx-a\": true");
     must(&scene, 1, &["failover"], "is Primary of epoch");

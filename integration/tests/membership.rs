@@ -17,17 +17,6 @@ const A: usize = 0;
 const B: usize = 1;
 const W: usize = 2;
 
-/// Waits until a Primary says of a peer how it counts.
-fn await_membership(scene: &mut Scene, primary: usize, peer: usize, how: &str) {
-    let name = scene.cluster.name(peer).to_owned();
-    let what = format!("{name} is {how}");
-    let result = scene.cluster.wait_status(primary, &what, BOUND, |status| {
-        let peer = status.peer(&name);
-        peer.is_some_and(|p| p.membership.as_deref() == Some(how))
-    });
-    result.unwrap_or_else(|error| panic!("{error}"));
-}
-
 fn replace(scene: &Scene, primary: usize, peer: &str, line: &str) -> (i32, String) {
     scene.confirmed(primary, &["replace", peer], line)
 }
@@ -44,10 +33,10 @@ fn two_data_nodes_and_a_witness_go_on_without_any_one_of_them() {
     scene.verify(B);
     let load = scene.work(B, streams);
     scene.await_writes(&load, 300);
-    await_membership(&mut scene, B, A, "dropped");
+    scene.await_membership(B, A, "dropped");
     scene.cluster.start(A).expect("it starts again");
     scene.await_caught_up(A, B);
-    await_membership(&mut scene, B, A, "member");
+    scene.await_membership(B, A, "member");
     scene.await_writes(&load, 200);
 
     // The witness dies.
@@ -62,7 +51,7 @@ fn two_data_nodes_and_a_witness_go_on_without_any_one_of_them() {
     // The Secondary dies: writes wait, and go on without it.
     scene.cluster.kill(A).expect("killed");
     scene.await_writes(&load, 300);
-    await_membership(&mut scene, B, A, "dropped");
+    scene.await_membership(B, A, "dropped");
     let streams = scene.finish(load);
     scene.verify(B);
 
@@ -78,7 +67,7 @@ fn two_data_nodes_and_a_witness_go_on_without_any_one_of_them() {
     );
     scene.cluster.start(B).expect("it starts again");
     scene.promote(B);
-    await_membership(&mut scene, B, A, "member");
+    scene.await_membership(B, A, "member");
     let load = scene.work(B, streams);
     scene.await_writes(&load, 200);
     let streams = scene.kill_under(B, load);
@@ -87,7 +76,7 @@ fn two_data_nodes_and_a_witness_go_on_without_any_one_of_them() {
     drop(streams);
     scene.cluster.start(B).expect("it starts again");
     scene.await_caught_up(B, A);
-    await_membership(&mut scene, A, B, "member");
+    scene.await_membership(A, B, "member");
     scene.stop_and_compare(A);
 }
 
@@ -100,7 +89,7 @@ fn a_node_that_lost_its_disks_is_replaced_on_line() {
     std::fs::remove_dir_all(scene.cluster.data_dir(2)).expect("wiped");
     scene.cluster.create(2).expect("created anew");
     scene.cluster.start(2).expect("it starts");
-    await_membership(&mut scene, 0, 2, "out");
+    scene.await_membership(0, 2, "out");
 
     let returns = ["return", "pbx-c"];
     let refused = scene.cluster.ctl(0, &returns, BOUND).expect("answers");
@@ -112,20 +101,9 @@ fn a_node_that_lost_its_disks_is_replaced_on_line() {
     assert_eq!(code, exit::OTHER_PRIMARY, "{said}");
     let (code, said) = replace(&scene, 0, "pbx-c", "pbx-c\n");
     assert_eq!((code, said.as_str()), (exit::DONE, ""));
-    await_membership(&mut scene, 0, 2, "member");
+    scene.await_membership(0, 2, "member");
 
-    // Its journal counts now: with it alone a write is acknowledged, and it can take over.
-    scene.cluster.kill(1).expect("killed");
-    scene.await_writes(&load, 100);
-    let streams = scene.kill_under(0, load);
-    scene.cluster.start(1).expect("it starts again");
-    scene.promote(2);
-    scene.verify(2);
-    drop(streams);
-    scene.cluster.start(0).expect("it starts again");
-    scene.await_caught_up(0, 2);
-    scene.await_caught_up(1, 2);
-    scene.stop_and_compare(2);
+    scene.node_2_counts(load);
 }
 
 #[test]
@@ -142,7 +120,7 @@ fn an_operator_drops_a_node_and_takes_it_back() {
         "{}",
         dropped.stderr
     );
-    await_membership(&mut scene, 0, 1, "out");
+    scene.await_membership(0, 1, "out");
     let refused = scene.cluster.ctl(1, &["promote", "--timeout", "1"], BOUND);
     assert_ne!(refused.expect("answers").code, exit::DONE);
     // The next one would be one too many.
@@ -163,7 +141,7 @@ fn an_operator_drops_a_node_and_takes_it_back() {
     let returned = scene.cluster.ctl(0, &["return", "pbx-b"], BOUND);
     let returned = returned.expect("answers");
     assert_eq!(returned.code, exit::DONE, "{}", returned.message());
-    await_membership(&mut scene, 0, 1, "member");
+    scene.await_membership(0, 1, "member");
     scene.finish(load);
     scene.verify(0);
     scene.stop_and_compare(0);

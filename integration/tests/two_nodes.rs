@@ -2,7 +2,7 @@
 //! off, and that word is good for nothing where it could be wrong. P1 (acknowledged is durable) at every step.
 
 use integration::{BOUND, Scene, roomy};
-use tools::cluster::{Spec, Status, exit};
+use tools::cluster::{Spec, exit};
 
 const A: usize = 0;
 const B: usize = 1;
@@ -22,30 +22,6 @@ fn confirm(scene: &Scene, node: usize, peer: usize) -> (i32, String) {
 fn confirmed(scene: &Scene, node: usize, peer: usize) {
     let (code, said) = confirm(scene, node, peer);
     assert_eq!((code, said.as_str()), (exit::DONE, ""));
-}
-
-fn await_status(scene: &mut Scene, node: usize, what: &str, condition: impl Fn(&Status) -> bool) {
-    let result = scene.cluster.wait_status(node, what, BOUND, condition);
-    result.unwrap_or_else(|error| panic!("{error}"));
-}
-
-fn await_member(scene: &mut Scene, primary: usize, peer: usize) {
-    let name = scene.cluster.name(peer).to_owned();
-    let counts = |status: &Status| {
-        let peer = status.peer(&name);
-        peer.is_some_and(|p| p.membership.as_deref() == Some("member"))
-    };
-    await_status(scene, primary, "the other one counts", counts);
-}
-
-/// Waits until a node has noticed that the other one is gone.
-fn await_alone(scene: &mut Scene, node: usize, peer: usize) {
-    let name = scene.cluster.name(peer).to_owned();
-    let gone = |status: &Status| {
-        let peer = status.peer(&name);
-        peer.is_some_and(|p| p.connection.as_deref() == Some("Connecting"))
-    };
-    await_status(scene, node, "the other one is gone", gone);
 }
 
 /// Promotes a node in vain; what is said.
@@ -77,7 +53,7 @@ fn two_nodes_alone_go_on_once_the_other_one_is_confirmed_to_be_off() {
 
     // The Secondary is lost: the Primary stops, and says what lets it go on.
     scene.cluster.kill(B).expect("killed");
-    await_status(&mut scene, A, "I/O waits", |status| {
+    scene.await_status(A, "I/O waits", |status| {
         status.suspended == "quorum"
             && status.health == "down"
             && status.health_reason.contains("confirm-stopped")
@@ -94,7 +70,7 @@ fn two_nodes_alone_go_on_once_the_other_one_is_confirmed_to_be_off() {
     );
     // It is back, and counts.
     scene.cluster.start(B).expect("it starts again");
-    await_member(&mut scene, A, B);
+    scene.await_membership(A, B, "member");
     scene.await_writes(&load, 100);
 
     // The Primary is lost.
@@ -107,7 +83,7 @@ fn two_nodes_alone_go_on_once_the_other_one_is_confirmed_to_be_off() {
     let load = scene.work(B, streams);
     scene.await_writes(&load, 100);
     scene.cluster.start(A).expect("it starts again");
-    await_member(&mut scene, B, A);
+    scene.await_membership(B, A, "member");
     scene.await_writes(&load, 50);
     scene.finish(load);
     scene.await_caught_up(A, B);
@@ -123,7 +99,7 @@ fn a_word_that_may_be_wrong_is_good_for_nothing() {
     scene.finish(load);
     // What is heard of is not off, whatever was said; so it has to be said again.
     scene.cluster.kill(A).expect("killed");
-    await_alone(&mut scene, B, A);
+    scene.await_gone(B, A);
     confirmed(&scene, B, A);
     scene.cluster.start(A).expect("it starts again");
     let heard = scene.cluster.wait("the word is void", BOUND, |cluster| {
@@ -136,7 +112,7 @@ fn a_word_that_may_be_wrong_is_good_for_nothing() {
     });
     heard.expect("it is");
     scene.cluster.kill(A).expect("killed");
-    await_alone(&mut scene, B, A);
+    scene.await_gone(B, A);
     assert!(refused(&scene, B).contains("replctl confirm-stopped pbx-a"));
     // Nor does it outlive the process.
     confirmed(&scene, B, A);
@@ -149,7 +125,7 @@ fn a_word_that_may_be_wrong_is_good_for_nothing() {
     // One that was left behind does not know what it lacks, and what it is told of the other does not help it.
     scene.await_caught_up(B, A);
     scene.cluster.kill(B).expect("killed");
-    await_alone(&mut scene, A, B);
+    scene.await_gone(A, B);
     confirmed(&scene, A, B);
     let load = scene.work(A, scene.calm_streams());
     scene.await_writes(&load, 50);
@@ -163,7 +139,7 @@ fn a_word_that_may_be_wrong_is_good_for_nothing() {
     );
     scene.cluster.start(A).expect("it starts again");
     scene.promote(A);
-    await_member(&mut scene, A, B);
+    scene.await_membership(A, B, "member");
     scene.await_caught_up(B, A);
     scene.verify(A);
     scene.stop_and_compare(A);

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use integration::{BOUND, Disk, FailAt, MIB, Scene, roomy, small};
+use integration::{BOUND, Disk, FailAt, MIB, Scene, dropped, roomy, small};
 use nbd_server::nbd::client::ClientRequest;
 use tools::cluster::{Spec, exit};
-use tools::demo::workload::{End, Job, Pace, Running, Stream};
+use tools::demo::workload::{Job, Pace, Stream};
 
 /// A file of a node.
 #[derive(Clone, Copy)]
@@ -65,18 +65,6 @@ fn await_blame(scene: &mut Scene, node: usize, disk: &Disk, health: &str, what: 
             Ok(if found { Ok(()) } else { Err(log) })
         });
     logged.expect("it does");
-}
-
-/// What a node of which the disk fails does to its clients.
-fn dropped(load: Running) -> Vec<Stream> {
-    let (streams, ends) = load.collect(BOUND);
-    for end in ends {
-        assert!(
-            matches!(end, End::Lost { .. }),
-            "it may only drop its clients, but: {end:?}"
-        );
-    }
-    streams
 }
 
 /// The disk is mended and the node started again: it follows by itself.

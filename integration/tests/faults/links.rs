@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use integration::{BOUND, Network, Scene, read_on, roomy};
+use integration::{BOUND, Network, Scene, dropped, read_on, roomy};
 use tools::cluster::{Spec, exit};
-use tools::demo::workload::{End, Running};
+use tools::demo::workload::Running;
 
 fn serving() -> (Network, Scene) {
     let network = Network::new(3);
@@ -74,14 +74,7 @@ pub(crate) fn a_primary_cut_off_answers_nothing_once_another_one_serves() {
             last - promoted
         );
         network.heal();
-        let (streams, ends) = load.collect(BOUND);
-        for end in ends {
-            assert!(
-                matches!(end, End::Lost { .. }),
-                "it may only drop its clients, but: {end:?}"
-            );
-        }
-        streams
+        dropped(load)
     });
     let load = scene.work(1, streams);
     scene.await_writes(&load, 200);

@@ -189,6 +189,12 @@ enum Pending {
 }
 
 impl Stream {
+    /// How many requests it has in flight at most.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.pace.depth
+    }
+
     /// A stream with an id of its own that works in `region` of a volume.
     #[must_use]
     pub fn new(id: u32, volume: &Arc<Volume>, region: Range<u64>, job: Job, pace: Pace) -> Self {
