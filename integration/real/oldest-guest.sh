@@ -129,8 +129,12 @@ kill9 pbx-b
 umount -l /mnt/fs
 nbd-client -d /dev/nbd1
 must ctl pbx-c promote
-attach pbx-c /dev/nbd2
+# The verbs do the same, with the kernel's client.
+must ctl pbx-c attach db /dev/nbd2
+must ctl pbx-c attach --check db /dev/nbd2
 must mount /dev/nbd2 /mnt/fs
+ctl pbx-c detach --timeout 0 /dev/nbd2 2> /run/detach && fail "a mounted device was detached"
+grep -q 'in use by the file system at /mnt/fs' /run/detach || fail "detach: $(cat /run/detach)"
 same pbx-c
 file fourth 64K 16
 must umount /mnt/fs
@@ -145,7 +149,8 @@ s.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
 while b := s.recv(65536): print(b.decode(), end="")' > /run/metrics
 grep -q '^repld_health{.*health="degraded"} 1' /run/metrics || fail "the metrics do not say that a peer is away"
 
-must nbd-client -d /dev/nbd2
+must ctl pbx-c detach /dev/nbd2
+ctl pbx-c attach --check db /dev/nbd2 2> /dev/null && fail "it is still attached"
 must nbdcopy "nbd+unix:///db?socket=/run/pbx-c/nbd.sock" $disk/copy.img
 start pbx-b
 within 30 settled pbx-c

@@ -10,6 +10,7 @@ use nbd_server::admin::client::Client;
 use nbd_server::admin::{DiskState, ExitCode, Request, Response};
 use nbd_server::config::{Config, DEFAULT_FILE, Node};
 
+use crate::attach::{self, AttachArgs, DetachArgs};
 use crate::bar::Watcher;
 use crate::demo::DemoArgs;
 use crate::ocf::{self, OcfArgs};
@@ -236,6 +237,15 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Attaches a volume's export as a block device; answers when the device is usable
+    ///
+    /// With the kernel's client for /dev/nbdN; else nbdfuse makes a file of the export, a loop device is laid over it, and DEVICE is a
+    /// link to that. On the Primary, as root. If it is attached already, that is fine.
+    Attach(AttachArgs),
+    /// Takes a device that was attached away, also when the server is gone
+    ///
+    /// Refused while a file system on it is mounted, unless forced. If nothing is attached, that is fine.
+    Detach(DetachArgs),
     /// Shows what is on this node's disks, without repld, for the day when it does not start
     ///
     /// Reads only. Each batch of the journal is a line: the byte where it begins, its records as EPOCH.FIRST..LAST, and what
@@ -332,8 +342,11 @@ pub(crate) fn usage_text(error: &clap::Error, hint: &str) -> String {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    if let Verb::Demo(args) = cli.verb {
-        return demo::run(args);
+    match cli.verb {
+        Verb::Demo(args) => return demo::run(args),
+        Verb::Attach(args) => return attach::attach(&cli.config, cli.node, &args),
+        Verb::Detach(args) => return attach::detach(&args),
+        _ => {}
     }
     let config = Config::load(&cli.config)?;
     let name = cli.node.map_or_else(host_name, Ok)?;
@@ -457,7 +470,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             return dump::dump(&config, node, wanted);
         }
         Verb::Events { json } => return show_events(node, json),
-        Verb::Demo(_) | Verb::Ocf(_) => {}
+        Verb::Demo(_) | Verb::Attach(_) | Verb::Detach(_) | Verb::Ocf(_) => {}
     }
     Ok(())
 }

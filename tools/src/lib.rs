@@ -1,5 +1,6 @@
 //! What `replctl` and `repl-fence` are made of.
 
+mod attach;
 mod bar;
 mod check;
 pub mod cli;
