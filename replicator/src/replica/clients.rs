@@ -61,6 +61,31 @@ enum Work<B> {
     Flush,
 }
 
+impl<B> Work<B> {
+    /// Whether it can not go on without what the store holds of a block.
+    fn waits_for(&self, volume: VolumeId, block: u64) -> bool {
+        match self {
+            Work::Read {
+                volume: v,
+                offset,
+                length,
+                given,
+                ..
+            } => {
+                let place = lending::place_of(*offset, *length, block);
+                *v == volume && place.is_some_and(|n| !given.has(n))
+            }
+            Work::Write {
+                volume: v, edges, ..
+            }
+            | Work::Zero {
+                volume: v, edges, ..
+            } => *v == volume && edges.iter().flatten().any(|e| e.waits_for(block)),
+            Work::Flush | Work::Free => false,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Op<B> {
     req: ReqId,
@@ -264,36 +289,16 @@ impl<M: Memory> Replica<M> {
         self.pump_ready();
     }
 
-    /// A block can not be read: neither can requests that need it.
+    /// A block can not be read: neither can the requests that wait for it. Those that wait for admission have not come to it: what
+    /// is admitted before them may write the block anew.
     pub(super) fn fail_reads_of(&mut self, volume: VolumeId, block: u64) {
-        for index in 0..self.clients.ops.len() {
-            let op = &self.clients.ops[index];
-            let needs = match &op.work {
-                Work::Read {
-                    volume: v,
-                    offset,
-                    length,
-                    buffer: None,
-                    given,
-                    ..
-                } => {
-                    *v == volume
-                        && lending::place_of(*offset, *length, block).is_some_and(|n| !given.has(n))
-                }
-                Work::Write {
-                    volume: v, edges, ..
-                }
-                | Work::Zero {
-                    volume: v, edges, ..
-                } => *v == volume && edges.iter().flatten().any(|e| e.waits_for(block)),
-                _ => false,
-            };
-            if needs {
-                let index = u32::try_from(index).expect("at most 2^32 requests");
-                self.clients.reads.retain(|&i| i != index);
-                self.clients.widening.retain(|&i| i != index);
-                self.fail_op(index);
-            }
+        let clients = &mut self.clients;
+        let ops = &clients.ops;
+        let lost = |index: &mut u32| ops[*index as usize].work.waits_for(volume, block);
+        let mut failed: Vec<u32> = clients.reads.extract_if(.., lost).collect();
+        failed.extend(clients.widening.extract_if(.., lost));
+        for index in failed {
+            self.fail_op(index);
         }
     }
 

@@ -179,6 +179,33 @@ fn three_bad_copies_are_an_error() {
 }
 
 #[test]
+fn a_block_that_nobody_has_fails_who_waits_for_it_and_nobody_who_has_not_come_to_it() {
+    // Writes are held. A part of the block is written before it is written whole, or after: only the first needs what it held.
+    let partial = crate::client::Kind::Write { owned: false };
+    for (seed, before) in [(0, true), (1, false)] {
+        let mut c = at_rest(seed, of_nodes(1));
+        c.nodes[A].disks.stores[0].rot(3, 20_000);
+        let deadline = c.deadline(A, 5 * SECOND);
+        assert_eq!(c.command(A, AdminCommand::SuspendIo { deadline }), Ok(()));
+        let whole = (!before).then(|| c.write(A, 0, 3, 1));
+        let part = c.request(A, partial, 0, 3 * 4 + 1..3 * 4 + 2);
+        assert_eq!(reads(&mut c, A, 3, 1), Some(Outcome::Error));
+        assert_eq!(c.outcome(part, SECOND), None, "it is held");
+        assert_eq!(c.command(A, AdminCommand::ResumeIo), Ok(()));
+        let expected = if before {
+            Outcome::Error
+        } else {
+            Outcome::Done
+        };
+        assert_eq!(c.outcome(part, 20 * SECOND), Some(expected));
+        assert!(whole.is_none_or(|id| c.outcome(id, SECOND) == Some(Outcome::Done)));
+        c.must_write(A, 0, 3, 1);
+        assert_eq!(reads(&mut c, A, 0, 40), Some(Outcome::Done));
+        c.conclude();
+    }
+}
+
+#[test]
 fn the_peer_that_has_it_dies_while_it_is_asked() {
     for gone in [B, C] {
         let mut c = at_rest(2, Options::default());
