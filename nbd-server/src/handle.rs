@@ -144,6 +144,8 @@ pub enum DataCommand {
         /// When to give up, in milliseconds from now.
         timeout_ms: u64,
     },
+    /// Drop all clients, without an answer to what they wait for.
+    DropClients,
     /// Hold writes and bring the stores up to date, trying for `timeout_ms`.
     SuspendIo {
         /// When to give up, in milliseconds from now.

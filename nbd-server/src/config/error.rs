@@ -218,6 +218,25 @@ pub enum Refusal {
         /// The value.
         found: i128,
     },
+    /// A number outside its range.
+    #[error(
+        "{key} = {found} is out of range; write a number of milliseconds from {least} to {most}"
+    )]
+    OutOfRange {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        found: i128,
+        /// The least.
+        least: u32,
+        /// The most.
+        most: u32,
+    },
+    /// A handler where nobody's word would help, or where I/O does not wait for it.
+    #[error(
+        "handler: is for two data nodes alone, with on_no_quorum = \"suspend-io\"; where there are more nodes a majority decides: leave [fencing] out"
+    )]
+    HandlerForTwo,
     /// An address with a host name, or none at all.
     #[error(
         "{key} = {found:?} is no address; write \"IP:PORT\", for example \"10.0.0.1:7789\" or \

@@ -4,6 +4,7 @@
 //! [`Config::digest`], which peers compare when they meet.
 
 mod error;
+mod fencing;
 mod parse;
 mod scrub;
 pub mod size;
@@ -12,6 +13,7 @@ mod table;
 mod tests;
 
 pub use error::{ConfigError, Refusal};
+pub use fencing::{FencePeer, Watchdog};
 pub use scrub::Scrub;
 
 use std::fs::File;
@@ -44,6 +46,8 @@ pub const DISK_TIMEOUT_MS_RANGE: RangeInclusive<u32> = 2000..=3_600_000;
 pub const DROP_AFTER_MS_DEFAULT: u32 = 3000;
 /// The times after which a member can be dropped, in milliseconds.
 pub const DROP_AFTER_MS_RANGE: RangeInclusive<u32> = 500..=3_600_000;
+/// The times after which a Primary without a majority can disconnect its clients, in milliseconds.
+pub const DISCONNECT_CLIENTS_AFTER_MS_RANGE: RangeInclusive<u32> = 0..=3_600_000;
 /// The longest name of a resource, node or volume.
 pub const NAME_BYTES_MAX: usize = 63;
 /// The most data nodes.
@@ -74,6 +78,10 @@ pub struct Config {
     pub policy: Policy,
     /// Verifications that begin by themselves.
     pub scrub: Scrub,
+    /// Who makes sure that the other one of two nodes is off.
+    pub fence_peer: Option<FencePeer>,
+    /// A device that resets the host unless it is fed.
+    pub watchdog: Option<Watchdog>,
     /// Transport security.
     pub tls: Tls,
 }
@@ -163,6 +171,8 @@ pub struct Policy {
     /// After how long a member that does not get on is dropped where the others could go on without it, in milliseconds; 0 if
     /// never.
     pub drop_after_ms: u32,
+    /// For how long a Primary keeps its clients after its lease is over, in milliseconds; 0 for ever.
+    pub disconnect_clients_after_ms: u32,
     /// What a node does that has no room to stage a resync.
     pub resync_without_room: WithoutRoom,
     /// The memory of the data path.

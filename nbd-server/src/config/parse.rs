@@ -10,11 +10,11 @@ use toml::de::DeTable;
 
 use super::table::{Located, Refused, Result, Table, line_of};
 use super::{
-    Ack, Config, DATA_NODES_MAX, DISK_TIMEOUT_MS_DEFAULT, DISK_TIMEOUT_MS_RANGE,
-    DROP_AFTER_MS_DEFAULT, DROP_AFTER_MS_RANGE, JOURNAL_BYTES_MIN, Journal, LEASE_MS_DEFAULT,
-    LEASE_MS_RANGE, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MetricsListen, Node, NodeRole,
-    OnNoQuorum, Policy, Refusal, SOCKET_PATH_BYTES_MAX, StorePath, Tls, VOLUMES_MAX, Volume,
-    WITNESSES_MAX, WithoutRoom,
+    Ack, Config, DATA_NODES_MAX, DISCONNECT_CLIENTS_AFTER_MS_RANGE, DISK_TIMEOUT_MS_DEFAULT,
+    DISK_TIMEOUT_MS_RANGE, DROP_AFTER_MS_DEFAULT, DROP_AFTER_MS_RANGE, JOURNAL_BYTES_MIN, Journal,
+    LEASE_MS_DEFAULT, LEASE_MS_RANGE, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MetricsListen, Node,
+    NodeRole, OnNoQuorum, Policy, Refusal, SOCKET_PATH_BYTES_MAX, StorePath, Tls, VOLUMES_MAX,
+    Volume, WITNESSES_MAX, WithoutRoom,
 };
 
 pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
@@ -29,7 +29,8 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
         table: root.get_ref(),
     };
     root.only(&[
-        "resource", "node", "volume", "journal", "policy", "tls", "metrics", "scrub",
+        "resource", "node", "volume", "journal", "policy", "tls", "metrics", "scrub", "fencing",
+        "watchdog",
     ])?;
 
     let resource = root.name("resource", "resource = \"pbx\" at the top")?.0;
@@ -40,6 +41,8 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
     let scrub = super::scrub::scrub(&root)?;
     let mut nodes = nodes(&root, &tls, &volumes, &journal)?;
     metrics(&root, &mut nodes)?;
+    let fence_peer = super::fencing::fencing(&root, &nodes, &policy)?;
+    let watchdog = super::fencing::watchdog(&root)?;
     Ok(Config {
         file: file.to_owned(),
         resource,
@@ -48,6 +51,8 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
         journal: journal.value,
         policy,
         scrub,
+        fence_peer,
+        watchdog,
         tls,
     })
 }
@@ -161,6 +166,7 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         lease_ms: LEASE_MS_DEFAULT,
         disk_timeout_ms: DISK_TIMEOUT_MS_DEFAULT,
         drop_after_ms: DROP_AFTER_MS_DEFAULT,
+        disconnect_clients_after_ms: 0,
         resync_without_room: WithoutRoom::Wait,
         memory_bytes: MEMORY_BYTES_DEFAULT,
     };
@@ -177,6 +183,7 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         "lease_ms",
         "disk_timeout_ms",
         "drop_after_ms",
+        "disconnect_clients_after_ms",
         "resync_without_room",
         "memory",
     ])?;
@@ -247,6 +254,13 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
             _ => return table.refuse(&after.span, Refusal::DropAfterOutOfRange { found }),
         }
     }
+    let after = table.milliseconds(
+        "disconnect_clients_after_ms",
+        "disconnect_clients_after_ms = 10000",
+        DISCONNECT_CLIENTS_AFTER_MS_RANGE,
+        0,
+    )?;
+    policy.disconnect_clients_after_ms = u32::try_from(after.as_millis()).unwrap_or(u32::MAX);
     if let Some(memory) = table.opt_size("memory", "memory = \"256MiB\"")? {
         if memory.value < MEMORY_BYTES_MIN {
             return table.refuse(&memory.span, Refusal::MemoryTooSmall(memory.value));

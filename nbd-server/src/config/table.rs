@@ -1,8 +1,9 @@
 //! A TOML table whose every complaint names its line.
 
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -302,6 +303,45 @@ impl<'t> Table<'t> {
                 span: text.span,
             })),
         }
+    }
+
+    /// A number of milliseconds.
+    pub(super) fn milliseconds(
+        &self,
+        key: &'static str,
+        example: &'static str,
+        range: RangeInclusive<u32>,
+        default: u32,
+    ) -> Result<Duration> {
+        let ms = match self.opt_integer(key, example)? {
+            None => default,
+            Some(located) => match u32::try_from(located.value) {
+                Ok(ms) if range.contains(&ms) => ms,
+                _ => {
+                    let found = located.value;
+                    let (least, most) = range.into_inner();
+                    return self.refuse(
+                        &located.span,
+                        Refusal::OutOfRange {
+                            key,
+                            found,
+                            least,
+                            most,
+                        },
+                    );
+                }
+            },
+        };
+        Ok(Duration::from_millis(ms.into()))
+    }
+
+    /// A path that is the same on every node.
+    pub(super) fn path(&self, key: &'static str, located: &Located<&str>) -> Result<PathBuf> {
+        if located.value.starts_with('/') && !located.value.contains('\0') {
+            return Ok(PathBuf::from(located.value));
+        }
+        let found = located.value.to_owned();
+        self.refuse(&located.span, Refusal::BadPath { key, found })
     }
 
     /// A path with `%n` replaced by the node's name.

@@ -194,7 +194,13 @@ impl Shared {
                 } else {
                     DataCommand::Promote { timeout_ms }
                 };
-                self.command(command, timeout).await?;
+                let promotion = (!force).then(|| self.fencing.promotion());
+                let promoted = self.command(command, timeout).await;
+                drop(promotion);
+                promoted.map_err(|error| match self.fencing.note(&self.config) {
+                    Some(note) => AdminError::new(error.code, format!("{}; {note}", error.message)),
+                    None => error,
+                })?;
                 done(None)
             }
             Request::Demote { force } => {

@@ -149,6 +149,13 @@ impl Shared {
     /// Whether exports may be opened, or what a client is told.
     fn serving(&self) -> Result<(), String> {
         let view = self.data.snapshot().view;
+        if view.serving && self.turns_away.get() {
+            return Err(format!(
+                "{} reaches no majority of the nodes of {}, and serves nobody until it does",
+                self.node().name,
+                self.config.resource
+            ));
+        }
         if view.serving && !self.stopping.get() {
             return Ok(());
         }

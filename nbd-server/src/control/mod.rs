@@ -12,16 +12,20 @@
 //! | `clients` | NBD clients, until they have chosen an export |
 //! | `peers` | other nodes, until the hellos are exchanged |
 //! | `metrics` | collectors of metrics |
+//! | `fencing` | the configured fence-peer handler |
+//! | `selffence` | clients and a watchdog, when a Primary's lease is over |
 //! | `scrub` | dates of verifications, and when one is due |
 //! | `status` | from a snapshot to what operators read |
 
 mod admin;
 mod clients;
+mod fencing;
 mod listen;
 mod metrics;
 mod peers;
 pub mod runtime;
 mod scrub;
+mod selffence;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -34,6 +38,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
+use replicator::types::Time;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -78,6 +84,16 @@ pub enum ControlError {
     /// Volumes that NBD can not show.
     #[error("the volumes can not be exported: {0}")]
     Exports(#[from] ExportTableError),
+    /// No watchdog.
+    #[error(
+        "[watchdog] device = {path:?} can not be opened: {source}; load its driver, for example softdog, or leave [watchdog] out"
+    )]
+    Watchdog {
+        /// The device.
+        path: std::path::PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The data thread gave up.
     #[error("the data thread ended: {0}")]
     DataThread(String),
@@ -107,6 +123,13 @@ pub fn run(
         size_bytes: volume.size_bytes,
     });
     let exports = ExportTable::new(exports.collect(), "repld is starting; try again")?;
+    let open = |watchdog: &crate::config::Watchdog| {
+        selffence::Watchdog::open(watchdog).map_err(|source| ControlError::Watchdog {
+            path: watchdog.device.clone(),
+            source,
+        })
+    };
+    let watchdog = config.watchdog.as_ref().map(open).transpose()?;
     let runtime = runtime::Runtime::new().map_err(ControlError::Runtime)?;
     runtime.block_on(async move {
         let shared = Rc::new(Shared {
@@ -122,6 +145,9 @@ pub fn run(
             admin_waiting: WaitingRoom::new(ADMIN_CONNECTIONS_MAX, "operators"),
             nbd_waiting: WaitingRoom::new(NBD_NEGOTIATING_MAX, "NBD clients"),
             stopping: Cell::new(false),
+            fencing: fencing::Fencing::default(),
+            watchdog: RefCell::new(watchdog),
+            turns_away: Cell::new(false),
             config,
         });
         let sockets = listeners.paths();
@@ -129,6 +155,11 @@ pub fn run(
         for path in sockets {
             // What stays behind is replaced by the next start.
             let _ = std::fs::remove_file(path);
+        }
+        if ended.is_ok()
+            && let Some(watchdog) = shared.watchdog.take()
+        {
+            watchdog.close();
         }
         ended
     })
@@ -158,6 +189,8 @@ async fn serve(
         runtime::spawn(peers::dial(Rc::clone(shared), peer));
     }
     runtime::spawn(scrub::run(Rc::clone(shared)));
+    runtime::spawn(fencing::run(Rc::clone(shared)));
+    runtime::spawn(selffence::run(Rc::clone(shared)));
     ready();
 
     loop {
@@ -215,6 +248,20 @@ struct Shared {
     admin_waiting: WaitingRoom,
     nbd_waiting: WaitingRoom,
     stopping: Cell<bool>,
+    fencing: fencing::Fencing,
+    /// Open from the start on, if there is to be one.
+    watchdog: RefCell<Option<selffence::Watchdog>>,
+    /// Clients are turned away, since the lease has been over for too long.
+    turns_away: Cell<bool>,
+}
+
+/// The time that a host and its guests agree on, also over their pauses.
+fn boottime() -> Time {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME);
+    Time(now.map_or(0, |now| {
+        let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
+        seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
+    }))
 }
 
 impl Shared {

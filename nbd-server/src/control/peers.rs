@@ -35,6 +35,8 @@ pub(super) struct Link {
     wanted: Cell<bool>,
     /// Whether the data thread has a connection to it.
     up: Cell<bool>,
+    /// How often there was one.
+    ups: Cell<u64>,
     /// Why there is none, as last said.
     reason: RefCell<Option<String>>,
     /// Wakes the task that dials.
@@ -46,6 +48,7 @@ impl Default for Link {
         Self {
             wanted: Cell::new(true),
             up: Cell::new(false),
+            ups: Cell::new(0),
             reason: RefCell::default(),
             moved: Notify::new(),
         }
@@ -59,6 +62,14 @@ impl Link {
 
     pub(super) fn reason(&self) -> Option<String> {
         self.reason.borrow().clone()
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.up.get()
+    }
+
+    pub(super) fn ups(&self) -> u64 {
+        self.ups.get()
     }
 
     pub(super) fn down(&self) {
@@ -129,6 +140,7 @@ impl Shared {
         let id = u8::try_from(peer).map_err(|_| PeerError::NoDataThread)?;
         let stream = socket.into_stream().ok_or(PeerError::HungUp)?;
         self.links[peer].up.set(true);
+        self.links[peer].ups.set(self.links[peer].ups.get() + 1);
         let message = ToData::Peer {
             stream,
             peer: NodeId(id),

@@ -4,7 +4,6 @@ use replicator::meta::volumes::VolumeRecord;
 use replicator::types::VolumeId;
 
 use crate::config::{Config, Node, Volume};
-use nix::time::{ClockId, clock_gettime};
 use replicator::types::Time;
 use replicator::view;
 
@@ -95,10 +94,7 @@ impl StatusBuilder {
         let (config, node, view) = (&shared.config, shared.node(), &snapshot.view);
         let seen = snapshot.at.0 != 0;
         let last_progress_ms = seen.then(|| {
-            let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(snapshot.at.0, |now| {
-                let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
-                seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0)
-            });
+            let now = super::boottime().0;
             now.saturating_sub(snapshot.at.0) / 1_000_000
         });
         let (health, health_reason) = match last_progress_ms {
@@ -116,6 +112,11 @@ impl StatusBuilder {
                 &snapshot.trouble,
             ),
         };
+        let health_reason = match shared.fencing.note(config) {
+            Some(note) if !health_reason.is_empty() => format!("{health_reason}; {note}"),
+            Some(note) if health != Health::Ok => note,
+            _ => health_reason,
+        };
         let known = |value: u64| seen.then_some(value);
         let disk_state = disk_state(view.disk_state);
         let primary = view
@@ -132,6 +133,7 @@ impl StatusBuilder {
             quorum: seen.then_some(view.quorum),
             suspended: match view.suspended {
                 view::Suspended::No => Suspended::No,
+                view::Suspended::Quorum if shared.fencing.runs() => Suspended::Fencing,
                 view::Suspended::Quorum => Suspended::Quorum,
                 view::Suspended::User => Suspended::User,
             },

@@ -1,5 +1,6 @@
 //! The control thread against a data thread that the test plays.
 
+mod fencing;
 mod metrics;
 
 use std::io::{Read, Write};

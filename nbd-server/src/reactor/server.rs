@@ -742,6 +742,11 @@ impl<C: Core> Server<C> {
                 volume,
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },
+            DataCommand::DropClients => {
+                self.drop_clients();
+                self.commands.answer(answer, Ok(()));
+                return;
+            }
             DataCommand::SuspendIo { timeout_ms } => AdminCommand::SuspendIo {
                 deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
             },
