@@ -23,7 +23,7 @@ impl Cluster {
             self.bounds.suspends.insert(id);
         }
         self.nodes[node].renews |= matches!(command, AdminCommand::Invalidate { .. });
-        self.note_fencing(id, command);
+        self.note_fencing(node, id, command);
         if let AdminCommand::ConfirmStopped { peer } = command {
             self.told_off(node, usize::from(peer.0));
         }
@@ -67,6 +67,7 @@ impl Cluster {
         assert!(self.up(node));
         self.trace(|| format!("{node} crashes (power: {power})"));
         self.tear_flights(node);
+        self.forget_fencing_at(node);
         if power {
             for disk in self.nodes[node].disks.all_mut() {
                 disk.power_cut(&mut self.rng.disks);

@@ -15,11 +15,13 @@ pub(crate) struct Fences {
     fenced: BTreeMap<usize, u64>,
     /// How often somebody asked to let each node go.
     let_go: BTreeMap<usize, u64>,
+    /// Who was asked so and has not answered, and for whom: that may come after a fence that was asked for later.
+    letting_go: BTreeMap<u64, (usize, usize)>,
 }
 
 impl Cluster {
     /// An operator commands something.
-    pub(crate) fn note_fencing(&mut self, id: u64, command: AdminCommand) {
+    pub(crate) fn note_fencing(&mut self, node: usize, id: u64, command: AdminCommand) {
         let fences = &mut self.fences;
         match command {
             AdminCommand::Fence { peer, .. } => {
@@ -30,6 +32,7 @@ impl Cluster {
             AdminCommand::Unfence { peer, .. } => {
                 let peer = usize::from(peer.0);
                 *fences.let_go.entry(peer).or_default() += 1;
+                fences.letting_go.insert(id, (node, peer));
                 fences.fenced.remove(&peer);
             }
             _ => {}
@@ -38,13 +41,21 @@ impl Cluster {
 
     /// And is answered. What a node that went on alone says is about its own history.
     pub(crate) fn note_fenced(&mut self, node: usize, id: u64, result: &AdminResult) {
+        self.fences.letting_go.remove(&id);
         let Some((peer, before)) = self.fences.asked.remove(&id) else {
             return;
         };
         let now = self.fences.let_go.get(&peer).copied().unwrap_or(0);
-        if result.is_ok() && before == now && !self.nodes[node].forced {
+        let mut letting_go = self.fences.letting_go.values();
+        let contested = before != now || letting_go.any(|&(_, p)| p == peer);
+        if result.is_ok() && !contested && !self.nodes[node].forced {
             self.fences.fenced.entry(peer).or_insert(self.now);
         }
+    }
+
+    /// Whoever was asked there is never answered.
+    pub(crate) fn forget_fencing_at(&mut self, node: usize) {
+        self.fences.letting_go.retain(|_, &mut (at, _)| at != node);
     }
 
     /// What an operator was told of a node does not hold for the world of those that went on alone.

@@ -64,7 +64,10 @@ impl<M: Memory> Replica<M> {
     }
 
     pub(super) fn promote(&mut self, id: AdminId, deadline: Time) {
-        if self.serving() && !self.demoting() && self.lease_runs() {
+        // A reign that its promotion waits for is not what was asked for yet.
+        let reigns = |c: &Candidacy| matches!(c.phase, Phase::Reign);
+        let opening = self.candidacy.as_ref().is_some_and(reigns);
+        if self.serving() && !opening && !self.demoting() && self.lease_runs() {
             self.out
                 .push_back(Output::AdminReply { id, result: Ok(()) });
             return;
@@ -96,6 +99,16 @@ impl<M: Memory> Replica<M> {
             "this node is Inconsistent: a resync goes straight to its stores, and they are no image until it is whole"
         };
         AdminError::NoData(text.into())
+    }
+
+    fn why_exports_wait(&self) -> AdminError {
+        let text = if self.lacks_room() {
+            "there is no room on this node for volumes as large as the resource has them: its log says what to do. Another node may \
+             have it"
+        } else {
+            "this node's stores have not come to the last change of the volumes in time: give it more with --timeout"
+        };
+        AdminError::Failed(text.into())
     }
 
     /// A Primary that lost a voter to a failed promotion seeks an epoch above that one.
@@ -232,8 +245,11 @@ impl<M: Memory> Replica<M> {
             return;
         };
         if self.now >= candidacy.deadline {
-            let error = candidacy.last.clone();
+            let mut error = candidacy.last.clone();
             if matches!(candidacy.phase, Phase::Reign) {
+                if self.serving() && self.exports_wait() {
+                    error = self.why_exports_wait();
+                }
                 self.step_down();
             }
             self.end_candidacy(Err(error));

@@ -27,6 +27,8 @@ use crate::wire::frame::{Fence, Frame, Report};
 /// The longest that a peer is asked to try to become Primary.
 const STAND_MS_MAX: u32 = 86_400_000;
 
+const DECIDED_OTHERWISE: &str = "somebody else decided otherwise meanwhile";
+
 /// What is to become of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Aim {
@@ -73,6 +75,8 @@ pub(super) struct Fencing {
     token: u64,
     /// The mark that has to be kept, once it is raised.
     mark: Option<FenceMark>,
+    /// The fence that is to end, once it is known: none that somebody asked for later.
+    ends: Option<FenceMark>,
     last: AdminError,
 }
 
@@ -226,6 +230,7 @@ impl<M: Memory> Replica<M> {
             self.out.push_back(Output::AdminReply { id, result });
             return;
         }
+        let known = peer.map(|p| self.metadata.fences.of(p));
         self.fencings.push(Fencing {
             id,
             aim,
@@ -235,6 +240,7 @@ impl<M: Memory> Replica<M> {
             since: self.now,
             token: 0,
             mark: None,
+            ends: known.filter(|m| m.is_fenced()),
             last: AdminError::NoQuorum("no peer has answered yet".into()),
         });
     }
@@ -424,6 +430,9 @@ impl<M: Memory> Replica<M> {
             let mark = match fencing.aim {
                 Aim::Fence | Aim::Failover => known.fenced_anew(),
                 Aim::Unfence => {
+                    if known.is_fenced() && *fencing.ends.get_or_insert(known) < known {
+                        return Step::Ends(Err(AdminError::Failed(DECIDED_OTHERWISE.into())));
+                    }
                     // First enough voters have to know which fence it is that ends.
                     let knows = |r: &Report| r.fences.of(peer) == known;
                     let mut knowing = answers;
@@ -460,8 +469,7 @@ impl<M: Memory> Replica<M> {
             return Step::Waits;
         };
         if self.metadata.fences.of(peer).is_fenced() != (fencing.aim != Aim::Unfence) {
-            let text = "somebody else decided otherwise meanwhile";
-            return Step::Ends(Err(AdminError::Failed(text.into())));
+            return Step::Ends(Err(AdminError::Failed(DECIDED_OTHERWISE.into())));
         }
         if !self.metadata.is_durable(self.marks_version) {
             return Step::Waits;

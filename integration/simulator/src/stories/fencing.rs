@@ -287,6 +287,29 @@ fn the_end_of_a_fence_reaches_who_was_away_and_a_late_word_ends_no_later_fence()
 }
 
 #[test]
+fn whoever_is_let_go_late_is_not_let_go_of_a_later_fence() {
+    let mut c = serving(15, of_nodes(3));
+    c.must_write(A, 0, 3, 2);
+    assert_eq!(c.fences(B, A, 4 * SECOND), Ok(()));
+    c.run_for(SECOND);
+    // It is asked where nobody can be reached, and the node is fenced once more meanwhile.
+    c.isolate(C);
+    let (deadline, peer) = (c.deadline(C, 20 * SECOND), node_id(A));
+    let late = c.admin(C, AdminCommand::Unfence { peer, deadline });
+    c.run_for(SECOND);
+    assert_eq!(c.fences(B, A, 4 * SECOND), Ok(()));
+    c.heal();
+    let answer = c.answer(late, 20 * SECOND);
+    assert!(
+        matches!(&answer, Some(Err(AdminError::Failed(why))) if why.contains("otherwise")),
+        "{answer:?}"
+    );
+    c.run_for(SECOND);
+    assert!((0..3).all(|n| c.knows_fenced(n, A)));
+    c.conclude();
+}
+
+#[test]
 fn a_forced_node_is_fenced_no_more() {
     let mut c = serving(14, of_nodes(3));
     c.must_write(A, 0, 3, 2);

@@ -191,6 +191,39 @@ fn a_node_that_did_not_count_gets_it_with_the_log_and_waits_for_room() {
     c.conclude();
 }
 
+#[test]
+fn who_has_no_room_for_what_clients_have_seen_is_not_promoted_and_says_why() {
+    let mut c = serving(6, Options::default());
+    let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
+    assert_eq!(c.command(A, AdminCommand::Drop { peer, deadline }), Ok(()));
+    c.crash(C, POWER);
+    assert_eq!(c.resizes(A, AFTER), Ok(()));
+    c.restart(C);
+    c.nodes[C].no_room = true;
+    c.run_for(SECOND);
+    let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
+    let returned = c.command(A, AdminCommand::Return { peer, deadline });
+    assert_eq!(returned, Ok(()));
+    let degraded = |c: &Cluster| c.nodes[C].view.health == Health::Degraded;
+    assert!(c.run_until(5 * SECOND, degraded));
+    c.crash(A, POWER);
+    // Both who ask hear the same: whoever comes second is not told that it serves.
+    let asked = [3, 1].map(|seconds| {
+        let deadline = c.deadline(C, seconds * SECOND);
+        let id = c.admin(C, AdminCommand::Promote { deadline });
+        c.run_for(1500 * MS);
+        id
+    });
+    for id in asked {
+        let refused = c.answered(id);
+        assert!(failed(&refused, "no room"), "{refused:?}");
+    }
+    assert_eq!(c.promote(C, 20 * SECOND), Ok(()), "there is room now");
+    assert_eq!(c.blocks_at(C, 0), AFTER);
+    c.restart(A);
+    c.conclude();
+}
+
 /// C was away while A's and B's journals went on.
 fn past_the_journal(seed: u64) -> Cluster {
     let mut c = serving(seed, Options::default());
