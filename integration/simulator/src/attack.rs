@@ -626,6 +626,10 @@ fn replace_node(c: &mut Cluster, rng: &mut Rng) -> bool {
     };
     let wiped = (0..c.nodes.len()).find(|&n| c.nodes[n].wiped && n != node);
     let peer = node_id(wiped.filter(|_| rng.chance(80)).unwrap_or(peer));
+    // The world of a node that went on alone has no place for a second one.
+    if c.is_exile(node) {
+        return false;
+    }
     let deadline = c.deadline(node, time);
     c.admin(node, AdminCommand::Replace { peer, deadline });
     true

@@ -340,6 +340,11 @@ impl Checks {
         self.lives[node] = incarnation;
     }
 
+    /// Whether a life of disks has ended.
+    pub(crate) fn is_over(&self, incarnation: Incarnation) -> bool {
+        self.gone.iter().any(|(life, _)| *life == incarnation)
+    }
+
     /// Which node this life of disks is, if it still is.
     pub(crate) fn node_of(&self, incarnation: Incarnation) -> Option<usize> {
         self.lives.iter().position(|&l| l == incarnation)

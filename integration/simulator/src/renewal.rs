@@ -17,7 +17,9 @@ impl Cluster {
             return;
         };
         let life = superblock.incarnation;
-        if life == self.checks.life_of(node) || self.nodes[node].hurt {
+        // Disks that were rolled back may have been another life's.
+        let rolled_back = self.nodes[node].hurt && self.checks.is_over(life);
+        if life == self.checks.life_of(node) || rolled_back {
             return;
         }
         self.trace(|| format!("-- {node} gives its data up"));
