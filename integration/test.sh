@@ -31,7 +31,8 @@ packages=(
     /usr/lib/python3/dist-packages/prometheus_client:python3-prometheus-client
     /usr/lib/postgresql/15/bin/postgres:postgresql-15
     corosync:corosync pacemakerd:pacemaker crm_mon:pacemaker-cli-utils crm:crmsh ocf-tester:resource-agents xmllint:libxml2-utils
-    arping:iputils-arping
+    arping:iputils-arping /usr/share/cluster/relaxng/metadata.rng:fence-agents pcs:pcs
+    /usr/lib/python3/dist-packages/psycopg2:python3-psycopg2
 )
 
 say() { echo "== $*"; }

@@ -1,5 +1,5 @@
 //! What the resource agent `ocf:replicator:volume` asks: one call for each action. It does the work, and answers with the exit code that OCF
-//! wants; on stdout come the promotion score and the reason, which the shell around it hands to Pacemaker.
+//! wants; on stdout come the promotion score, the reason, and that the node is fenced, which the shell around it hands to Pacemaker.
 //!
 //! The resource is a node's part in the replication as Pacemaker sees it, not the daemon: `repld` runs by itself, so that it votes and
 //! follows also while Pacemaker does not want it. So it is the agent that knows whether the resource was started.
@@ -59,6 +59,8 @@ struct Outcome {
     code: Code,
     score: Score,
     reason: Option<String>,
+    /// The node was fenced, and follows: the cluster is to give it its rights back.
+    fenced: bool,
 }
 
 impl Outcome {
@@ -67,16 +69,14 @@ impl Outcome {
             code,
             score,
             reason: None,
+            fenced: false,
         }
     }
 
     fn because(code: Code, score: Score, reason: impl Into<String>) -> Self {
-        let reason = Some(reason.into());
-        Self {
-            code,
-            score,
-            reason,
-        }
+        let mut outcome = Self::new(code, score);
+        outcome.reason = Some(reason.into());
+        outcome
     }
 
     fn text(&self) -> String {
@@ -89,6 +89,9 @@ impl Outcome {
         if let Some(reason) = &self.reason {
             let words: Vec<_> = reason.split_whitespace().collect();
             text += &format!("reason {}\n", words.join(" "));
+        }
+        if self.fenced {
+            text += "fenced yes\n";
         }
         text
     }
@@ -284,11 +287,9 @@ impl Call {
             Ok(_) | Err(Silent::Dead) => None,
             Err(Silent::Hangs(why)) => Some(why),
         };
-        Outcome {
-            code: Code::Success,
-            score: Score::None,
-            reason,
-        }
+        let mut outcome = Outcome::new(Code::Success, Score::None);
+        outcome.reason = reason;
+        outcome
     }
 
     fn demote(&self) -> Outcome {
@@ -358,7 +359,11 @@ fn judge(status: &Status, started: bool) -> Outcome {
     }
     match status.role {
         Role::Primary => Outcome::new(Code::RunningPromoted, score(status)),
-        _ if started => Outcome::new(Code::Success, score(status)),
+        _ if started => {
+            let mut outcome = Outcome::new(Code::Success, score(status));
+            outcome.fenced = status.fenced == Some(true);
+            outcome
+        }
         _ => Outcome::new(Code::NotRunning, Score::None),
     }
 }

@@ -64,6 +64,23 @@ fn every_state_has_its_code() {
     assert_eq!(of("Secondary", "Failed", false), Code::NotRunning);
 }
 
+/// A host whose link came back was never down for Pacemaker, which would leave it fenced.
+#[test]
+fn who_was_fenced_and_follows_says_so() {
+    let of = |role, started, fenced| {
+        judge(
+            &status(role, true, "UpToDate", "Connected", fenced),
+            started,
+        )
+        .text()
+    };
+    assert_eq!(of("Secondary", true, true), "score none\nfenced yes\n");
+    assert_eq!(of("Secondary", true, false), "score 10000\n");
+    assert_eq!(of("Secondary", false, true), "score none\n");
+    // It has yet to learn that it is over.
+    assert_eq!(of("Primary", true, true), "score none\n");
+}
+
 #[test]
 fn a_node_without_a_config_does_not_run_and_is_stopped() {
     let dir = tempfile::tempdir().expect("a directory");
