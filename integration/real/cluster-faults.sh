@@ -32,7 +32,10 @@ settled() {
     [ "$count" = 1213 ] || return
     [ "$(on "$at" timeout 5 crmadmin -q -S "$(dc)" 2>&1 | grep -c S_IDLE)" = 1 ] || return
     on "$at" timeout 10 repl-fence --config "$T/pbx.toml" status > "$T/fences" 2> /dev/null && ! grep -q 'FENCED' <(tail -n +2 "$T/fences") || return
-    status_json "$(active)" | /usr/bin/python3 -c '
+    everybody_has_everything "$(active)"
+}
+everybody_has_everything() {
+    status_json "$1" | /usr/bin/python3 -c '
 import json, sys
 status = json.load(sys.stdin)
 sys.exit(not (status["role"] == "Primary" and all(p["connection"] == "Connected" and p["disk_state"] == "UpToDate" for p in status["peers"])))' 2> /dev/null

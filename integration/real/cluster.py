@@ -6,12 +6,14 @@ rows ADDRESS NOTES                      a client outside: commits numbered rows 
 recordings ADDRESS PORT NOTES           another one: appends to one recording after the other, notes what was answered
 check ADDRESS PORT ROWS RECORDINGS      whether all that was answered is there, by asking the service; old recordings are removed then
 outage FAULT AT ROWS RECORDINGS ALERTS...     the outage that followed a fault, and its parts
-writable AT SOCKET...                   when a volume behind one of these NBD sockets takes a write
-answers AT ADDRESS                      when an address answers again
+writable AT SOCKET...                   how long after that moment a volume behind one of these NBD sockets takes a write
+answers AT ADDRESS                      how long after it an address answers again
+medians OURS THEIRS                     two lists of such times side by side
 epochs FILE...                          whether each epoch had one Primary at most, by the hosts' own events
 summary FILE                            the distribution of the outages, for each kind of fault
 """
 
+import errno
 import json
 import os
 import random
@@ -279,30 +281,41 @@ def outage(fault, at, rows_noted, recordings_noted, *alerts):
     print(json.dumps(result))
 
 
+def until_a_moment_after(at):
+    # Whatever was there before is gone then.
+    time.sleep(max(0, float(at) + 0.3 - time.time()))
+
+
 def writable(at, *sockets):
-    at = float(at)
+    until_a_moment_after(at)
     while True:
         for path in sockets:
             client = nbd.NBD()
             client.set_export_name("probe")
-            client.set_handshake_flags(nbd.HANDSHAKE_FLAG_FIXED_NEWSTYLE | nbd.HANDSHAKE_FLAG_NO_ZEROES)
             try:
                 client.connect_unix(path)
                 client.pwrite(os.urandom(4096), 0, nbd.CMD_FLAG_FUA)
-                return print("%.3f" % (time.time() - at))
+                return print("%.2f" % (time.time() - float(at)))
             except nbd.Error:
                 time.sleep(0.01)
 
 
 def answers(at, address):
-    at = float(at)
+    until_a_moment_after(at)
     while True:
         with socket.socket() as probe:
             probe.settimeout(0.1)
             # Nobody listens there: a refusal is the host's answer.
-            if probe.connect_ex((address, 9)) == 111:
-                return print("%.3f" % (time.time() - at))
+            if probe.connect_ex((address, 9)) == errno.ECONNREFUSED:
+                return print("%.2f" % (time.time() - float(at)))
         time.sleep(0.01)
+
+
+def medians(ours, theirs):
+    lists = [sorted(float(line) for line in open(path)) for path in (ours, theirs)]
+    for name, times in zip(("a volume can be written", "a resource that does nothing answers"), lists):
+        print("%s after %.2f s in the median of %d, %.2f to %.2f" % (name, statistics.median(times), len(times), times[0], times[-1]))
+    print("the difference of the medians is %.2f s" % (statistics.median(lists[0]) - statistics.median(lists[1])))
 
 
 def epochs(*files):
@@ -355,6 +368,7 @@ if __name__ == "__main__":
         "outage": outage,
         "writable": writable,
         "answers": answers,
+        "medians": medians,
         "epochs": epochs,
         "summary": summary,
     }[verb](*rest)

@@ -15,6 +15,8 @@
 . "$here/cluster-hosts.sh"
 # shellcheck source-path=SCRIPTDIR source=cluster-faults.sh
 . "$here/cluster-faults.sh"
+# shellcheck source-path=SCRIPTDIR source=cluster-compare.sh
+. "$here/cluster-compare.sh"
 
 all_faults=(power power-of-dc partition freeze repld corosync controld move others-off all-off flapping catch-up)
 short_list=(power partition freeze repld controld move others-off catch-up)
@@ -59,7 +61,7 @@ make_freezers
 [ -n "$freezers" ] || skip "no cgroups that can be frozen"
 
 # The programs and agents, laid over what is installed.
-mkdir -p "$T"/usr/sbin "$T"/usr/lib/ocf/resource.d/replicator "$T/power"
+mkdir -p "$T"/usr/sbin "$T"/usr/lib/ocf/resource.d/replicator
 cp "$here"/../../tools/ocf/* "$T/usr/lib/ocf/resource.d/replicator/"
 cp "$bin"/repl{ctl,-fence} "$T/usr/sbin/"
 ln -s repl-fence "$T/usr/sbin/fence_repl"
@@ -76,22 +78,7 @@ esac
 printf '%s.%06d %s %s %s rc=%s took=%s\n' "$CRM_alert_timestamp_epoch" "$CRM_alert_timestamp_usec" "$CRM_alert_kind" "$what" "$CRM_alert_node" "$CRM_alert_rc" \
     "${CRM_alert_exec_time:-}" >> /run/host/alerts
 END
-# A power fence that costs nothing, for the comparison: the power of who is to be off is off already.
-cat > "$T/usr/sbin/fence_power" << END
-#!/bin/sh
-while IFS='=' read -r key value; do
-    case \$key in action) action=\$value ;; port | nodename) node=\$value ;; esac
-done
-case \$action in
-    metadata) echo '<?xml version="1.0"?><resource-agent name="fence_power" shortdesc="Power"><longdesc>Power.</longdesc><vendor-url/><parameters>
-        <parameter name="port"><getopt mixed="-n"/><content type="string"/><shortdesc lang="en">Host</shortdesc></parameter></parameters>
-        <actions><action name="off"/><action name="on"/><action name="status"/><action name="monitor"/><action name="list"/></actions></resource-agent>' ;;
-    list) printf '%s,\\n' ${names[*]} ;;
-    off | reboot) until [ -e "$T/power/\$node" ]; do sleep 0.02; done ;;
-    status) ! [ -e "$T/power/\$node" ] || exit 2 ;;
-esac
-exit 0
-END
+[ "$compare" = 0 ] || make_power_fence
 chmod 755 "$T"/usr/sbin/*
 
 {
@@ -118,7 +105,6 @@ chmod 755 "$T"/usr/sbin/*
     echo '}'
 } > "$T/corosync.conf"
 
-target() { if [ "$compare" = 0 ]; then echo "$1"; else echo "$2"; fi; }
 cat > "$T/cluster.crm" << END
 primitive fence stonith:fence_repl params config=$T/pbx.toml \
     meta provides=unfencing op monitor interval=30s timeout=20s
@@ -145,6 +131,7 @@ alert trace "/usr/sbin/cluster-alert"
 property stonith-enabled=true stonith-timeout=30s no-quorum-policy=freeze fence-reaction=panic dc-deadtime=2s cluster-recheck-interval=60s
 rsc_defaults resource-stickiness=200 multiple-active=stop_unexpected failure-timeout=60s
 END
+[ "$compare" = 0 ] || compared_resources >> "$T/cluster.crm"
 
 empty_cib() {
     echo '<cib crm_feature_set="3.16.1" validate-with="pacemaker-3.9" epoch="1" num_updates="0" admin_epoch="0">
@@ -215,6 +202,11 @@ if [ -n "$hold" ]; then
     for n in "${names[@]}"; do echo "$n: nsenter -t $(cat "$T/$n/init") -m -u -i -n -p"; done
     echo "outside: ip netns exec $switch"
     until [ -e "$hold" ]; do revive; sleep 0.5; done
+    exit
+fi
+
+if [ "$compare" != 0 ]; then
+    compare "$compare"
     exit
 fi
 
