@@ -11,7 +11,8 @@ use arrayvec::ArrayVec;
 
 use super::{Pending, Replica};
 use crate::io::*;
-use crate::journal::batch;
+use crate::journal::batch::{self, Kind};
+use crate::journal::log::TableAt;
 use crate::memory::{Buffer, Memory, Purpose};
 use crate::replica::loads::LoadFor;
 use crate::store::block_set::BlockSet;
@@ -276,8 +277,25 @@ impl<M: Memory> Replica<M> {
             groups.start() * GROUP_BLOCKS,
             (groups.end() + 1) * GROUP_BLOCKS,
         );
+        let mut tables = self.log.unapplied_volumes().iter();
+        let mut table = self.log.applied_volumes();
         for (number, seq, record) in self.log.unapplied_records(limit) {
             let Some(extent) = super::applier::extent_of(record, number, seq) else {
+                if record.kind == Kind::Volumes
+                    && let Some(TableAt { volumes, .. }) = tables.next()
+                {
+                    // Behind an end that is moved the stores may still have what was there.
+                    let kept = table.common_bytes(volumes, volume) / BLOCK_BYTES_U64;
+                    let (first, count) = (kept.clamp(start, end) - start, u64::from(blocks));
+                    for at in first..count {
+                        held[usize::try_from(at).expect("256 blocks")] = Held::Zero;
+                    }
+                    let comes_back = volumes.shrunk && kept < volumes.blocks(volume);
+                    if first < count || comes_back && kept < far {
+                        changed = changed.max(seq);
+                    }
+                    table = volumes;
+                }
                 continue;
             };
             if extent.volume != volume || extent.start >= far || extent.end() <= near {

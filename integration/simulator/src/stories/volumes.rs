@@ -167,6 +167,26 @@ fn a_new_primary_serves_no_smaller_volume_than_clients_have_seen() {
 }
 
 #[test]
+fn what_was_taken_away_is_not_given_to_a_peer_that_has_zeroes_there_again() {
+    let mut c = serving(4, Options::default());
+    c.must_write(A, 0, BEFORE - 10, 10);
+    c.until_fed(A);
+    c.run_for(SECOND);
+    // B has both records, and its stores come to neither.
+    c.nodes[B].slow[META] = 1000;
+    assert_eq!(c.resizes(A, BEFORE - 10), Ok(()));
+    assert_eq!(c.resizes(A, BEFORE), Ok(()));
+    c.nodes[A].disks.stores[0].spoil(BEFORE - 3);
+    let end = c.nodes[A].view.committed;
+    let read = c.read(A, 0, BEFORE - 10, 10);
+    assert_eq!(c.outcome(read, SECOND), Some(Outcome::Done));
+    assert!(c.nodes[B].view.applied.0 + 1 < end.0, "B was asked before");
+    c.nodes[B].slow[META] = 1;
+    c.read_all(A);
+    c.conclude();
+}
+
+#[test]
 fn a_node_that_did_not_count_gets_it_with_the_log_and_waits_for_room() {
     let mut c = serving(5, Options::default());
     let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
