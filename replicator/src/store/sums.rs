@@ -480,19 +480,22 @@ impl SumTable {
             };
             let groups = index(kept_blocks.div_ceil(GROUP_BLOCKS));
             // Most of it stays where it is in memory.
-            let (mut sums, mut since) = (
+            let (mut sums, mut since, mut marks) = (
                 std::mem::take(&mut old.sums),
                 std::mem::take(&mut old.changed),
+                std::mem::take(&mut old.marks),
             );
             sums.truncate(index(kept_blocks));
             since.truncate(groups);
+            marks.truncate(groups);
             sums.resize(part.sums.len(), self.table.never());
             since.resize(part.changed.len(), changed);
+            marks.resize(part.changed.len(), false);
             if part.blocks > kept_blocks && kept_blocks % GROUP_BLOCKS != 0 {
                 let edge = &mut since[groups - 1];
                 *edge = (*edge).max(changed);
             }
-            (part.sums, part.changed) = (sums, since);
+            (part.sums, part.changed, part.marks) = (sums, since, marks);
         }
         for at in 0..next.parts.len() {
             let kept_blocks = kept.get(at).map_or(0, |bytes| bytes / BLOCK_BYTES_U64);

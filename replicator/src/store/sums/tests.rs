@@ -360,8 +360,12 @@ fn what_a_volume_loses_is_forgotten_and_what_it_gets_again_counts_as_changed() {
     }
     let mut file = Any::default();
     file.save(&mut table);
-    let written = table.written();
     let kept = PAGE_BLOCKS + 5;
+    for group in [0, kept / GROUP_BLOCKS, kept / GROUP_BLOCKS + 1] {
+        table.mark(VolumeId(0), group);
+    }
+    file.save(&mut table);
+    let written = table.written();
     assert_eq!(table.written_within(&sizes(kept)), written - 1);
     table.resize(sizes(kept).into_iter(), &sizes(kept), Seq(7));
     assert_eq!(table.blocks(VolumeId(0)), kept);
@@ -392,5 +396,11 @@ fn what_a_volume_loses_is_forgotten_and_what_it_gets_again_counts_as_changed() {
         assert_eq!(table.changed(VolumeId(0), group - 1), Seq(1));
         assert_eq!(table.changed(VolumeId(0), group), Seq(9));
         assert_eq!(table.changed(VolumeId(0), group + 1), Seq(9));
+        let marked = [0, 1, group, group + 1].map(|g| table.is_marked(VolumeId(0), g));
+        assert_eq!(
+            marked,
+            [true, false, true, false],
+            "what is in doubt stays so"
+        );
     }
 }
