@@ -259,6 +259,9 @@ impl<M: Memory> Replica<M> {
         let Some(stop) = self.applier.stop_at else {
             return to;
         };
+        if self.log.applied_id().seq >= stop {
+            return self.log.applied_number();
+        }
         let number = self.log.number_of(stop);
         let ends = |n: &u64| self.log.entry(*n).is_some_and(|e| e.last == stop);
         number.filter(ends).map_or(to, |n| to.min(n + 1))

@@ -174,6 +174,43 @@ fn pages_of_checksums_that_are_lost_are_had_again() {
 }
 
 #[test]
+fn sums_that_may_be_old_are_told_of_only_where_the_store_confirms_them() {
+    // One of the two slots of B's page rots: that of the version before, or the newest one.
+    for (slot, newest) in [(0, false), (64, true)] {
+        let mut c = at_rest(35, Options::default());
+        c.must_write(A, 0, 2, 1);
+        c.must_write(A, 0, 30, 2);
+        c.until_fed(A);
+        c.run_for(SECOND);
+        c.nodes[B].disks.sums.rot(slot, 9999);
+        c.nodes[B].sums_rotted = true;
+        c.crash(B, POWER);
+        c.restart(B);
+        c.until_fed(A);
+        // With two copies, and without a Primary, nobody knows which is right but by that.
+        c.crash(A, POWER);
+        let first = verified(&mut c, C, VERIFY);
+        let found = c.found(C);
+        if newest {
+            assert_eq!((first.bad, first.differing), (3, 3), "{found:?}");
+            let bad = [2, 30, 31].map(|block| (B, block, FindingKind::Bad));
+            let unknown = [2, 30, 31].map(|block| (B, block, FindingKind::Unknown));
+            assert_eq!(found, [bad, unknown].concat());
+        } else {
+            assert_eq!((first.bad, first.differing), (0, 0), "{found:?}");
+        }
+        // Also as Primary B is not right where its store says otherwise.
+        c.must_promote(B);
+        let second = verified(&mut c, B, REPAIR);
+        assert_eq!((second.left, second.missed), (0, 1 << A), "{second:?}");
+        assert!(c.found(B).iter().all(|&(n, ..)| n == B));
+        c.restart_and_feed(B, A);
+        assert!(verified(&mut c, A, VERIFY).is_clean());
+        c.conclude();
+    }
+}
+
+#[test]
 fn under_load_it_finds_what_is_bad_and_nothing_else() {
     for seed in 40..46 {
         let mut c = at_rest(seed, Options::default());

@@ -12,7 +12,7 @@ use super::super::{Pending, Replica};
 use crate::io::*;
 use crate::memory::{Buffer, Memory, Purpose};
 use crate::store::block_set::BlockSet;
-use crate::store::sums::BlockSum;
+use crate::store::sums::{BlockSum, GROUP_BLOCKS};
 use crate::types::*;
 use crate::wire::frame::{
     BAD_NAMED_MAX, CHECKED_BLOCKS_MAX, CheckAsk, Checked, Frame, Mend, VerifyFrame,
@@ -186,6 +186,11 @@ impl<M: Memory> Replica<M> {
     fn check_step(&mut self, ask: CheckAsk, blocks: &std::ops::Range<u64>) -> Step {
         let now = self.now;
         let front = &mut self.verify.checks.queue[0];
+        // What is asked of the sums alone is read at the record that they are to be as of, and only where they are in doubt.
+        let doubts = !ask.read && matches!(front.state, State::Read | State::Reading { .. });
+        if doubts {
+            self.applier.stop_at = Some(ask.as_of);
+        }
         match front.state {
             State::Read if front.at == blocks.end => {
                 front.state = State::Await;
@@ -193,6 +198,17 @@ impl<M: Memory> Replica<M> {
                 Step::On
             }
             State::Read => {
+                if doubts {
+                    let next = self.sums.first_in_doubt(ask.volume, front.at..blocks.end);
+                    let next = next.unwrap_or(blocks.end);
+                    if std::mem::replace(&mut front.at, next) != next {
+                        return Step::On;
+                    }
+                    // The stores may be past the table until an apply has ended; no other one begins.
+                    if !self.applier.is_idle() {
+                        return Step::Wait;
+                    }
+                }
                 if now < self.verify.checks.not_before {
                     self.verify.checks.retry_at = Some(self.verify.checks.not_before);
                 } else if !self.check_read(blocks) {
@@ -216,8 +232,12 @@ impl<M: Memory> Replica<M> {
                     self.verify.checks.queue[0].since = now;
                     return Step::Wait;
                 }
-                let there = self.sums_as_of() >= ask.as_of;
-                if there || now.since(since) >= WAIT_NS {
+                let as_of = self.sums_as_of();
+                if ask.sums && as_of == ask.as_of && self.verify.checks.queue[0].at < blocks.end {
+                    self.verify.checks.queue[0].state = State::Read;
+                    return Step::On;
+                }
+                if as_of >= ask.as_of || now.since(since) >= WAIT_NS {
                     return Step::Answer;
                 }
                 // The table stops at this record, so that it can be compared with others that do.
@@ -304,7 +324,9 @@ impl<M: Memory> Replica<M> {
     /// What was read is compared with its sums.
     fn check_compare(&mut self) {
         let front = &mut self.verify.checks.queue[0];
-        let (volume, at, repair) = (front.ask.volume, front.at, front.ask.repair);
+        let (volume, at) = (front.ask.volume, front.at);
+        let whole = front.ask.read;
+        let repair = front.ask.repair && whole;
         let State::Reading {
             buffer,
             blocks,
@@ -335,8 +357,8 @@ impl<M: Memory> Replica<M> {
             let from = small as usize * BLOCK_BYTES;
             let bytes = &buffer.bytes()[from..from + BLOCK_BYTES];
             let admits = self.sums.sum(volume, at + n).admits(volume, at + n, bytes);
-            // A record that the store lacks, or half has, is about it: what it holds does not matter.
-            if (failed.has(small) || !admits) && !self.rewritten(volume, at + n) {
+            // A record that the store lacks, or half has, is about it: what it holds does not matter, but for its sum.
+            if (failed.has(small) || !admits) && !(whole && self.rewritten(volume, at + n)) {
                 bad.push(at + n);
             }
         }
@@ -367,7 +389,7 @@ impl<M: Memory> Replica<M> {
             front.state = State::Mending;
             return;
         }
-        for &block in bad.iter().filter(|_| !repair) {
+        for &block in bad.iter().filter(|_| whole && !repair) {
             self.tell_bad(volume, block);
         }
         let front = &mut self.verify.checks.queue[0];
@@ -405,7 +427,16 @@ impl<M: Memory> Replica<M> {
         checked.named.extend(bad().take(BAD_NAMED_MAX));
         let exact = checked.as_of == front.ask.as_of || planted!(VerifyUnaligned);
         if front.ask.sums && exact {
-            checked.sums = self.sums.sums_of(front.ask.volume, blocks).collect();
+            // A sum in doubt that is not that of what the store holds tells nothing of this copy.
+            let told = |(n, block): (u16, u64)| {
+                let marked = self.sums.is_marked(front.ask.volume, block / GROUP_BLOCKS);
+                if marked && front.bad.contains(&n) {
+                    BlockSum::UNKNOWN
+                } else {
+                    self.sums.sum(front.ask.volume, block)
+                }
+            };
+            checked.sums = (0..).zip(blocks).map(told).collect();
         }
         checked
     }

@@ -1,6 +1,6 @@
 //! Pages as verifications compare them: which blocks one is about, and what its sums come to.
 
-use super::{BlockSum, PAGE_BLOCKS, SumTable, index};
+use super::{BlockSum, GROUP_BLOCKS, PAGE_BLOCKS, SumTable, index};
 use crate::types::*;
 
 /// What the sums of a page come to.
@@ -29,6 +29,16 @@ impl SumTable {
             .map_or(0, |p| p.blocks);
         let start = (u64::from(page) * PAGE_BLOCKS).min(blocks);
         start..(start + PAGE_BLOCKS).min(blocks)
+    }
+
+    /// The first block of a range whose sum may be older than what the store holds.
+    #[must_use]
+    pub fn first_in_doubt(&self, volume: VolumeId, blocks: std::ops::Range<u64>) -> Option<u64> {
+        let groups = blocks.start / GROUP_BLOCKS..blocks.end.div_ceil(GROUP_BLOCKS);
+        let marks = &self.parts[usize::from(volume.0)].marks;
+        let marked = marks[index(groups.start)..index(groups.end)].iter();
+        let first = marked.zip(groups).find(|(mark, _)| **mark)?;
+        Some((first.1 * GROUP_BLOCKS).max(blocks.start))
     }
 
     /// The sums of a range of blocks, in order.
