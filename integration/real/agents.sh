@@ -1,26 +1,43 @@
 #!/bin/bash
-# The resource agents and the fence agent by themselves: their metadata, and what ocf-tester asks of every agent, against a real cluster of repld.
-. "$(dirname "$0")/lib.sh"
+# The resource agents and the fence agent by themselves: their metadata by the schemas of OCF, of pcs and of the fence agents; what ocf-tester and ocft
+# ask of agents, against a real cluster of repld; and the configurations in docs/pacemaker.md, by Pacemaker's own check.
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# With mounts of its own: the agents are laid over what is installed, for as long as this runs.
+[ -n "${AGENTS_NAMESPACE:-}" ] || [ "$(id -u)" != 0 ] || AGENTS_NAMESPACE=1 exec unshare --mount -- "$here/agents.sh" "$@"
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$here/lib.sh"
 need_root
-need ocf-tester xmllint nbdfuse losetup fusermount3
+need ocf-tester ocft xmllint nbdfuse losetup fusermount3 crm crm_resource crm_verify pcs
 [ -e /usr/lib/ocf/lib/heartbeat/ocf-shellfuncs ] || skip "no resource agents (package resource-agents)"
 [ -e /dev/fuse ] || skip "no /dev/fuse"
 scratch
 agents=$(realpath "$here/../../tools/ocf")
 dtd=/usr/share/resource-agents/ra-api-1.dtd
+ocf_rng=/usr/share/pcs/data/ocf-1.1.rng
+fence_rng=/usr/share/cluster/relaxng/metadata.rng
 
 for agent in volume nbd; do
     # Also for nobody in particular, with nothing in the path.
     env -i PATH=/bin:/usr/bin "$agents/$agent" meta-data > "$T/$agent.xml" || die "$agent has no metadata"
     xmllint --noout "$T/$agent.xml" || die "the metadata of $agent"
     [ ! -e $dtd ] || xmllint --noout --path "$(dirname $dtd)" --valid "$T/$agent.xml" || die "the metadata of $agent are not valid"
+    xmllint --noout --nonet --relaxng $ocf_rng "$T/$agent.xml" 2> "$T/rng.log" || die "the metadata of $agent are not those of OCF 1.1"
     name=$(xmllint --xpath 'string(/resource-agent/@name)' "$T/$agent.xml")
     [ "$name" = "$agent" ] || die "$agent calls itself $name"
     env OCF_ROOT=/usr/lib/ocf "$agents/$agent" no-such-action > /dev/null 2>&1
 done
 ln -s "$(realpath "$bin/repl-fence")" "$T/fence_repl"
 echo action=metadata | "$T/fence_repl" > "$T/fence.xml" || die "fence_repl has no metadata"
-xmllint --noout "$T/fence.xml" || die "the metadata of fence_repl"
+xmllint --noout --relaxng $fence_rng "$T/fence.xml" || die "the metadata of fence_repl"
+
+# Pacemaker finds them.
+mkdir -p "$T/usr/sbin" "$T/usr/lib/ocf/resource.d/replicator" "$T/ocft"
+cp "$agents"/* "$T/usr/lib/ocf/resource.d/replicator/"
+cp "$bin"/repl{ctl,-fence} "$T/usr/sbin/"
+ln -s repl-fence "$T/usr/sbin/fence_repl"
+for over in usr/sbin usr/lib/ocf; do
+    mount -t overlay -o "ro,lowerdir=$T/$over:/$over" overlay /$over || skip "no overlay on /$over"
+done
 
 export PATH=$bin:$PATH
 cluster 64MiB data=64MiB
@@ -50,39 +67,38 @@ kill9 pbx-a
 run stop 0
 run monitor 7
 run stop 0
-say "the same by hand"
-by_hand() {
-    local code=0
-    ctl "$1" "${@:3}" > "$T/by-hand" 2>&1 || code=$?
-    [ $code = "$2" ] || die "${*:3}: exit $code, not $2: $(cat "$T/by-hand")"
+start pbx-a
+wait_for 30 "pbx-a answers" answers pbx-a
+
+# validate AGENT CODE OPTION...: what Pacemaker says of parameters before a resource has them
+validate() {
+    local agent=$1 want=$2 code=0 option options=()
+    shift 2
+    for option in "$@"; do options+=(--option "$option"); done
+    crm_resource --validate --class ocf --provider replicator --agent "$agent" "${options[@]}" > "$T/validate.log" 2>&1 || code=$?
+    [ $code = "$want" ] || die "crm_resource --validate of $agent with $*: exit $code, not $want"
 }
-by_hand pbx-b 1 attach --timeout 0 data "$T/disk"
-grep -q "can not be promoted\|is not Primary" "$T/by-hand" || grep -q nbdfuse "$T/by-hand" || die "no reason: $(cat "$T/by-hand")"
-[ ! -e "$T/disk" ] || die "a device without a server"
-promote pbx-b
-by_hand pbx-b 2 attach nonsense "$T/disk"
-by_hand pbx-b 2 attach --client kernel data "$T/disk"
-touch "$T/file"
-by_hand pbx-b 1 attach data "$T/file"
-by_hand pbx-b 1 attach --check data "$T/disk"
-by_hand pbx-b 0 attach data "$T/disk"
-by_hand pbx-b 0 attach data "$T/disk"
-by_hand pbx-b 0 attach --check data "$T/disk"
-[ "$(blockdev --getsize64 "$T/disk")" = $((64 << 20)) ] || die "the device has another size"
-mkfs.ext4 -q "$T/disk" && mkdir "$T/files" && mount "$T/disk" "$T/files" || die "no file system on it"
-at_end "umount -l $T/files"
-echo text > "$T/files/text"
-by_hand pbx-b 1 detach --timeout 0 "$T/disk"
-grep -q "in use by the file system at $T/files" "$T/by-hand" || die "no reason: $(cat "$T/by-hand")"
-umount "$T/files"
-by_hand pbx-b 0 detach "$T/disk"
-by_hand pbx-b 0 detach "$T/disk"
-[ ! -e "$T/disk" ] || die "the link is left"
-losetup -a | grep -q "replicator-attached.*volume" && die "a loop device is left"
-by_hand pbx-b 0 attach data "$T/disk"
-mount "$T/disk" "$T/files" && [ "$(cat "$T/files/text")" = text ] || die "the file is not there"
-umount "$T/files"
-kill9 pbx-b
-by_hand pbx-b 0 detach "$T/disk"
-[ ! -e /run/replicator-attached ] || die "something is left of it"
+say "crm_resource asks for the parameters"
+replctl=replctl=$(realpath "$bin/replctl")
+validate volume 0 config="$config" node=pbx-a "$replctl"
+validate volume 2 config="$config" node=nobody "$replctl"
+validate volume 5 config=/nonexistent/pbx.toml "$replctl"
+validate nbd 0 volume=data socket="$(socket pbx-a)" device="$T/disk"
+validate nbd 6 volume=data client=carrier-pigeon
+
+say "ocft asks both, state by state"
+mkdir -p /var/lib/resource-agents
+at_end "umount /var/lib/resource-agents; rmdir /var/lib/resource-agents"
+mount -t tmpfs tmpfs /var/lib/resource-agents || die "a place for ocft"
+echo 'nonsense = 1' > "$T/wrong.toml"
+for agent in volume nbd; do
+    [ $agent = volume ] || promote pbx-a
+    sed "s|@PLACE@|$T|; s|@CONFIG@|$config|; s|@NODE@|pbx-a|; s|@REPLCTL@|$(realpath "$bin/replctl")|; s|@SOCKET@|$(socket pbx-a)|" \
+        "$here/ocft/$agent" > "$T/ocft/$agent"
+    ocft make -d "$T/ocft" $agent > "$T/ocft.log" 2>&1 || die "ocft does not understand the cases of $agent"
+    ocft test -v $agent > "$T/ocft.log" 2>&1 || die "ocft on $agent"
+    [ "$(grep -c '^Starting ' "$T/ocft.log")" = "$(grep -c '^CASE "' "$here/ocft/$agent")" ] || die "ocft did not ask all of $agent"
+    ! grep -q FAILED "$T/ocft.log" || die "ocft on $agent"
+done
+
 say "agents done"
