@@ -252,6 +252,8 @@ pub struct View {
     pub incoming: u32,
     /// Until when a Primary may answer; the beginning of time on others, the end of time where nobody is to be asked.
     pub lease_until: Time,
+    /// Until when this node, as a voter, keeps to the lease of a Primary that it has heard of; the beginning of time if to none.
+    pub heard_lease_until: Time,
     /// Client requests being worked on, and their bound.
     pub requests: u32,
     /// The bound of `requests`.

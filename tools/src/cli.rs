@@ -15,7 +15,7 @@ use crate::bar::Watcher;
 use crate::demo::DemoArgs;
 use crate::ocf::{self, OcfArgs};
 use crate::output::{Reader, print, to_json};
-use crate::{Failure, check, create, demo, dump, status, verify};
+use crate::{Failure, check, create, demo, dump, failover, status, verify};
 
 /// Operates a node of a replicated disk.
 #[derive(Debug, Parser)]
@@ -268,6 +268,13 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Keeps the service of [failover] running where the resource is Primary, and promotes a node when none is
+    ///
+    /// For sites without a cluster manager; one of these runs on every data node (replicator-failover@.service). When the lease of a
+    /// lost Primary is over, the node with the newest data is promoted and starts the service. It is stopped before the lease of
+    /// its node ends, so that it runs on one node at a time. SIGTERM stops the service and demotes the node, which leaves it to
+    /// another one. The first promotion of a resource is not its work, and it does nothing without a majority.
+    AutoFailover,
     /// An action of the resource agent ocf:replicator:volume, for its shell
     #[command(hide = true)]
     Ocf(OcfArgs),
@@ -353,6 +360,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     let (_, node) = config.node(&name)?;
     match cli.verb {
         Verb::Check => return check::check(&config, node),
+        Verb::AutoFailover => return failover::run(&config, node),
         Verb::Create { wipe, seed } => create::create(&config, node, wipe, seed)?,
         Verb::Invalidate { force, timeout } => {
             confirm_invalidate(&config.resource, &node.name)?;
@@ -667,6 +675,8 @@ fn show_status(node: &Node, json: bool, watch: bool) -> Result<(), Failure> {
         let mut shown = status.clone();
         // That the data thread moves is no change; that it stands still is.
         shown.last_progress_ms = shown.last_progress_ms.map(|ms| ms / 1000);
+        // Nor is it one that time passes.
+        shown.lease_left_ms = None;
         if last.as_ref() == Some(&shown) {
             continue;
         }

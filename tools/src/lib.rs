@@ -7,6 +7,7 @@ pub mod cli;
 pub mod create;
 pub mod demo;
 mod dump;
+mod failover;
 mod failure;
 pub mod fence;
 mod known;

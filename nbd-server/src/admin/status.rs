@@ -44,6 +44,10 @@ pub struct Status {
     pub memory_locked: Option<bool>,
     /// How long the data thread has not moved, in milliseconds.
     pub last_progress_ms: Option<u64>,
+    /// For how long a Primary may still answer, or for how long another node keeps to the lease of one that it has heard of, in
+    /// milliseconds; null where unknown.
+    #[serde(default)]
+    pub lease_left_ms: Option<u64>,
     /// What is bounded, and how much of it is used.
     pub limits: Limits,
     /// What was found of the blocks at rest since the start.

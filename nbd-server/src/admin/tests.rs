@@ -53,6 +53,7 @@ fn example() -> Status {
         version: "0.1.0".into(),
         memory_locked: None,
         last_progress_ms: Some(2),
+        lease_left_ms: Some(800),
         limits: Limits::default(),
         integrity: IntegrityStatus::default(),
         verify: VerifyStatus::default(),

@@ -237,6 +237,9 @@ pub enum Refusal {
         "handler: is for two data nodes alone, with on_no_quorum = \"suspend-io\"; where there are more nodes a majority decides: leave [fencing] out"
     )]
     HandlerForTwo,
+    /// A command and a unit.
+    #[error("unit: there is a command already; write one of them, a unit may run the other")]
+    TwoServices,
     /// An address with a host name, or none at all.
     #[error(
         "{key} = {found:?} is no address; write \"IP:PORT\", for example \"10.0.0.1:7789\" or \

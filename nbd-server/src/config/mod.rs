@@ -4,6 +4,7 @@
 //! [`Config::digest`], which peers compare when they meet.
 
 mod error;
+mod failover;
 mod fencing;
 mod parse;
 mod scrub;
@@ -13,6 +14,7 @@ mod table;
 mod tests;
 
 pub use error::{ConfigError, Refusal};
+pub use failover::{Failover, Service};
 pub use fencing::{FencePeer, Watchdog};
 pub use scrub::Scrub;
 
@@ -82,6 +84,8 @@ pub struct Config {
     pub fence_peer: Option<FencePeer>,
     /// A device that resets the host unless it is fed.
     pub watchdog: Option<Watchdog>,
+    /// What runs where this resource is Primary, without a cluster manager.
+    pub failover: Option<Failover>,
     /// Transport security.
     pub tls: Tls,
 }

@@ -30,7 +30,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
     };
     root.only(&[
         "resource", "node", "volume", "journal", "policy", "tls", "metrics", "scrub", "fencing",
-        "watchdog",
+        "watchdog", "failover",
     ])?;
 
     let resource = root.name("resource", "resource = \"pbx\" at the top")?.0;
@@ -53,6 +53,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
         scrub,
         fence_peer,
         watchdog,
+        failover: super::failover::failover(&root)?,
         tls,
     })
 }

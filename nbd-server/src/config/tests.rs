@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Ack, Config, MetricsListen, OnNoQuorum, size};
+use super::{Ack, Config, MetricsListen, OnNoQuorum, Service, size};
 
 const CONTRACT: &str = r#"resource = "pbx"
 
@@ -676,6 +676,40 @@ fn fencing_by_others_and_by_oneself_is_off_unless_the_config_says_so() {
         ),
     ] {
         let refused = parse(&format!("{SMALL}{more}")).unwrap_err();
+        assert!(refused.contains(told), "{refused}");
+    }
+}
+
+#[test]
+fn a_service_is_a_command_or_a_unit_and_not_both() {
+    assert_eq!(parse(SMALL).unwrap().failover, None);
+    let failover = |text: &str| parse(&format!("{SMALL}[failover]\n{text}\n"));
+    let unit = failover("unit = \"pbx@1.target\"")
+        .unwrap()
+        .failover
+        .unwrap();
+    assert_eq!(unit.service, Service::Unit("pbx@1.target".into()));
+    assert_eq!(
+        (unit.start_delay.as_millis(), unit.stop_timeout.as_secs()),
+        (0, 60)
+    );
+    let command = failover("command = \"/c\"\nstart_delay_ms = 250").unwrap();
+    let command = command.failover.unwrap();
+    assert_eq!(command.service, Service::Command("/c".into()));
+    assert_eq!(command.start_delay.as_millis(), 250);
+    for (text, told) in [
+        ("", "unit"),
+        ("command = \"c\"", "command"),
+        ("unit = \"--now\"", "the name of a unit"),
+        ("unit = \"pbx\"", "the name of a unit"),
+        ("unit = \"a b.target\"", "the name of a unit"),
+        (
+            "command = \"/c\"\nunit = \"p.target\"",
+            "there is a command already",
+        ),
+        ("unit = \"p.target\"\nstop_timeout_ms = 1", "from 100 to"),
+    ] {
+        let refused = failover(text).unwrap_err();
         assert!(refused.contains(told), "{refused}");
     }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use replicator::types::NodeId;
-use replicator::view::{ConnectionState, DiskState, Role, Suspended, View};
+use replicator::view::{ConnectionState, DiskState, Membership, Role, Suspended, View};
 use tokio::sync::oneshot;
 
 use super::Shared;
@@ -100,15 +100,18 @@ pub(super) async fn run(shared: Rc<Shared>) {
     let peer = usize::from(shared.me == 0);
     let fencing = &shared.fencing;
     let mut changed = shared.changed.subscribe();
-    let mut called_as_primary = false;
+    let mut called = false;
     let mut called_for = fencing.begun.get();
     let mut promoting_since = None;
     loop {
         changed.mark_unchanged();
         let view = shared.data.snapshot().view;
-        let connection = view.peers.first().map(|peer| peer.connection);
+        let other = view.peers.first();
+        let connection = other.map(|peer| peer.connection);
+        // Whoever counts for nothing is not waited for.
+        let counts = other.is_some_and(|peer| peer.membership == Membership::Full);
         if connection == Some(ConnectionState::Connected) {
-            called_as_primary = false;
+            called = false;
             if fencing.said.take().is_some() {
                 shared.bump();
             }
@@ -119,14 +122,16 @@ pub(super) async fn run(shared: Rc<Shared>) {
             promoting_since = promoting_since.or_else(|| Some(Instant::now()));
         }
         let grace = GRACE_LEASES * Duration::from_millis(shared.config.policy.lease_ms.into());
-        let lost = connection == Some(ConnectionState::Connecting) && !shared.links[peer].is_up();
-        let as_primary = is_without_lease(&view) && !called_as_primary;
+        let lost = counts
+            && connection == Some(ConnectionState::Connecting)
+            && !shared.links[peer].is_up();
+        let as_primary = is_without_lease(&view) && !called;
         let as_secondary = view.role == Role::Secondary
             && matches!(view.disk_state, DiskState::Consistent | DiskState::UpToDate)
             && promoting_since.is_some_and(|since: Instant| since.elapsed() >= grace)
             && called_for != fencing.begun.get();
         if lost && (as_primary || as_secondary) && !shared.stopping.get() {
-            called_as_primary = as_primary;
+            called = true;
             called_for = fencing.begun.get();
             call(&shared, &fence_peer, peer, &view).await;
         }

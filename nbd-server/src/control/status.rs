@@ -162,6 +162,7 @@ impl StatusBuilder {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             memory_locked: seen.then_some(snapshot.memory_locked),
             last_progress_ms,
+            lease_left_ms: seen.then(|| lease_left_ms(config, view)),
             limits: Limits {
                 journal: JournalStatus {
                     size: known(view.journal_bytes),
@@ -247,6 +248,13 @@ impl StatusBuilder {
             connection_reason: reason,
         }
     }
+}
+
+/// For how long there is a lease: this node's, or one that it has heard of. At most as long as one is.
+fn lease_left_ms(config: &Config, view: &view::View) -> u64 {
+    let until = view.lease_until.max(view.heard_lease_until);
+    let left = until.since(super::boottime()) / 1_000_000;
+    left.min(u64::from(config.policy.lease_ms) * 2)
 }
 
 /// Which device it is, and what to do, when the core's verdict comes from a disk or hides one.

@@ -13,6 +13,10 @@ impl<M: Memory> Replica<M> {
     pub fn view(&self) -> View {
         let serving = self.serving();
         let lease_until = if serving { self.lease_until() } else { Time(0) };
+        let heard_lease_until = match self.lease_wait_ns(self.config.me) {
+            wait if wait > 0 && !serving => self.now.after(wait),
+            _ => Time(0),
+        };
         let quorum = self.has_quorum();
         let disk_state = self.own_disk_state(quorum);
         let role = if self.is_witness() {
@@ -58,6 +62,7 @@ impl<M: Memory> Replica<M> {
             journal_used_bytes: self.log.used_bytes(),
             incoming: u32::try_from(self.incoming.len()).expect("it is bounded"),
             lease_until,
+            heard_lease_until,
             requests: self.clients.in_work(),
             requests_max: self.config.requests_max,
             integrity: Integrity {

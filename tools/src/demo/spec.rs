@@ -48,6 +48,10 @@ pub struct Spec {
     pub ack: Option<String>,
     /// `policy.disk_timeout_ms`, where it is not the default.
     pub disk_timeout_ms: Option<u32>,
+    /// More lines of `[policy]`.
+    pub policy: String,
+    /// More sections of the config file.
+    pub more: String,
     /// Where the nodes are, in their order; empty for ports on loopback.
     pub hosts: Vec<Host>,
 }
@@ -71,6 +75,8 @@ impl Default for Spec {
             on_no_quorum: None,
             ack: None,
             disk_timeout_ms: None,
+            policy: String::new(),
+            more: String::new(),
             hosts: Vec::new(),
         }
     }
@@ -108,8 +114,11 @@ impl Spec {
             text.push_str("\n[tls]\ninsecure = true\n");
         }
         let _ = write!(text, "\n[journal]\nsize = {}\n", self.journal_bytes);
-        if self.on_no_quorum.is_some() || self.ack.is_some() || self.disk_timeout_ms.is_some() {
+        let known =
+            self.on_no_quorum.is_some() || self.ack.is_some() || self.disk_timeout_ms.is_some();
+        if known || !self.policy.is_empty() {
             text.push_str("\n[policy]\n");
+            text.push_str(&self.policy);
             if let Some(ms) = self.disk_timeout_ms {
                 let _ = writeln!(text, "disk_timeout_ms = {ms}");
             }
@@ -120,6 +129,7 @@ impl Spec {
                 let _ = writeln!(text, "ack = \"{ack}\"");
             }
         }
+        text.push_str(&self.more);
         text
     }
 }

@@ -4,6 +4,7 @@
 //! that did, and else what could not be verified. Under the name `fence_repl` it speaks the FenceAgentAPI, for Pacemaker.
 
 mod agent;
+mod peer;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,7 @@ Exit codes:
   0  done, and verified
   1  not verified; the message says what
   2  usage or config error
+fence-peer has codes of its own, see repl-fence fence-peer --help.
 
 Under the name fence_repl it is a fence agent for Pacemaker, which takes its options from stdin.";
 
@@ -87,6 +89,18 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// As a fence-peer handler of DRBD's kind: fences the peer that the environment names
+    ///
+    /// The peer is DRBD_NODE_ID_n with n from DRBD_PEER_NODE_ID, or DRBD_PEER; the config is that of DRBD_RESOURCE in /etc/replicator
+    /// unless it is named. Exit codes: 3 its data is inconsistent, 4 it is fenced and knows it, 5 it is fenced by a majority and was
+    /// not reached itself, 6 it is Primary and lives, 1 it could not be verified, 2 usage or config error. What is fenced is let go
+    /// with repl-fence unfence.
+    FencePeer {
+        /// How long to try
+        #[arg(long, value_name = "SECS", default_value_t = 30,
+              value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        timeout: u64,
+    },
     /// Fences the present Primary, promotes the node with the best data, and says which that is
     Failover {
         /// How long to try
@@ -120,6 +134,16 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
             };
         }
     };
+    if let Verb::FencePeer { timeout } = cli.verb {
+        let environment = |key: &str| std::env::var(key).ok();
+        return match peer::run(&cli.config, cli.node, timeout, &environment) {
+            Ok(answer) => answer as u8,
+            Err(failure) => {
+                eprintln!("repl-fence: {}", failure.line());
+                exit_code(&failure)
+            }
+        };
+    }
     match run(cli) {
         Ok(()) => VERIFIED,
         Err(failure) => {
@@ -168,6 +192,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Verb::Status { json } => show_status(node, json),
         Verb::Failover { timeout } => failover(node, timeout),
+        // Its answers are codes of its own.
+        Verb::FencePeer { .. } => Ok(()),
     }
 }
 

@@ -41,6 +41,7 @@ fn lose(daemon: &Daemon) {
         snapshot.view.peers.push(PeerView {
             node: NodeId(1),
             connection: ConnectionState::Connecting,
+            membership: view::Membership::Full,
             ..PeerView::default()
         });
     });
@@ -107,6 +108,13 @@ fn a_peer_that_the_handler_switched_off_is_confirmed_to_be_stopped() {
     until("it is over", || {
         (status_of(&daemon).suspended == Suspended::Quorum).then_some(())
     });
+    // Who counts for nothing is not waited for, and nobody is asked about it.
+    daemon.publish(|s| s.view.peers[0].connection = ConnectionState::Connected);
+    daemon.publish(|snapshot| {
+        snapshot.view.peers[0].connection = ConnectionState::Connecting;
+        snapshot.view.peers[0].membership = view::Membership::Dropped;
+    });
+    std::thread::sleep(Duration::from_millis(500));
     assert_eq!(calls(&dir), 1);
 }
 

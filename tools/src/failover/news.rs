@@ -1,0 +1,116 @@
+//! What `repld` says, asked for on a thread of its own: one that hangs, or is frozen, holds nothing else up.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{JoinHandle, sleep};
+use std::time::Duration;
+
+use nbd_server::admin::client::Client;
+use nbd_server::admin::{Request, Response, Status};
+use nbd_server::config::Node;
+
+use super::{Moment, say};
+use crate::Failure;
+
+/// How often it is asked.
+const EVERY: Duration = Duration::from_millis(50);
+/// The pause before another connection.
+const ABSENT: Duration = Duration::from_millis(100);
+/// What was said longer ago is no news.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// When the newest answer was asked for, and what it was; `None` once there is no connection.
+type Newest = Arc<Mutex<Option<(Moment, Arc<Status>)>>>;
+
+/// What `repld` said last.
+pub(super) struct News {
+    newest: Newest,
+}
+
+impl News {
+    pub(super) fn start(node: &Node) -> Result<Self, Failure> {
+        let newest = Newest::default();
+        let (socket, shared) = (node.admin_socket(), Arc::clone(&newest));
+        let put = move |news| *shared.lock().unwrap_or_else(PoisonError::into_inner) = news;
+        let ask = move || {
+            loop {
+                if let Ok(mut client) = Client::connect(&socket) {
+                    loop {
+                        let at = Moment::now();
+                        match client.call(&Request::Status) {
+                            Ok(Response::Status(status)) => put(Some((at, Arc::from(status)))),
+                            // It lives, and has no time for this: what it said before gets old.
+                            Ok(_) => break,
+                            Err(_) => {
+                                put(None);
+                                break;
+                            }
+                        }
+                        sleep(EVERY);
+                    }
+                } else {
+                    put(None);
+                }
+                sleep(ABSENT);
+            }
+        };
+        let thread = std::thread::Builder::new().name("news".into());
+        thread
+            .spawn(ask)
+            .map_err(|error| Failure::Failed(format!("there is no thread: {error}")))?;
+        Ok(Self { newest })
+    }
+
+    /// What was said last, if that is fresh, and when it was asked for.
+    pub(super) fn newest(&self, now: Moment) -> Option<(Moment, Arc<Status>)> {
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        newest.clone().filter(|(at, _)| now < at.after(FRESH))
+    }
+}
+
+/// A request that takes its time.
+#[derive(Default)]
+pub(super) struct Asked {
+    open: Option<(JoinHandle<()>, Receiver<Result<(), Failure>>)>,
+}
+
+impl Asked {
+    pub(super) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Sends a request, and comes back at once.
+    pub(super) fn ask(&mut self, node: &Node, request: Request) {
+        let socket = node.admin_socket();
+        let (sender, receiver) = channel();
+        let work = move || {
+            let answer = Client::connect(&socket).and_then(|mut client| client.call(&request));
+            let done = match answer {
+                Ok(Response::Error(error)) => Err(Failure::from(error)),
+                Ok(_) => Ok(()),
+                Err(error) => Err(Failure::from(error)),
+            };
+            // Whoever asked may have gone.
+            let _ = sender.send(done);
+        };
+        match std::thread::Builder::new().name("asked".into()).spawn(work) {
+            Ok(thread) => self.open = Some((thread, receiver)),
+            Err(error) => say(&format!("there is no thread: {error}")),
+        }
+    }
+
+    /// Takes note of an answer.
+    pub(super) fn look(&mut self) {
+        let Some((thread, _)) = &self.open else {
+            return;
+        };
+        if !thread.is_finished() {
+            return;
+        }
+        if let Some((_, answer)) = self.open.take()
+            && let Ok(Err(failure)) = answer.try_recv()
+        {
+            say(&failure.line());
+        }
+    }
+}
