@@ -101,4 +101,37 @@ for agent in volume nbd; do
     ! grep -q FAILED "$T/ocft.log" || die "ocft on $agent"
 done
 
+say "the configurations in docs/pacemaker.md are ones"
+page=$(realpath "$here/../../docs/pacemaker.md")
+# block LANGUAGE NAME: a block of that page
+block() { awk -v want='```'"$1${2:+ $2}" '$0 == "```" { on = 0 } on; $0 == want { on = 1 }' "$page"; }
+empty() {
+    echo '<cib crm_feature_set="3.16.1" validate-with="pacemaker-3.9" epoch="1" num_updates="0" admin_epoch="0">
+        <configuration><crm_config/><nodes/><resources/><constraints/></configuration><status/></cib>' > "$1"
+}
+primitives() { xmllint --xpath '//primitive/@id' "$1" | tr -d ' ' | sort; }
+mkdir -p /run/crm
+for name in "" witness awseip topology drbd; do
+    cib=$T/crm-$name.xml
+    block crm "$name" > "$T/page.crm"
+    # A piece has no fence.
+    grep -q stonith: "$T/page.crm" || echo 'property stonith-enabled=false' >> "$T/page.crm"
+    empty "$cib"
+    CIB_file=$cib crm -F configure load update "$T/page.crm" > "$T/page.log" 2>&1 || die "the page's configuration $name, in crm's words"
+    # What systemd has is asked of systemd, which may not be here.
+    ! grep -i error "$T/page.log" | grep -v "systemd:\|warning:" || die "the page's configuration $name has errors"
+    crm_verify -x "$cib" -V > "$T/page.log" 2>&1 || die "the page's configuration $name is not valid"
+    [ "$(primitives "$cib" | wc -l)" = "$(grep -c ^primitive "$T/page.crm")" ] || die "the resources of the page's configuration $name are not all there"
+done
+for name in "" awseip; do
+    cib=$T/pcs-$name.xml
+    empty "$cib"
+    while read -ra words; do
+        case ${words[*]} in *systemd:*) words+=(--force) ;; esac
+        pcs -f "$cib" "${words[@]:1}" > "$T/page.log" 2>&1 < /dev/null || die "the page's line: ${words[*]}"
+    done < <(block pcs "$name")
+    [ -z "$name" ] || pcs -f "$cib" property set stonith-enabled=false
+    crm_verify -x "$cib" -V > "$T/page.log" 2>&1 || die "the page's configuration $name in pcs's words is not valid"
+    [ "$(primitives "$cib")" = "$(primitives "$T/crm-$name.xml")" ] || die "the page's configuration $name is another one in pcs's words"
+done
 say "agents done"

@@ -119,7 +119,7 @@ primitive files Filesystem params device=/run/host/disk directory=/run/pbx fstyp
     op start timeout=40s interval=0s op stop timeout=40s interval=0s op monitor interval=10s timeout=20s
 primitive db pgsql params pgctl=$pgbin/pg_ctl psql=/usr/bin/psql pgdata=/run/pbx/pg socketdir=/run/postgresql logfile=/run/pbx/pg.log \
     stop_escalate=5 \
-    op start timeout=60s interval=0s op stop timeout=40s interval=0s op monitor interval=5s timeout=20s
+    op start timeout=60s interval=0s op stop timeout=20s interval=0s op monitor interval=5s timeout=20s
 primitive recorder anything params binfile=/usr/bin/python3 cmdline_options="$here/cluster.py serve /run/pbx 0.0.0.0 $port" pidfile=/run/recorder.pid \
     op start timeout=20s interval=0s op stop timeout=20s interval=0s op monitor interval=5s timeout=20s
 primitive address IPaddr2 params ip=$vip cidr_netmask=24 nic=eth0 arp_count=2 \
