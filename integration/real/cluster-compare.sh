@@ -65,7 +65,7 @@ cut_of() {
     if [ "$1" = ms_repl ]; then
         python writable "$at" "${sockets[@]}" > "$T/took" &
     else
-        outside /usr/bin/python3 "$here/cluster.py" answers "$at" $dummy_vip > "$T/took" &
+        ip netns exec "$switch" /usr/bin/python3 "$here/cluster.py" answers "$at" $dummy_vip > "$T/took" &
     fi
     local probe=$!
     sleep "$(awk -v now="$(now)" -v at="$at" 'BEGIN { print at - now }')"

@@ -249,30 +249,35 @@ def outage(fault, at, rows_noted, recordings_noted, *alerts):
     at = float(at)
     pause, begin, end = gap([float(line[1]) for line in noted_lines(rows_noted)], at)
     recordings_pause, _, recordings_end = gap([float(line[2]) for line in noted_lines(recordings_noted)], at)
+    # It may have been served in between.
+    begin = max(at, begin)
     events = []
     for path in alerts:
         for time_s, kind, what in (line[:3] for line in noted_lines(path) if len(line) >= 3):
-            if at <= float(time_s) <= end:
+            if begin <= float(time_s) <= end:
                 events.append((float(time_s), kind, what))
     events.sort()
 
-    def last(kind, *names):
-        return max((t for t, k, what in events if k == kind and what in names), default=None)
+    def last(kind, *names, before=end):
+        return max((t for t, k, what in events if k == kind and what in names and t <= before), default=None)
 
     lost = next((t for t, kind, what in events if kind == "node" and what == "lost"), None)
     # What Pacemaker does first tells when it knew, where no host was lost.
     first = next((t for t, kind, what in events if kind == "resource"), None)
+    promoted = last("resource", "repl:promote")
+    started = next((t for t, kind, what in events if what.endswith(":start")), end)
+    stops = [name + ":stop" for name in ("address", "recorder", "db", "files", "disk")]
     points = [
         ("detect", lost or first),
-        ("fence", last("fencing", "off", "reboot")),
-        ("stop", last("resource", *(name + ":stop" for name in ("address", "recorder", "db", "files", "disk")), "repl:demote")),
-        ("promote", last("resource", "repl:promote")),
+        ("fence", last("fencing", "off", "reboot", before=promoted or end)),
+        ("stop", last("resource", "repl:demote", *stops, before=promoted or started)),
+        ("promote", promoted),
         ("attach and mount", last("resource", "disk:start", "files:start")),
         ("PostgreSQL", last("resource", "db:start")),
         ("recorder, address", last("resource", "recorder:start", "address:start")),
         ("clients", end),
     ]
-    parts, before = [], at
+    parts, before = [], begin
     for name, time_s in points:
         if time_s is not None and time_s >= before:
             parts.append((name, round(time_s - before, 2)))

@@ -172,7 +172,7 @@ on "$first" sh -ec "
     runuser -u postgres -- $pgbin/initdb -D /run/pbx/pg -A trust -k --wal-segsize=4 --no-instructions
     echo 'host all all $net.0/24 trust' >> /run/pbx/pg/pg_hba.conf
     printf '%s\n' \"listen_addresses = '*'\" \"unix_socket_directories = '/run/postgresql'\" 'shared_buffers = 32MB' \
-        'max_wal_size = 48MB' 'checkpoint_timeout = 30s' 'max_connections = 200' >> /run/pbx/pg/postgresql.conf
+        'max_wal_size = 48MB' 'checkpoint_timeout = 30s' 'max_connections = 200' 'authentication_timeout = 5s' >> /run/pbx/pg/postgresql.conf
     runuser -u postgres -- $pgbin/pg_ctl -D /run/pbx/pg -l /run/pbx/pg.log -w start
     runuser -u postgres -- psql -h /run/postgresql -qc 'create table calls (n bigint primary key, note text)' postgres
     runuser -u postgres -- $pgbin/pg_ctl -D /run/pbx/pg -w stop
@@ -190,9 +190,9 @@ for n in "${names[@]}"; do
 done
 
 touch "$T/rows" "$T/recordings"
-outside /usr/bin/python3 "$here/cluster.py" rows $vip "$T/rows" > "$T/rows.log" 2>&1 &
+ip netns exec "$switch" /usr/bin/python3 "$here/cluster.py" rows $vip "$T/rows" > "$T/rows.log" 2>&1 &
 at_end "kill $!"
-outside /usr/bin/python3 "$here/cluster.py" recordings $vip $port "$T/recordings" > "$T/recordings.log" 2>&1 &
+ip netns exec "$switch" /usr/bin/python3 "$here/cluster.py" recordings $vip $port "$T/recordings" > "$T/recordings.log" 2>&1 &
 at_end "kill $!"
 wait_for 90 "all hosts are in the cluster, and serve" settled
 say "rows and recordings are answered by $(active)"
