@@ -196,6 +196,7 @@ impl Cluster {
         self.nodes[node].ruined = false;
         self.nodes[node].wiped = true;
         self.nodes[node].sums_rotted = false;
+        self.nodes[node].not_given.clear();
         self.watch.replaced(node);
     }
 

@@ -87,7 +87,16 @@ impl Cluster {
     /// Everybody may be promoted again.
     pub(crate) fn unfence_all(&mut self, nodes: &[usize]) {
         for _ in 0..3 {
-            let Some(&teller) = nodes.iter().find(|&&n| self.up(n) && !self.is_exile(n)) else {
+            // Who is new knows nobody to let go.
+            let fresh = |n: usize| {
+                self.nodes[n]
+                    .disks
+                    .meta
+                    .superblock()
+                    .is_some_and(|s| s.fresh())
+            };
+            let able = |&&n: &&usize| self.up(n) && !self.is_exile(n) && !fresh(n);
+            let Some(&teller) = nodes.iter().find(able) else {
                 return;
             };
             let known = nodes.iter().map(|&n| &self.nodes[n].view);

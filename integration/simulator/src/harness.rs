@@ -1,6 +1,6 @@
 //! The cluster: nodes, events in virtual time, and a node's turn as the driver's contract says.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use replicator::io::*;
 use replicator::meta::config::Name;
@@ -151,6 +151,8 @@ pub(crate) struct Node {
     pub(crate) hurt: bool,
     /// It has asked for a resync since it started, or found one on its disks.
     pub(crate) resyncs: bool,
+    /// Blocks that a resync did not bring it, since nobody had a good copy.
+    pub(crate) not_given: BTreeSet<(usize, u64)>,
     /// There is no room to stage a resync, at first.
     pub(crate) stage_full: bool,
     /// It was told to give its data up.
@@ -310,6 +312,7 @@ impl Cluster {
                 resyncs: false,
                 image_seen: 0,
                 merged: false,
+                not_given: BTreeSet::new(),
                 stage_full: false,
                 renews: false,
                 in_place: false,

@@ -40,7 +40,8 @@ impl Cluster {
             self.gives_blocks(node, (conn, side), of, None, batch.as_ref());
         } else if let Frame::Compared(blocks) = frame {
             let of = (blocks.token, blocks.through, blocks.sums.as_slice());
-            self.gives_blocks(node, (conn, side), of, Some(blocks.given), batch.as_ref());
+            let given = Some([blocks.given, blocks.lost]);
+            self.gives_blocks(node, (conn, side), of, given, batch.as_ref());
         } else if let Some(batch) = &batch {
             let harm = self.there_is_harm();
             self.watch.batch(node, batch.bytes(), "a peer", harm);

@@ -2,6 +2,7 @@
 //! until it says otherwise it is what was staged, laid over the stores. That is a prefix at every instant (P3), and it changes
 //! hands only when all of it is committed.
 
+use replicator::meta::superblock::Superblock;
 use replicator::meta::volumes::Volumes;
 use replicator::store::sums::{BlockSum, SumTable, Table};
 use replicator::types::*;
@@ -131,6 +132,7 @@ impl Cluster {
         match merges {
             Some(staged) => {
                 self.trace(|| format!("-- what {node} staged through {staged} is its image"));
+                self.note_lost(node, &superblock);
                 // Disks that were rolled back are those of before, with what they say of themselves.
                 let hurt = self.nodes[node].hurt;
                 self.checks
@@ -143,6 +145,34 @@ impl Cluster {
                 self.trace(|| format!("-- what {node} staged is in its stores"));
                 self.resyncs += 1;
                 self.nodes[node].merged = true;
+            }
+        }
+    }
+
+    /// What a resync could not bring is bad in what becomes the image: only its checksums are right.
+    fn note_lost(&mut self, node: usize, superblock: &Superblock) {
+        let n = &mut self.nodes[node];
+        let in_place = superblock.resync.is_some_and(|r| r.in_place);
+        let sizes = superblock.volumes.sizes();
+        let sums = &mut Reading(&n.disks.sums);
+        let (table, _) = SumTable::load(Table::Staged, sizes, sums, Seq(0));
+        for (volume, block) in std::mem::take(&mut n.not_given) {
+            let id = |v: usize| VolumeId(u16::try_from(v).expect("16 volumes"));
+            if block >= blocks_in(&table, id(volume)) {
+                continue;
+            }
+            let base: u64 = (0..volume).map(|v| blocks_in(&table, id(v))).sum();
+            let (disk, at) = if in_place {
+                (&mut n.disks.stores[volume], block)
+            } else {
+                (&mut n.disks.stage, base + block)
+            };
+            let sum = table.sum(id(volume), block);
+            let mut bytes = [0; BLOCK_BYTES];
+            let read = disk.read(at, &mut bytes);
+            let needed = !matches!(sum, BlockSum::UNKNOWN | BlockSum::ZERO);
+            if needed && (read.is_err() || !sum.admits(id(volume), block, &bytes)) {
+                disk.taint(at);
             }
         }
     }

@@ -192,13 +192,16 @@ impl Cluster {
         node: usize,
         (conn, side): (usize, usize),
         (token, through, sums): (u64, Seq, &[BlockSum]),
-        given: Option<BlockSet>,
+        given: Option<[BlockSet; 2]>,
         data: Option<&SimBuffer>,
     ) {
         let asked = self.net.conns[conn].asked[1 - side].remove(&token);
         if let Some(asked) = asked.filter(|_| given.is_some()) {
             let target = self.net.conns[conn].nodes[1 - side];
             self.answers_resync((node, target), asked, !sums.is_empty());
+            let lost = given.iter().flat_map(|[_, lost]| lost.iter());
+            let lost = lost.map(|n| (asked.0, asked.1 + u64::from(n)));
+            self.nodes[target].not_given.extend(lost);
         }
         if self.nodes[node].hurt || self.checks.is_beyond() || sums.is_empty() {
             return;
@@ -215,8 +218,8 @@ impl Cluster {
             let expected = self.checks.crc_by(node, volume, block, through);
             let sum = sums[at as usize];
             let zeroes = [0; BLOCK_BYTES];
-            if given.is_some_and(|given| !given.has(at)) {
-                // What the asker has is said to be right.
+            if given.is_some_and(|[given, _]| !given.has(at)) {
+                // What the asker has is said to be right, or what it should have is.
                 let zero =
                     sum == BlockSum::ZERO && expected == batch::block_crc(id, block, &zeroes);
                 assert!(

@@ -1,10 +1,13 @@
-//! Blocks that a resync is not given, since they are bad where it comes from.
+//! Blocks that a resync is not given, since they are bad where it comes from, and so is what is recorded of them: the source does not
+//! know what they should hold.
 //!
 //! Nobody has what it lacks if no good copy is among those that work: then the node in resync counts for nothing, and whoever
 //! needs it for a majority can not be promoted, nor commit anything. That excuses a cluster, and only if it was seen: the
-//! newest answer to that very question was empty, one of the blocks is bad, and no other node can give it.
+//! newest answer to that very question was empty, one of the blocks is bad, and no other node that is fed can give it.
 
 use std::ops::Range;
+
+use replicator::view::ReplicationState;
 
 use crate::harness::*;
 
@@ -64,7 +67,13 @@ impl Cluster {
     fn could_give(&self, node: usize, withheld: &Withheld, block: u64) -> bool {
         let (source, volume) = (withheld.source, withheld.volume);
         let n = &self.nodes[node];
+        let fed = self.nodes[source]
+            .view
+            .peers
+            .iter()
+            .any(|p| usize::from(p.node.0) == node && p.replication != ReplicationState::Off);
         let has = node < self.options.nodes
+            && (fed || node == source)
             && !self.is_exile(node)
             && !n.resyncs
             && !n.hurt

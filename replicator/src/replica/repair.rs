@@ -148,6 +148,18 @@ impl<B> Repairs<B> {
         self.recent.iter().filter(same).count() >= MENDED_MAX
     }
 
+    /// Whether a good copy of this block was sought in vain, not long ago.
+    pub(super) fn is_lost(&self, volume: VolumeId, block: u64, now: Time) -> bool {
+        self.was_vain(volume, block, now, AGAIN_NS) && !self.concern(volume, block, block + 1)
+    }
+
+    fn was_vain(&self, volume: VolumeId, block: u64, now: Time, within_ns: u64) -> bool {
+        let same = |&(v, b, at): &(VolumeId, u64, Time)| {
+            (v, b) == (volume, block) && now.since(at) < within_ns
+        };
+        self.vain.iter().any(same)
+    }
+
     /// Whether there is nothing to be seen to.
     pub(super) fn is_idle(&self) -> bool {
         self.list.is_empty()
@@ -187,10 +199,7 @@ fn remember(list: &mut VecDeque<(VolumeId, u64, Time)>, what: (VolumeId, u64, Ti
 impl<M: Memory> Replica<M> {
     /// A block that a peer asked for is not what it should be.
     pub(super) fn found_bad_for_peer(&mut self, volume: VolumeId, block: u64) {
-        let mut vain = self.repairs.vain.iter();
-        let was_vain =
-            vain.any(|&(v, b, at)| (v, b) == (volume, block) && self.now.since(at) < VAIN_NS);
-        if !was_vain {
+        if !self.repairs.was_vain(volume, block, self.now, VAIN_NS) {
             self.found_bad(volume, block);
         }
     }

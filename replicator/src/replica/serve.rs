@@ -55,6 +55,8 @@ struct Plan<B> {
     failed: BlockSet,
     /// What the disk does not keep, and a peer is asked for.
     waits: BlockSet,
+    /// What nobody has, by its place in the range.
+    lost: BlockSet,
     generation: u64,
     changed: Seq,
     through: Seq,
@@ -218,14 +220,14 @@ impl<M: Memory> Replica<M> {
     /// This node can not answer the first question.
     fn serve_nothing(&mut self) {
         let nothing = (Seq(0), Seq(0), ArrayVec::new());
-        self.serve_answer(nothing, BlockSet::default(), None);
+        self.serve_answer(nothing, [BlockSet::default(); 2], None);
     }
 
-    /// The first question is answered: what changed and through which record, the sums, and which blocks are given.
+    /// The first question is answered: what changed and through which record, the sums, and which blocks are given, and lost.
     fn serve_answer(
         &mut self,
         (changed, through, sums): (Seq, Seq, ArrayVec<BlockSum, ASKED_BLOCKS_MAX>),
-        given: BlockSet,
+        [given, lost]: [BlockSet; 2],
         data: Option<M::Buffer>,
     ) {
         let Some(front) = self.serves.queue.pop_front() else {
@@ -247,6 +249,7 @@ impl<M: Memory> Replica<M> {
                 through,
                 sums,
                 given,
+                lost,
             }))
         };
         if self.peer_of(front.conn).is_some_and(|p| p.staging) {
@@ -377,7 +380,7 @@ impl<M: Memory> Replica<M> {
                 .map(|at| u16::try_from(at).expect("256 blocks")),
         );
         if given.is_empty() {
-            self.serve_answer((changed, through, sums), BlockSet::default(), None);
+            self.serve_answer((changed, through, sums), [BlockSet::default(); 2], None);
             return true;
         }
         let room = u32::try_from(given.len()).expect("256 blocks");
@@ -438,6 +441,7 @@ impl<M: Memory> Replica<M> {
             left,
             failed: BlockSet::default(),
             waits: BlockSet::default(),
+            lost: BlockSet::default(),
             generation,
             changed,
             through,
@@ -506,6 +510,10 @@ impl<M: Memory> Replica<M> {
                 self.serves.serial += 1;
                 return;
             }
+            if self.serve_without(&mut plan, &bad) {
+                self.serve_given(plan);
+                return;
+            }
             let worn = bad
                 .iter()
                 .all(|&b| self.repairs.is_worn(volume, b, self.now));
@@ -528,6 +536,39 @@ impl<M: Memory> Replica<M> {
             return;
         }
         self.serve_given(plan);
+    }
+
+    /// A node in resync need not wait for blocks that were sought in vain: it is told what they should hold, and has them as bad
+    /// ones until somebody comes who has them. `false` if one of these may still be found.
+    fn serve_without(&mut self, plan: &mut Plan<M::Buffer>, bad: &[u64]) -> bool {
+        let Some(front) = self.serves.queue.front() else {
+            return false;
+        };
+        let (volume, first) = (front.volume, front.block);
+        let lost = |block: u64| {
+            let at = usize::try_from(block - first).expect("256 blocks");
+            plan.sums[at] != BlockSum::UNKNOWN && self.repairs.is_lost(volume, block, self.now)
+        };
+        if front.has.is_empty() || !bad.iter().all(|&block| lost(block)) {
+            return false;
+        }
+        // What is given moves together.
+        let is_bad = |at: u16| bad.contains(&(first + u64::from(at)));
+        let mut to = 0;
+        for (from, &at) in plan.given.iter().enumerate() {
+            if !is_bad(at) {
+                let bytes = from * BLOCK_BYTES..(from + 1) * BLOCK_BYTES;
+                let buffer = plan.buffer.bytes_mut();
+                buffer.copy_within(bytes, to * BLOCK_BYTES);
+                to += 1;
+            }
+        }
+        plan.given.retain(|at| !is_bad(*at));
+        for &block in bad {
+            let at = u32::try_from(block - first).expect("256 blocks");
+            plan.lost.add(at, 1);
+        }
+        true
     }
 
     /// Whether the first answer is still being made. It may wait for copies of blocks that the disk does not keep.
@@ -620,7 +661,9 @@ impl<M: Memory> Replica<M> {
             given.add(u32::from(at), 1);
         }
         let answer = (plan.changed, plan.through, plan.sums);
-        self.serve_answer(answer, given, Some(plan.buffer));
+        let blocks = u32::try_from(plan.given.len()).expect("256 blocks");
+        let data = (blocks > 0).then(|| plan.buffer.slice(0, blocks));
+        self.serve_answer(answer, [given, plan.lost], data);
     }
 
     pub(super) fn got_changed_ask(

@@ -373,12 +373,14 @@ impl<M: Memory> Replica<M> {
             let sums = if in_place { &ask.has } else { &now_has };
             sums.get(at).copied().unwrap_or(BlockSum::UNKNOWN)
         };
+        // What should be there is known, and nobody has it: whatever is there instead is a bad block.
+        let lost = |at: usize| blocks.lost.has(u32::try_from(at).expect("256 blocks"));
         let mut stale = false;
         let sound = blocks.sums.len() == ask.blocks as usize
             && blocks.sums.iter().enumerate().all(|(at, &sum)| {
                 let Some(n) = place[at] else {
                     // What is here was another when it was asked.
-                    stale |= sum != BlockSum::ZERO && sum != has(at);
+                    stale |= sum != BlockSum::ZERO && sum != has(at) && !lost(at);
                     return sum != BlockSum::UNKNOWN;
                 };
                 sum != BlockSum::UNKNOWN
@@ -424,7 +426,7 @@ impl<M: Memory> Replica<M> {
         let mut at = 0;
         let mut ops = ArrayVec::<(u64, Option<u32>, u32), ASKED_BLOCKS_MAX>::new();
         // In place, zeroes have to be written too.
-        let zeroed = |at: usize| in_place && place[at].is_none() && !kept(at);
+        let zeroed = |at: usize| in_place && place[at].is_none() && !kept(at) && !lost(at);
         while at < blocks.sums.len() {
             let Some(from) = place[at] else {
                 let block = first + at as u64;

@@ -113,11 +113,14 @@ enum Step {
 impl<M: Memory> Replica<M> {
     /// A peer asks for what is known of a page.
     pub(super) fn got_check(&mut self, conn: ConnId, ask: CheckAsk) {
-        let queue = &self.verify.checks.queue;
-        if queue.iter().filter(|c| c.conn == Some(conn)).count() >= ASKS_MAX {
-            let reason = DropReason::Protocol("it asks for too much at once");
-            self.give_up(conn, reason, false);
-            return;
+        // Whoever asks on has given up the oldest of its questions.
+        let checks = &mut self.verify.checks;
+        let of_conn = |c: &Check<M::Buffer>| c.conn == Some(conn);
+        if checks.queue.iter().filter(|c| of_conn(c)).count() >= ASKS_MAX
+            && let Some(oldest) = checks.queue.iter().position(of_conn)
+        {
+            checks.serial += u64::from(oldest == 0);
+            checks.queue.remove(oldest);
         }
         self.note_verifier(conn);
         self.check(Some(conn), ask);

@@ -36,8 +36,10 @@ pub struct Compared {
     pub through: Seq,
     /// The sums of the blocks, in order; empty if the node can not give them.
     pub sums: ArrayVec<BlockSum, ASKED_BLOCKS_MAX>,
-    /// Which of them are given. Of the others the sum is what the asker said, or they are all zeroes.
+    /// Which of them are given. Of the others the sum is what the asker said, or they are all zeroes, or they are lost.
     pub given: BlockSet,
+    /// Of which of the others no good copy is within reach: only the sum is known.
+    pub lost: BlockSet,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy)]
@@ -66,13 +68,15 @@ struct RawCompared {
     count: U16,
     reserved: [u8; 6],
     given: [U64; ASKED_BLOCKS_MAX / 64],
+    lost: [U64; ASKED_BLOCKS_MAX / 64],
 }
-const _: () = assert!(size_of::<RawCompared>() == 64);
+const _: () = assert!(size_of::<RawCompared>() == 96);
 const _: () = {
     assert!(offset_of!(RawCompared, changed) == 8);
     assert!(offset_of!(RawCompared, through) == 16);
     assert!(offset_of!(RawCompared, count) == 24);
     assert!(offset_of!(RawCompared, given) == 32);
+    assert!(offset_of!(RawCompared, lost) == 64);
 };
 const _: () = assert!(size_of::<RawCompared>() + 4 * ASKED_BLOCKS_MAX <= BODY_BYTES_MAX);
 
@@ -122,44 +126,53 @@ pub(super) fn encode(compare: &Compare, out: &mut [u8]) -> usize {
     put(&compare.sums, out, at)
 }
 
+fn set(words: &[U64]) -> BlockSet {
+    let mut set = BlockSet::default();
+    for (word, at) in words.iter().zip(0u32..) {
+        for bit in (0..64).filter(|bit| word.get() >> bit & 1 == 1) {
+            set.add(64 * at + bit, 1);
+        }
+    }
+    set
+}
+
+fn words(set: BlockSet) -> [U64; ASKED_BLOCKS_MAX / 64] {
+    let mut words = [0u64; ASKED_BLOCKS_MAX / 64];
+    for n in set.iter() {
+        words[n as usize / 64] |= 1 << (n % 64);
+    }
+    words.map(U64::new)
+}
+
 /// Reads an answer that so many blocks follow.
 pub(super) fn decode_answer(body: &[u8], blocks: u32) -> Result<Compared, FrameError> {
     let (raw, rest) = RawCompared::ref_from_prefix(body).map_err(|_| FrameError::Length)?;
-    let mut given = BlockSet::default();
-    for (word, at) in raw.given.iter().zip(0u32..) {
-        for bit in (0..64).filter(|bit| word.get() >> bit & 1 == 1) {
-            given.add(64 * at + bit, 1);
-        }
-    }
     let compared = Compared {
         token: raw.token.get(),
         changed: seq(raw.changed.get())?,
         through: seq(raw.through.get())?,
         sums: sums(raw.count.get(), rest)?,
-        given,
+        given: set(&raw.given),
+        lost: set(&raw.lost),
     };
-    let within = given
-        .iter()
-        .last()
-        .is_none_or(|n| (n as usize) < compared.sums.len());
-    if !within || given.iter().count() != blocks as usize {
+    let (given, lost) = (compared.given, compared.lost);
+    let within = |set: BlockSet| set.iter().all(|n| (n as usize) < compared.sums.len());
+    let apart = lost.iter().all(|n| !given.has(n));
+    if !within(given) || !within(lost) || !apart || given.iter().count() != blocks as usize {
         return Err(FrameError::Length);
     }
     Ok(compared)
 }
 
 pub(super) fn encode_answer(compared: &Compared, out: &mut [u8]) -> usize {
-    let mut given = [0u64; ASKED_BLOCKS_MAX / 64];
-    for n in compared.given.iter() {
-        given[n as usize / 64] |= 1 << (n % 64);
-    }
     let raw = RawCompared {
         token: U64::new(compared.token),
         changed: U64::new(compared.changed.0),
         through: U64::new(compared.through.0),
         count: count(&compared.sums),
         reserved: [0; 6],
-        given: given.map(U64::new),
+        given: words(compared.given),
+        lost: words(compared.lost),
     };
     let at = size_of::<RawCompared>();
     out[..at].copy_from_slice(raw.as_bytes());

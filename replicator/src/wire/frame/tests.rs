@@ -257,6 +257,7 @@ fn every_kind() -> Vec<(Frame, u32)> {
             })),
             0,
         ),
+        (Frame::Compared(Box::new(compared_in_part())), 1),
         (Frame::Verify(VerifyFrame::Ask(check_ask())), 0),
         (Frame::Verify(VerifyFrame::Checked(Box::new(checked()))), 0),
         (
@@ -324,7 +325,17 @@ fn compared() -> Compared {
         through: Seq(43),
         sums: (44..48).map(BlockSum::from_wire).collect(),
         given,
+        lost: BlockSet::default(),
     }
+}
+
+/// One block is given, one is lost.
+fn compared_in_part() -> Compared {
+    let mut compared = compared();
+    compared.given = BlockSet::default();
+    compared.given.add(0, 1);
+    compared.lost.add(3, 1);
+    compared
 }
 
 fn check_ask() -> CheckAsk {
@@ -364,6 +375,12 @@ fn as_many_blocks_follow_an_answer_as_it_gives_and_it_gives_none_that_it_does_no
     beyond.given.add(3, 2);
     let bytes = encoded(&Frame::Compared(Box::new(beyond)), 2);
     assert_eq!(decoded(&bytes), Err(FrameError::Length));
+    for lost in [0, 4] {
+        let mut wrong = compared_in_part();
+        wrong.lost.add(lost, 1);
+        let bytes = encoded(&Frame::Compared(Box::new(wrong)), 1);
+        assert_eq!(decoded(&bytes), Err(FrameError::Length), "{lost}");
+    }
 }
 
 #[test]
