@@ -60,7 +60,7 @@ impl<M: Memory> Replica<M> {
 
     /// Through which record the stores are an image; 0 if they are none.
     pub(super) fn applied_in_stores(&self) -> Seq {
-        if self.inconsistent() {
+        if self.inconsistent() || self.merging() {
             Seq(0)
         } else {
             self.log.applied_id().seq

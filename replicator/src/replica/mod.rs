@@ -504,6 +504,8 @@ impl<M: Memory> Replica<M> {
         let failed = self.failed.is_some();
         let done = self.leader.is_none()
             && self.applies_nothing()
+            && !self.merging()
+            && !self.repairs.write()
             && (self.all_applied() || planted!(DrainBeforeApplied));
         if done || failed {
             self.drain = None;

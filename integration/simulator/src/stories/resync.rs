@@ -25,7 +25,7 @@ fn past_the_journal(seed: u64, options: Options) -> Cluster {
 }
 
 /// Writes more than a journal holds, to blocks 20 to 320.
-fn fill_the_journal(c: &mut Cluster, primary: usize) {
+pub(super) fn fill_the_journal(c: &mut Cluster, primary: usize) {
     for round in 0..40 {
         c.must_write(primary, 0, 20 + round % 5 * 50, 150);
     }
@@ -472,6 +472,29 @@ fn a_stopped_target_is_drained_at_its_old_point() {
     assert_eq!(c.nodes[C].view.applied, c.nodes[C].view.committed);
     assert!(c.nodes[C].view.applied > Seq(0));
     c.crash(C, KILL);
+    c.restart_and_feed(A, C);
+    c.conclude();
+}
+
+#[test]
+fn stores_that_are_being_merged_are_no_image_for_an_operator() {
+    let mut c = past_the_journal(7, Options::default());
+    c.nodes[C].slow[STORE] = 100;
+    c.restart(C);
+    assert!(c.run_until(10 * SECOND, merges));
+    // It has everything, and not yet in its stores.
+    let deadline = c.deadline(A, 5 * MS);
+    let held = c.admin(A, AdminCommand::SuspendIo { deadline });
+    let drain = c.admin(C, AdminCommand::Drain);
+    assert_eq!(c.answer(held, SECOND), Some(Ok(())));
+    assert!(merges(&c), "the store is slow");
+    assert!(c.peer_view(A, C).applied < Some(c.nodes[A].view.committed));
+    assert_eq!(c.command(A, AdminCommand::ResumeIo), Ok(()));
+    let over = |c: &Cluster| !merges(c) || c.admin_results.contains_key(&drain);
+    assert!(c.run_until(20 * SECOND, over));
+    assert!(!merges(&c), "it is drained when its stores are the image");
+    assert_eq!(c.answer(drain, SECOND), Some(Ok(())));
+    c.crash(C, POWER);
     c.restart_and_feed(A, C);
     c.conclude();
 }
