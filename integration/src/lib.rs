@@ -7,6 +7,7 @@
 mod build;
 mod disk;
 mod network;
+pub mod pages;
 mod reader;
 mod scene;
 

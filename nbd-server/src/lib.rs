@@ -1,6 +1,7 @@
 //! The parts of `repld`, and what its tools share with it.
 
 pub mod admin;
+pub mod args;
 pub mod config;
 pub mod control;
 pub mod handle;

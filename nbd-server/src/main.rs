@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use clap::Parser;
+use nbd_server::args::Args;
 use nbd_server::config::{Ack, Config, Node, NodeRole, OnNoQuorum, WithoutRoom};
 use nbd_server::control::{self, FILES_MIN, Listeners};
 use nbd_server::handle::{ControlHandle, DataHandle, Snapshot};
@@ -26,18 +27,6 @@ use replicator::recover::{recover, recover_witness};
 use replicator::types::NodeId;
 use replicator::{AckPolicy, Replica, ReplicaConfig};
 use tracing_subscriber::EnvFilter;
-
-/// The daemon of the replicated disk: serves the volumes over NBD on the Primary, keeps a copy everywhere.
-#[derive(Parser)]
-#[command(name = "repld", version, about)]
-struct Args {
-    /// The config file, the same on every node.
-    #[arg(long, value_name = "FILE", default_value = "/etc/replicator/pbx.toml")]
-    config: PathBuf,
-    /// Which node of the config this is; the host's name if not given.
-    #[arg(long, value_name = "NAME")]
-    node: Option<String>,
-}
 
 /// Why the daemon did not start or go on, and its exit code.
 struct Failure {
