@@ -612,5 +612,11 @@ impl<M: Memory> Replica<M> {
         }
         self.append_after = self.take_config(uuid, history, ConfigAt { at, config });
         self.log_info("this node has joined the resource's first config".into());
+        // The Primary may have told it that it is past the journal when it belonged to nothing yet.
+        if let Some(conn) = self.following.map(|f| f.conn)
+            && self.peer_of(conn).is_some_and(|p| p.told_too_far)
+        {
+            self.resync_wanted(conn);
+        }
     }
 }

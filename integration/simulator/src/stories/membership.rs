@@ -522,3 +522,28 @@ fn of_two_nodes_a_wiped_one_is_replaced_after_it_was_confirmed_to_be_off() {
     c.read_all(B);
     c.conclude();
 }
+
+#[test]
+fn who_belongs_to_nothing_yet_and_is_past_the_journal_comes_when_it_hears_what_it_belongs_to() {
+    let mut c = Cluster::new(7, options(3, 0));
+    c.run_for(SECOND);
+    // C grants the first epoch, and is gone before it hears of its config.
+    c.hold(A, C, APPEND);
+    c.must_promote(A);
+    c.crash(C, POWER);
+    c.net.snags.clear();
+    c.heal();
+    super::resync::fill_the_journal(&mut c, A);
+    // The newest config is one that may yet be lost, so C does not take it from A; it takes the first one from B.
+    let (deadline, peer) = (c.deadline(A, SECOND), node_id(B));
+    let drop = c.admin(A, AdminCommand::Drop { peer, deadline });
+    c.crash(B, KILL);
+    c.restart(C);
+    c.run_for(2 * SECOND);
+    assert!(c.answer(drop, 0).is_some_and(|a| a.is_err()) && c.nodes[A].view.changing);
+    c.restart(B);
+    c.until_fed(A);
+    assert!(said(&c, C, "joined the resource's first config"));
+    c.must_write(A, 0, 3, 2);
+    c.conclude();
+}
