@@ -68,10 +68,13 @@ impl News {
     }
 }
 
+/// Whoever asks, and what comes of it.
+type Asking = (JoinHandle<()>, Receiver<Result<(), Failure>>);
+
 /// A request that takes its time.
 #[derive(Default)]
 pub(super) struct Asked {
-    open: Option<(JoinHandle<()>, Receiver<Result<(), Failure>>)>,
+    open: Option<Asking>,
 }
 
 impl Asked {
