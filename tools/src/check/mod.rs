@@ -4,6 +4,7 @@
 mod host;
 mod peers;
 mod places;
+mod services;
 
 use std::fmt;
 use std::path::Path;
@@ -90,6 +91,7 @@ pub(crate) fn check(config: &Config, node: &Node) -> Result<(), Failure> {
     }
     findings.extend(places::look(config, node, running));
     findings.extend(host::look(config, running));
+    findings.extend(services::look(config));
     findings.extend(peers::look(config, node, running));
 
     let text: String = findings

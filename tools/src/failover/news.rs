@@ -1,6 +1,5 @@
 //! What `repld` says, asked for on a thread of its own: one that hangs, or is frozen, holds nothing else up.
 
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, sleep};
 use std::time::Duration;
@@ -68,13 +67,10 @@ impl News {
     }
 }
 
-/// Whoever asks, and what comes of it.
-type Asking = (JoinHandle<()>, Receiver<Result<(), Failure>>);
-
 /// A request that takes its time.
 #[derive(Default)]
 pub(super) struct Asked {
-    open: Option<Asking>,
+    open: Option<JoinHandle<Result<(), Failure>>>,
 }
 
 impl Asked {
@@ -85,33 +81,20 @@ impl Asked {
     /// Sends a request, and comes back at once.
     pub(super) fn ask(&mut self, node: &Node, request: Request) {
         let socket = node.admin_socket();
-        let (sender, receiver) = channel();
-        let work = move || {
-            let answer = Client::connect(&socket).and_then(|mut client| client.call(&request));
-            let done = match answer {
-                Ok(Response::Error(error)) => Err(Failure::from(error)),
-                Ok(_) => Ok(()),
-                Err(error) => Err(Failure::from(error)),
-            };
-            // Whoever asked may have gone.
-            let _ = sender.send(done);
+        let work = move || match Client::connect(&socket)?.call(&request)? {
+            Response::Error(error) => Err(error.into()),
+            _ => Ok(()),
         };
         match std::thread::Builder::new().name("asked".into()).spawn(work) {
-            Ok(thread) => self.open = Some((thread, receiver)),
+            Ok(thread) => self.open = Some(thread),
             Err(error) => say(&format!("there is no thread: {error}")),
         }
     }
 
     /// Takes note of an answer.
     pub(super) fn look(&mut self) {
-        let Some((thread, _)) = &self.open else {
-            return;
-        };
-        if !thread.is_finished() {
-            return;
-        }
-        if let Some((_, answer)) = self.open.take()
-            && let Ok(Err(failure)) = answer.try_recv()
+        if let Some(thread) = self.open.take_if(|thread| thread.is_finished())
+            && let Ok(Err(failure)) = thread.join()
         {
             say(&failure.line());
         }
