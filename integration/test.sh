@@ -136,7 +136,7 @@ check_scripts() {
         bash -n "$file" || exit 1
     done || return 1
     command -v shellcheck > /dev/null || return 0
-    shellcheck -x -P SCRIPTDIR -S warning integration/*.sh integration/real/*.sh .ci/run && shellcheck tools/ocf/*
+    shellcheck -x -P SCRIPTDIR -S warning integration/*.sh integration/real/*.sh .ci/run && shellcheck tools/ocf/* tools/reset-when-fenced
 }
 
 run_tests() {

@@ -29,7 +29,7 @@ settled() {
         + 10 * count(//clone[@id="ms_repl"]/resource[(@role="Promoted" or @role="Master") and @failed="false" and @blocked="false"])
         + 100 * count(//clone[@id="ms_repl"]/resource[@role="Unpromoted" or @role="Slave"])
         + 1000 * count(//resource[@id="address" and @role="Started" and @failed="false"])' - 2> /dev/null)
-    [ "$count" = 1213 ] || return
+    [ "$count" = $((1013 + 100 * (${#data_hosts[@]} - 1))) ] || return
     [ "$(on "$at" timeout 5 crmadmin -q -S "$(dc)" 2>&1 | grep -c S_IDLE)" = 1 ] || return
     on "$at" timeout 10 repl-fence --config "$T/pbx.toml" status > "$T/fences" 2> /dev/null && ! grep -q 'FENCED' <(tail -n +2 "$T/fences") || return
     everybody_has_everything "$(active)"
@@ -38,7 +38,8 @@ everybody_has_everything() {
     status_json "$1" | /usr/bin/python3 -c '
 import json, sys
 status = json.load(sys.stdin)
-sys.exit(not (status["role"] == "Primary" and all(p["connection"] == "Connected" and p["disk_state"] == "UpToDate" for p in status["peers"])))' 2> /dev/null
+has_everything = lambda peer: peer["role"] == "Witness" or (peer["disk_state"] == "UpToDate" and peer["membership"] == "member")
+sys.exit(not (status["role"] == "Primary" and all(p["connection"] == "Connected" and has_everything(p) for p in status["peers"])))' 2> /dev/null
 }
 
 answered() { cat "$T/rows" "$T/recordings" | wc -l; }

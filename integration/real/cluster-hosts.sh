@@ -85,9 +85,13 @@ revive() {
     done
 }
 
-# The cable: out, its light still on, and in again.
-cut() { outside bridge link set dev "p$(number_of "$1")" state 0 || die "the link of $1"; state[$1]="cut"; }
-heal() { outside bridge link set dev "p$(number_of "$1")" state 3 || die "the link of $1"; state[$1]=up; }
+# The cable: out, its light still on, and in again. A host that resets itself has none.
+has_reset() { ! kill -0 "${power[$1]}" 2> /dev/null; }
+port() {
+    outside bridge link set dev "p$(number_of "$1")" state "$2" 2> /dev/null || wait_for 5 "the link of $1 is there, or it has reset itself" has_reset "$1"
+}
+cut() { port "$1" 0; state[$1]="cut"; }
+heal() { port "$1" 3; state[$1]=up; }
 
 freeze() { echo 1 > "$freezers/$1/cgroup.freeze" || die "freeze of $1"; state[$1]=frozen; }
 thaw() { echo 0 > "$freezers/$1/cgroup.freeze" || die "thaw of $1"; state[$1]=up; }

@@ -6,6 +6,8 @@
 
 set -u
 name=$1 number=$2 dir=$3 programs=$4
+# A host that resets itself ends this, and is booted anew by who watches its power.
+trap 'exit 0' USR1
 
 mount --make-rprivate /
 mount -t proc proc /proc
@@ -49,6 +51,7 @@ while true; do
     "$programs/replctl" --config "$dir/pbx.toml" --node "$name" events --json >> /run/host/events 2> /dev/null
     sleep 0.05
 done &
+reset-when-fenced "$dir/pbx.toml" kill -USR1 1 > /var/log/reset.log 2>&1 &
 # The cluster comes once the disk has its file system.
 until [ -e /run/host/join ]; do sleep 0.1; done
 # Both are started again when they fail, as docs/pacemaker.md wants it of systemd; Pacemaker not when it was told to stop.
@@ -64,4 +67,5 @@ while [ $code != 0 ] && [ $code != 100 ]; do
     code=$?
     sleep 1
 done
-sleep infinity
+sleep infinity &
+wait

@@ -7,6 +7,7 @@
 #   integration/real/cluster.sh                       each fault of a short list, once
 #   integration/real/cluster.sh --faults N [--seed S] N random ones, of all kinds
 #   integration/real/cluster.sh --only "NAME..."      these, in this order
+#   integration/real/cluster.sh --witness ...         with two hosts that have the data, and a witness as the third
 #   integration/real/cluster.sh --hold FILE           none: until FILE is there the cluster is yours to look around in
 #   integration/real/cluster.sh --compare N           the median of N power cuts, from the cut to a volume that can be written, beside that of a
 #                                                     resource that does nothing, with an address and a power fence
@@ -19,20 +20,32 @@
 . "$here/cluster-compare.sh"
 
 all_faults=(power power-of-dc partition freeze repld corosync controld move others-off all-off flapping catch-up)
-short_list=(power partition freeze repld controld move others-off catch-up)
+short_list=(power partition freeze repld move others-off catch-up)
 faults=() hold='' compare=0 count=0 seed=$((RANDOM * 32768 + RANDOM))
+witness=
 while [ $# -gt 0 ]; do
     case $1 in
+        --witness)
+            witness=${names[2]}
+            shift
+            continue
+            ;;
         --faults) count=$2 ;;
         --seed) seed=$2 ;;
         --only) read -ra faults <<< "$2" ;;
         --hold) hold=$2 ;;
         --compare) compare=$2 ;;
-        *) echo "usage: cluster.sh [--faults N [--seed S] | --only \"NAME...\" | --hold FILE | --compare N]" >&2; exit 2 ;;
+        *) echo "usage: cluster.sh [--witness] [--faults N [--seed S] | --only \"NAME...\" | --hold FILE | --compare N]" >&2; exit 2 ;;
     esac
     shift 2
 done
 RANDOM=$((seed % 32768))
+data_hosts=("${names[@]}")
+if [ -n "$witness" ]; then
+    data_hosts=("${names[@]:0:2}")
+    # Who is behind can not go on without the only other one.
+    all_faults=("${all_faults[@]/catch-up/power}") short_list=("${short_list[@]/catch-up/all-off}")
+fi
 if [ ${#faults[@]} = 0 ]; then
     faults=("${short_list[@]}")
     if [ "$count" -gt 0 ]; then
@@ -63,7 +76,7 @@ make_freezers
 # The programs and agents, laid over what is installed.
 mkdir -p "$T"/usr/sbin "$T"/usr/lib/ocf/resource.d/replicator
 cp "$here"/../../tools/ocf/* "$T/usr/lib/ocf/resource.d/replicator/"
-cp "$bin"/repl{ctl,-fence} "$T/usr/sbin/"
+cp "$bin"/repl{ctl,-fence} "$here/../../tools/reset-when-fenced" "$T/usr/sbin/"
 ln -s repl-fence "$T/usr/sbin/fence_repl"
 # Pacemaker tells when something happened.
 cat > "$T/usr/sbin/cluster-alert" << 'END'
@@ -86,6 +99,7 @@ chmod 755 "$T"/usr/sbin/*
     for i in 1 2 3; do
         printf '\n[[node]]\nname = "%s"\naddress = "%s.%d:7789"\ndata_dir = "%s/%%n/data"\nrun_dir = "/run/replicator"\n' \
             "${names[i - 1]}" $net $i "$T"
+        [ "${names[i - 1]}" != "$witness" ] || echo 'role = "witness"'
     done
     printf '\n[[volume]]\nname = "data"\nsize = "640MiB"\n\n[[volume]]\nname = "probe"\nsize = "4MiB"\n\n[journal]\nsize = "64MiB"\n'
     printf '\n[policy]\nmemory = "96MiB"\n\n[tls]\ninsecure = true\n'
@@ -112,7 +126,7 @@ primitive repl ocf:replicator:volume params config=$T/pbx.toml \
     op start timeout=60s interval=0s op stop timeout=60s interval=0s op promote timeout=60s interval=0s op demote timeout=60s interval=0s \
     op notify timeout=20s interval=0s \
     op monitor interval=3s role=Promoted timeout=20s on-fail=demote op monitor interval=4s role=Unpromoted timeout=20s
-clone ms_repl repl meta promotable=true promoted-max=1 notify=true interleave=true
+clone ms_repl repl meta promotable=true promoted-max=1 clone-max=${#data_hosts[@]} notify=true interleave=true
 primitive disk ocf:replicator:nbd params volume=data device=/run/host/disk socket=/run/replicator/nbd.sock \
     op start timeout=40s interval=0s op stop timeout=40s interval=0s op monitor interval=3s timeout=20s
 primitive files Filesystem params device=/run/host/disk directory=/run/pbx fstype=ext4 \
@@ -130,6 +144,10 @@ order after_promotion Mandatory: ms_repl:promote pbx:start
 alert trace "/usr/sbin/cluster-alert"
 property stonith-enabled=true stonith-timeout=30s no-quorum-policy=freeze fence-reaction=panic dc-deadtime=2s cluster-recheck-interval=60s
 rsc_defaults resource-stickiness=200 multiple-active=stop_unexpected failure-timeout=60s
+END
+[ -z "$witness" ] || cat >> "$T/cluster.crm" << END
+location no_data_there ms_repl resource-discovery=never -inf: $witness
+location no_service_there pbx resource-discovery=never -inf: $witness
 END
 [ "$compare" = 0 ] || compared_resources >> "$T/cluster.crm"
 
@@ -214,14 +232,14 @@ for fault in "${faults[@]}"; do under "$fault"; done
 
 say "everything is stopped"
 for n in "${names[@]}"; do on "$n" crm_standby -N "$n" -v on || die "standby of $n"; done
-nobody_serves() { ! active > /dev/null && [ "$(for n in "${names[@]}"; do status_json "$n"; done | grep -o '"committed": *[0-9]*' | sort -u | wc -l)" = 1 ]; }
+nobody_serves() { ! active > /dev/null && [ "$(for n in "${data_hosts[@]}"; do status_json "$n"; done | grep -o '"committed": *[0-9]*' | sort -u | wc -l)" = 1 ]; }
 wait_for 60 "nobody serves, and all know what is committed" nobody_serves
 for n in "${names[@]}"; do
     touch "$T/$n/host/halt"
     on "$n" pkill -TERM -x repld
     wait_for 30 "repld of $n has stopped" test -e "$T/$n/host/halted"
 done
-for n in "${names[@]:1}"; do
+for n in "${data_hosts[@]:1}"; do
     for volume in data probe; do cmp "$T/$first/data/$volume.img" "$T/$n/data/$volume.img" || die "the stores differ"; done
 done
 python epochs "$T"/*/host/events || die "two Primaries in an epoch"
