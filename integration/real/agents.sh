@@ -101,6 +101,24 @@ for agent in volume nbd; do
     ! grep -q FAILED "$T/ocft.log" || die "ocft on $agent"
 done
 
+say "a host resets itself when it was fenced as Primary, and not otherwise"
+mkdir "$T/fake"
+printf '#!/bin/sh\ncat "$FAKE_EVENTS"\nexec sleep 60\n' > "$T/fake/replctl"
+chmod 755 "$T/fake/replctl"
+event() { printf '{"time":"-","kind":"%s","what":"%s","name":"pbx","changes":{%s}}\n' "$1" "$2" "$3"; }
+# resets WHICH: whether those events reset the host
+resets() {
+    FAKE_EVENTS=$T/events.$1 PATH=$T/fake:$PATH timeout 3 "$here/../../tools/reset-when-fenced" none touch "$T/reset.$1" 2> /dev/null
+    [ -e "$T/reset.$1" ]
+}
+{ event exists resource '"fenced":false,"role":"Primary"'; event change resource '"epoch":4,"fenced":true,"role":"Secondary"'; } > "$T/events.cut"
+{ event exists resource '"fenced":false,"role":"Secondary"'; event change resource '"role":"Primary"'; event change resource '"fenced":true'; } > "$T/events.frozen"
+{ event exists resource '"fenced":true,"role":"Secondary"'; event change resource '"fenced":true'; } > "$T/events.booted"
+{ event exists resource '"fenced":false,"role":"Primary"'; event change peer '"fenced":true'; } > "$T/events.peer"
+{ event exists resource '"fenced":false,"role":"Primary"'; event change resource '"role":"Secondary"'; event change resource '"fenced":true'; } > "$T/events.demoted"
+for which in cut frozen; do resets $which || die "a host that was $which does not reset itself"; done
+for which in booted peer demoted; do ! resets $which || die "a host resets itself: $which"; done
+
 say "the configurations in docs/pacemaker.md are ones"
 page=$(realpath "$here/../../docs/pacemaker.md")
 # block LANGUAGE NAME: a block of that page
@@ -133,5 +151,9 @@ for name in "" awseip; do
     [ -z "$name" ] || pcs -f "$cib" property set stonith-enabled=false
     crm_verify -x "$cib" -V > "$T/page.log" 2>&1 || die "the page's configuration $name in pcs's words is not valid"
     [ "$(primitives "$cib")" = "$(primitives "$T/crm-$name.xml")" ] || die "the page's configuration $name is another one in pcs's words"
+done
+# What that page says of faults is what the cluster test does.
+for fault in $(sed -n '/^## What happens when/,/^## /s/^|.*| \(`.*\) |$/\1/p' "$page" | tr -d '`,' | tr ' ' '\n' | grep -v /); do
+    grep -q "^fault_${fault//-/_}()" "$here/cluster-faults.sh" || die "docs/pacemaker.md tells of a test $fault that is not there"
 done
 say "agents done"
