@@ -115,6 +115,11 @@ impl<M: Memory> Replica<M> {
         self.metadata.fences.of(node).is_fenced()
     }
 
+    /// Whether operators who fence nodes, or end that, wait for this node.
+    pub(super) fn is_fencing(&self) -> bool {
+        !self.fencings.is_empty()
+    }
+
     pub(super) fn fenced_error(&self) -> AdminError {
         let name = self.config.nodes[usize::from(self.config.me.0)];
         AdminError::NoQuorum(format!(
@@ -198,6 +203,7 @@ impl<M: Memory> Replica<M> {
         let may = !self.is_witness()
             && self.leader.is_none()
             && self.candidacy.is_none()
+            && self.renewal.is_none()
             && self.drain.is_none()
             && !self.is_fenced(self.config.me);
         if may {
@@ -216,6 +222,10 @@ impl<M: Memory> Replica<M> {
     ) {
         let refused = if self.drain.is_some() {
             Some("this node is stopping".to_owned())
+        } else if self.renewal.is_some() {
+            Some("this node's data is being given up".to_owned())
+        } else if self.forking() {
+            Some("this node goes on alone, by force: it knows nobody to fence".to_owned())
         } else if self.fresh() {
             Some("this node is new or was wiped, and knows nobody to fence".to_owned())
         } else if aim != Aim::Unfence && peer == Some(self.config.me) {
@@ -301,9 +311,8 @@ impl<M: Memory> Replica<M> {
             self.marks_told = self.marks_version;
             self.tell_marks(0, Epoch(0));
         }
-        if self.forking() {
-            return;
-        }
+        // Whoever falls silent has ended them, or waited for their end, and begins none.
+        assert!(self.fencings.is_empty() || !self.forking() && !self.is_renewing());
         let mut at = 0;
         while at < self.fencings.len() {
             let mut fencing = self.fencings.remove(at);

@@ -99,6 +99,9 @@ impl<M: Memory> Replica<M> {
         if self.candidacy.is_some() {
             return failed("this node is being promoted: wait for the end of that");
         }
+        if self.is_fencing() {
+            return failed("this node is fencing another one: wait for the end of that");
+        }
         if self.renewal.is_some() {
             return failed("this node's data is being given up already");
         }

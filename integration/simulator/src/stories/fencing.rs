@@ -2,6 +2,7 @@
 //! numbers.
 
 use super::*;
+use crate::drive::META;
 
 const LEASE: u64 = 1000 * MS;
 
@@ -320,4 +321,54 @@ fn a_forced_node_is_fenced_no_more() {
     let forced = c.force(A, 4 * SECOND);
     assert_eq!(c.answer(forced, 5 * SECOND), Some(Ok(())));
     assert!(!c.knows_fenced(A, A));
+}
+
+fn says(result: &AdminResult, text: &str) -> bool {
+    matches!(result, Err(AdminError::Failed(why)) if why.contains(text))
+}
+
+#[test]
+fn who_fences_keeps_its_data_and_who_gives_it_up_fences_nobody() {
+    let mut c = serving(15, of_nodes(3));
+    c.must_write(A, 0, 3, 2);
+    c.until_fed(A);
+    c.must_demote(A);
+    c.run_for(SECOND);
+    c.isolate(C);
+    let fence = c.begin_fence(C, A, 2 * SECOND);
+    c.run_for(10 * MS);
+    let (deadline, insists) = (c.deadline(C, 8 * SECOND), true);
+    let give_up = AdminCommand::Invalidate { deadline, insists };
+    let refused = c.command(C, give_up);
+    assert!(says(&refused, "wait for the end"), "{refused:?}");
+    let missed = c.answer(fence, 3 * SECOND).expect("an answer");
+    assert!(no_quorum(&missed), "{missed:?}");
+    // The superblock that ends this life is long on its way.
+    c.nodes[C].hung_until[META] = c.now + 3 * SECOND;
+    let begun = c.admin(C, give_up);
+    c.run_for(10 * MS);
+    for refused in [c.fences(C, A, SECOND), c.fails_over(C)] {
+        assert!(says(&refused, "given up"), "{refused:?}");
+    }
+    assert_eq!(c.answer(begun, 8 * SECOND), Some(Ok(())));
+    c.heal();
+    c.conclude();
+}
+
+#[test]
+fn who_is_about_to_go_on_alone_fences_nobody() {
+    let mut c = serving(16, of_nodes(3));
+    c.must_write(A, 0, 3, 2);
+    c.until_fed(A);
+    c.isolate(C);
+    c.run_for(2 * SECOND);
+    c.nodes[C].hung_until[META] = c.now + 3 * SECOND;
+    let forced = c.force(C, 8 * SECOND);
+    c.run_for(10 * MS);
+    for refused in [c.fences(C, A, SECOND), c.fails_over(C)] {
+        assert!(says(&refused, "goes on alone"), "{refused:?}");
+    }
+    assert_eq!(c.answer(forced, 8 * SECOND), Some(Ok(())));
+    c.heal();
+    c.conclude();
 }
