@@ -54,6 +54,9 @@ struct Sent {
     /// Blocks of each batch, by its last record.
     blocks: BTreeMap<u64, u64>,
     acknowledged: bool,
+    /// The record that was acknowledged last in this epoch, and in which turn; and before that turn.
+    acked: (u64, u64),
+    acked_before: u64,
 }
 
 #[derive(Default)]
@@ -363,6 +366,17 @@ impl Cluster {
             // It begins anew further on, since the peer has reported that it has all before.
             sent.blocks.clear();
         }
+        // In one turn a read may end before the acknowledgement is handed in.
+        let (acked, turn) = sent.acked;
+        let has = if turn < self.turns {
+            acked
+        } else {
+            sent.acked_before
+        };
+        assert!(
+            last > has || self.checks.is_beyond(),
+            "P8: node {node} sends record {last}, and its peer has acknowledged {has}"
+        );
         sent.blocks.insert(last, u64::from(blocks));
         sent.last = sent.last.max(last);
         let under_way: u64 = sent.blocks.values().sum();
@@ -383,6 +397,7 @@ impl Cluster {
         let sent = self.bounds.sent.entry((conn, side)).or_default();
         sent.blocks.clear();
         sent.last = last;
+        (sent.acked, sent.acked_before) = ((0, 0), 0);
     }
 
     /// A node is told that a batch has left.
@@ -392,9 +407,16 @@ impl Cluster {
         }
     }
 
-    /// A peer's acknowledgement is handed in.
-    pub(crate) fn was_fed(&mut self, conn: usize, side: usize, seq: u64) {
+    /// A peer's acknowledgement is handed in, or what it says that it has staged.
+    pub(crate) fn was_fed(&mut self, conn: usize, side: usize, epoch: Option<u64>, seq: u64) {
+        let turn = self.turns;
         if let Some(sent) = self.bounds.sent.get_mut(&(conn, side)) {
+            if epoch == Some(sent.epoch) {
+                if sent.acked.1 < turn {
+                    sent.acked_before = sent.acked.0;
+                }
+                sent.acked = (sent.acked.0.max(seq), turn);
+            }
             sent.acknowledged = true;
             sent.blocks = sent.blocks.split_off(&(seq + 1));
         }

@@ -82,7 +82,13 @@ impl Cluster {
         let blocks = batch.as_ref().map_or(0, Buffer::blocks);
         self.trace(|| {
             let to = self.net.conns[conn].nodes[1 - side];
-            format!("{node} to {to} on {conn}: {frame:?} and {blocks} blocks")
+            let header = batch
+                .as_ref()
+                .and_then(|b| batch::read_header(b.bytes()).ok());
+            let of = header.map_or(String::new(), |h| {
+                format!(" of {} to {}", h.first.0, h.last().0)
+            });
+            format!("{node} to {to} on {conn}: {frame:?} and {blocks} blocks{of}")
         });
         let mut bytes = vec![0; FRAME_BYTES_MAX];
         let length = encode(frame, blocks, &mut bytes);

@@ -410,9 +410,8 @@ impl Cluster {
                 let heard = (epoch.0, number, now, lease_ns);
                 watched.heard.insert(conn, heard);
             }
-            Frame::Ack { seq, .. } | Frame::Staged { seq, .. } => {
-                self.was_fed(conn, side, seq.0);
-            }
+            Frame::Ack { epoch, seq } => self.was_fed(conn, side, Some(epoch.0), seq.0),
+            Frame::Staged { seq, .. } => self.was_fed(conn, side, None, seq.0),
             Frame::HeartbeatAck { epoch, number, .. } => {
                 let reign = &mut watched.reign;
                 if (reign.epoch, reign.life) == (epoch.0, life)

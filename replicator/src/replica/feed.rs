@@ -147,6 +147,7 @@ impl<M: Memory> Replica<M> {
             else {
                 return;
             };
+            let next = next.max(self.number_after_acked(peer));
             let limit = self.feed_limit(peer).min(self.feed_end(peer));
             if next >= limit || peer.queued >= QUEUE_MAX {
                 return;
@@ -206,6 +207,14 @@ impl<M: Memory> Replica<M> {
         }
     }
 
+    /// The number of the first entry that a peer has not acknowledged in this epoch, on this connection; 0 if that is not
+    /// known. A report makes its feed begin anew from what that says, and acknowledgements that follow the report say more: what
+    /// it has is not sent again, nor outside of the window.
+    fn number_after_acked(&self, peer: &Peer) -> u64 {
+        let number = self.log.number_of(peer.acked);
+        number.map_or(0, |n| n + 1)
+    }
+
     /// The number of the entry at which what a peer may be sent ends. A resync is about what is committed: nothing that is
     /// staged is ever taken back, and a peer that is needed for a majority can end it first.
     pub(in crate::replica) fn feed_limit(&self, peer: &Peer) -> u64 {
@@ -234,7 +243,10 @@ impl<M: Memory> Replica<M> {
             next: number + 1,
             loading: true,
         };
-        self.send_with(conn, Frame::Append { epoch, committed }, Some(buffer));
+        let peer = self.peers.iter().find(|p| p.conn == Some(conn));
+        if peer.is_none_or(|p| number >= self.number_after_acked(p)) {
+            self.send_with(conn, Frame::Append { epoch, committed }, Some(buffer));
+        }
     }
 
     /// What was read for a peer has been sent, or was gone.

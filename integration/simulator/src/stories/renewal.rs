@@ -98,6 +98,28 @@ fn in_place_it_crashes_at_any_time_and_goes_on() {
 }
 
 #[test]
+fn what_its_new_log_took_before_it_was_heard_is_not_sent_again() {
+    for seed in 0..3 {
+        let mut c = without_room(seed);
+        c.start_clients(3, 6, MS);
+        assert!(c.run_until(10 * SECOND, |c| is_inconsistent(c, C)));
+        assert!(c.run_until(SECOND, |c| c.peer_disk(A, C) == DiskState::Inconsistent));
+        // It says what it is now, and at once what it took of that which was on its way. A hears both together, and has
+        // that in its journal only.
+        c.nodes[C].slow[META] = 20;
+        c.hold(C, A, REPORT);
+        let whole = |c: &Cluster| said(c, C, "the stores have everything");
+        assert!(c.run_until(20 * SECOND, whole));
+        c.run_for(20 * MS);
+        c.stop_clients();
+        c.run_for(SECOND);
+        c.heal();
+        c.until_follows(A, C);
+        c.conclude();
+    }
+}
+
+#[test]
 fn in_place_it_still_helps_others_to_be_promoted() {
     let mut c = without_room(3);
     c.nodes[C].slow[STORE] = 300;
