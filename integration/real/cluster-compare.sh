@@ -63,9 +63,9 @@ cut_of() {
     for other in $(others "$n"); do sockets+=("/proc/$(cat "$T/$other/init")/root/run/replicator/nbd.sock"); done
     at=$(awk -v now="$(now)" 'BEGIN { printf "%.3f", now + 1.5 }')
     if [ "$1" = ms_repl ]; then
-        python writable "$at" "${sockets[@]}" > "$T/took" &
+        timeout 90 /usr/bin/python3 "$here/cluster.py" writable "$at" "${sockets[@]}" > "$T/took" &
     else
-        ip netns exec "$switch" /usr/bin/python3 "$here/cluster.py" answers "$at" $dummy_vip > "$T/took" &
+        timeout 90 ip netns exec "$switch" /usr/bin/python3 "$here/cluster.py" answers "$at" $dummy_vip > "$T/took" &
     fi
     local probe=$!
     sleep "$(awk -v now="$(now)" -v at="$at" 'BEGIN { print at - now }')"
