@@ -225,3 +225,82 @@ fn a_clean_stop_moves_the_service_and_one_that_fails_is_left_to_the_others() {
     kept.scene.verify(last);
     kept.end(last);
 }
+
+/// A number that is different each time, and is told: so a life can be had again.
+fn seed() -> u64 {
+    let given = std::env::var("AUTO_FAILOVER_SEED").ok();
+    let seed = given.and_then(|text| text.parse().ok()).unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(1, |now| now.as_nanos() as u64)
+    });
+    eprintln!("AUTO_FAILOVER_SEED={seed}");
+    seed | 1
+}
+
+#[test]
+fn random_faults_need_no_hand_and_lose_nothing() {
+    let faults = std::env::var("AUTO_FAILOVER_FAULTS").ok();
+    let faults = faults.and_then(|text| text.parse().ok()).unwrap_or(4);
+    let mut random = seed();
+    let mut below = move |n: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random >> 8) % n
+    };
+    let mut kept = Kept::start();
+    let mut primary = A;
+    let mut load = kept.scene.work(primary, kept.scene.calm_streams());
+    for number in 0..faults {
+        kept.scene.await_writes(&load, 30 + below(100));
+        let (fault, starts, began) = (below(5), kept.starts().len(), Instant::now());
+        let other = (primary + 1 + usize::try_from(below(2)).unwrap_or(0)) % 3;
+        eprintln!("{number}: fault {fault} of {primary}, other {other}");
+        match fault {
+            // Of a Secondary: nobody notices.
+            0 => {
+                kept.scene.cluster.kill(other).expect("killed");
+                kept.scene.await_writes(&load, 30);
+                kept.scene.cluster.start(other).expect("it starts again");
+                kept.scene.await_caught_up(other, primary);
+                assert_eq!(kept.starts().len(), starts, "{:?}", kept.log());
+                continue;
+            }
+            1 => kept.scene.cluster.kill(primary).expect("killed"),
+            2 => kept.scene.cluster.freeze(primary).expect("frozen"),
+            3 => {
+                let pid = i32::try_from(kept.keepers[primary].id()).expect("a number");
+                kill(Pid::from_raw(pid), Signal::SIGTERM).expect("it is ours");
+            }
+            _ => {
+                let end = format!("end-{}", kept.scene.cluster.name(primary));
+                std::fs::write(kept.place.path().join(end), "").expect("written");
+            }
+        }
+        let next = kept.next_start(starts);
+        eprintln!(
+            "{number}: the service runs again after {:?}",
+            began.elapsed()
+        );
+        let end = format!("end-{}", kept.scene.cluster.name(primary));
+        match fault {
+            1 => kept.scene.cluster.start(primary).expect("it starts again"),
+            2 => kept.scene.cluster.thaw(primary).expect("thawed"),
+            3 => {
+                assert!(kept.keepers[primary].wait().expect("it ends").success());
+                kept.keepers[primary] = kept.spawn(primary);
+            }
+            _ => std::fs::remove_file(kept.place.path().join(end)).expect("removed"),
+        }
+        let streams = dropped(load);
+        kept.scene.verify(next);
+        primary = next;
+        load = kept.scene.work(primary, streams);
+        for node in (0..3).filter(|n| *n != primary) {
+            kept.scene.await_caught_up(node, primary);
+        }
+    }
+    kept.scene.await_writes(&load, 30);
+    kept.scene.finish(load);
+    kept.end(primary);
+}
