@@ -1,0 +1,44 @@
+#!/bin/bash
+# A node was away for longer than the journal reaches back, and its file system has no room to stage what it lacks: it stays at its
+# older point and says so, the others are not disturbed, and it goes on by itself once there is room.
+. "$(dirname "$0")/lib.sh"
+need nbdcopy mkfs.ext4 fallocate
+need_root
+scratch
+
+# Only pbx-c's disk is small.
+mkdir -p "$T/pbx-c/data"
+truncate -s 400M "$T/small.img"
+mkfs.ext4 -q -m 0 "$T/small.img" || die "mkfs.ext4"
+mount -o loop "$T/small.img" "$T/pbx-c/data" 2> "$T/mount.log" || skip "no loop devices: $(cat "$T/mount.log")"
+at_end "umount -l '$T/pbx-c/data'"
+rmdir "$T/pbx-c/data/lost+found"
+
+fresh() {
+    head -c 96M /dev/urandom > "$T/image"
+    nbdcopy --flush "$T/image" "$(uri pbx-a db)" || die "nbdcopy"
+}
+health() { ctl "$1" status --json 2> /dev/null | /usr/bin/python3 -c 'import json, sys; s = json.load(sys.stdin); print(s["health"], s["health_reason"])'; }
+says_full() { grep -q "there is no room to stage the resync: free up to" "$T/pbx-c.log"; }
+of_peer() { ctl pbx-a status --json 2> /dev/null | /usr/bin/python3 -c 'import json, sys; print([p for p in json.load(sys.stdin)["peers"] if p["name"] == "pbx-c"][0][sys.argv[1]])' "$1"; }
+
+cluster 16MiB db=96MiB
+promote pbx-a
+fresh
+wait_for 60 "pbx-c has caught up" caught_up pbx-c pbx-a
+kill9 pbx-c
+fresh
+free=$(df --output=avail -k "$T/pbx-c/data" | tail -n 1)
+fallocate -l $((free - 24 * 1024))K "$T/pbx-c/data/ballast" || die "no ballast"
+start pbx-c
+wait_for 60 "pbx-c says that it has no room" says_full
+say "pbx-c: $(health pbx-c); seen by the Primary it is $(of_peer disk_state)"
+[ "$(of_peer disk_state)" != UpToDate ] || die "it counts as up to date"
+fresh
+caught_up pbx-b pbx-a || wait_for 30 "pbx-b is not disturbed" caught_up pbx-b pbx-a
+ctl pbx-c promote --timeout 2 2> "$T/refused" && die "a node that has no room for what it lacks was promoted beside a Primary"
+rm "$T/pbx-c/data/ballast"
+wait_for 120 "pbx-c has everything, once there is room" caught_up pbx-c pbx-a
+stop_cleanly pbx-a
+cmp "$T/image" "$T/pbx-c/data/db.img" || die "the store is not what was written"
+say "with room it came to have everything by itself"
