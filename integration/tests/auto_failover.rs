@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use integration::{BOUND, Scene, dropped, roomy};
 use nix::sys::signal::{Signal, kill};
@@ -15,6 +15,9 @@ use tempfile::TempDir;
 use tools::cluster::Spec;
 
 const A: usize = 0;
+
+/// Whoever reads the output of a test wants to know why something took so long.
+const SLOW: Duration = Duration::from_secs(4);
 
 /// The service: it holds a lock as long as it runs, and says so if it does not get it. It ends at once at SIGTERM, unless there is a
 /// file `stubborn`.
@@ -109,7 +112,7 @@ impl Kept {
                 self.log(),
                 said()
             );
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -217,7 +220,7 @@ fn a_clean_stop_moves_the_service_and_one_that_fails_is_left_to_the_others() {
     let began = Instant::now();
     while !kept.log().contains(&stopped) {
         assert!(began.elapsed() < BOUND, "{:?}", kept.log());
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
     let starts = kept.starts().len();
     kept.scene.cluster.start_all().expect("started");
@@ -282,6 +285,10 @@ fn random_faults_need_no_hand_and_lose_nothing() {
             "{number}: the service runs again after {:?}",
             began.elapsed()
         );
+        if began.elapsed() > SLOW {
+            let said: String = (0..3).map(|node| kept.said(node)).collect();
+            eprintln!("{number} was slow:\n{said}{}", kept.scene.cluster.logs());
+        }
         let end = format!("end-{}", kept.scene.cluster.name(primary));
         match fault {
             1 => kept.scene.cluster.start(primary).expect("it starts again"),

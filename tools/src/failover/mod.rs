@@ -45,6 +45,8 @@ const FIRST_NEWS: Duration = Duration::from_secs(1);
 const PROMOTE_TIMEOUT_MS: u64 = 5_000;
 /// How long a node whose service failed leaves it to the others.
 const REST: Duration = Duration::from_secs(30);
+/// If none of them takes over for so many leases it does not rest any longer.
+const REST_LEASES: u32 = 5;
 /// A lease of which less than this share is left is as good as over: the service is told to stop.
 const STOP_SHARE: u32 = 4;
 /// With less than this share left it is killed.
@@ -108,9 +110,9 @@ struct Keeper<'a> {
     primary_since: Option<Moment>,
     /// Since when it could be promoted.
     fit_since: Option<Moment>,
-    /// Nothing is asked for and nothing started before this.
+    /// The service is not started before this, and the others come first.
     not_before: Moment,
-    /// No promotion is asked for before this.
+    /// No promotion is asked for before this, in any case.
     retry_at: Moment,
     asked: Asked,
     /// The service is to be stopped, and the node demoted then.
@@ -281,9 +283,10 @@ impl<'a> Keeper<'a> {
 
     fn promote(&mut self, place: u32, now: Moment) {
         let since = *self.fit_since.get_or_insert(now);
+        let rests = now < self.not_before;
+        let place = place + if rests { REST_LEASES } else { 0 };
         let due = since.after(place * self.lease());
-        let too_early = now < due.max(self.not_before).max(self.retry_at);
-        if too_early || self.asked.is_open() || !self.service.is_stopped() {
+        if now < due.max(self.retry_at) || self.asked.is_open() || !self.service.is_stopped() {
             return;
         }
         say("no Primary is there, and this node has the newest data: it is promoted");
@@ -292,6 +295,7 @@ impl<'a> Keeper<'a> {
             force: false,
         };
         self.retry_at = now.after(RETRY);
+        self.not_before = now;
         self.asked.ask(self.node, request);
     }
 }
