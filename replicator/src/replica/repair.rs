@@ -68,6 +68,8 @@ struct Repair<B> {
     state: State<B>,
     /// Peers that could not help, by their number.
     tried: u8,
+    /// Those who could not help were asked once more: one may have been busy with a resync of its own.
+    again: bool,
     /// Those that were asked and have not answered for long, on the connection that still stands.
     slow: u8,
     /// The name of the question, whoever is asked.
@@ -236,6 +238,7 @@ impl<M: Memory> Replica<M> {
             block,
             state: State::Wanted,
             tried: 0,
+            again: false,
             slow: 0,
             token,
             since: self.now,
@@ -277,6 +280,7 @@ impl<M: Memory> Replica<M> {
             block,
             state: State::Wanted,
             tried: 0,
+            again: false,
             slow: 0,
             token,
             since: self.now,
@@ -415,6 +419,11 @@ impl<M: Memory> Replica<M> {
         let owed = slow & !tried != 0;
         if (waits && age < PATIENCE_NS) || (owed && age < LATE_NS) {
             return true;
+        }
+        let repair = &mut self.repairs.list[index];
+        if tried != 0 && !std::mem::replace(&mut repair.again, true) {
+            repair.tried = 0;
+            return self.ask_for(index);
         }
         self.lose(volume, block, "no peer has a good copy now");
         false
