@@ -20,7 +20,7 @@
 . "$here/cluster-compare.sh"
 
 all_faults=(power power-of-dc partition freeze repld corosync controld move others-off all-off flapping catch-up)
-short_list=(power partition freeze repld move others-off catch-up)
+short_list=(power partition freeze repld others-off catch-up)
 faults=() hold='' compare=0 count=0 seed=$((RANDOM * 32768 + RANDOM))
 witness=
 while [ $# -gt 0 ]; do
@@ -44,7 +44,7 @@ data_hosts=("${names[@]}")
 if [ -n "$witness" ]; then
     data_hosts=("${names[@]:0:2}")
     # Who is behind can not go on without the only other one.
-    all_faults=("${all_faults[@]/catch-up/power}") short_list=("${short_list[@]/catch-up/all-off}")
+    all_faults=("${all_faults[@]/catch-up/power}") short_list=("${short_list[@]/catch-up/move}")
 fi
 if [ ${#faults[@]} = 0 ]; then
     faults=("${short_list[@]}")
