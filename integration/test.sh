@@ -194,7 +194,6 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     part postgres integration/real/postgres.sh
     part resync integration/real/resync.sh
     part full integration/real/full.sh
-    part alone integration/real/alone.sh
     part metrics integration/real/metrics.sh
     part agents integration/real/agents.sh
     part cluster integration/real/cluster.sh
