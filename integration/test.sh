@@ -4,7 +4,7 @@
 #
 #   integration/test.sh              everything but hosts
 #   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
-#                                    demo copy tools qemu reconnect fio flips filesystems compare postgres resync full alone metrics agents
+#                                    demo copy tools qemu reconnect fio flips filesystems compare postgres resync full metrics agents
 #                                    cluster soak kernel oldest hosts
 #   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
 #                                    hand, since it takes two minutes
@@ -155,7 +155,7 @@ prove_checkers() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy tools qemu reconnect fio flips filesystems compare postgres resync full alone metrics agents cluster soak kernel oldest hosts; do
+for name in tests demo copy tools qemu reconnect fio flips filesystems compare postgres resync full metrics agents cluster soak kernel oldest hosts; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
