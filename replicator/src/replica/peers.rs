@@ -290,6 +290,12 @@ impl<M: Memory> Replica<M> {
         }
     }
 
+    /// Somebody asks for a peer that stays apart since it had another history: it may have given that up. `false` if it does not.
+    pub(super) fn meet_again(&mut self, node: NodeId) -> bool {
+        let foreign = self.peer_mut(node).and_then(|p| p.foreign.take());
+        foreign.is_some() && self.connect(node).is_ok()
+    }
+
     pub(super) fn disconnect(&mut self, node: NodeId) -> AdminResult {
         let Some(peer) = self.peer_mut(node) else {
             return Err(AdminError::Failed("this is no peer".into()));

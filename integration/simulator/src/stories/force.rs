@@ -47,6 +47,40 @@ fn the_last_of_three_goes_on_alone_and_the_others_without_it() {
 }
 
 #[test]
+fn who_gave_its_data_up_for_a_forced_node_is_met_again_when_an_operator_admits_it() {
+    let mut c = serving(3, of_nodes(3));
+    c.must_write(A, 0, 3, 2);
+    c.crash(B, POWER);
+    c.crash(C, POWER);
+    c.run_for(4 * SECOND);
+    assert_eq!(forced(&mut c, A), Ok(()));
+    c.restart(B);
+    for (node, peer) in [(A, B), (B, A)] {
+        let apart = |c: &Cluster| c.peer_view(node, peer).connection == ConnectionState::StandAlone;
+        assert!(c.run_until(5 * SECOND, apart), "{node} {peer}");
+    }
+    let replace = |c: &mut Cluster| {
+        let (deadline, peer) = (c.deadline(A, SECOND), node_id(B));
+        let result = c.command(A, AdminCommand::Replace { peer, deadline });
+        c.run_for(2 * SECOND);
+        result
+    };
+    let refused = replace(&mut c);
+    assert!(
+        matches!(&refused, Err(AdminError::Failed(why)) if why.contains("another history")),
+        "{refused:?}"
+    );
+    assert!(!c.connected(A, B), "it has its data still");
+    c.nodes[B].renews = true;
+    let (deadline, insists) = (c.deadline(B, SECOND), true);
+    let given_up = c.command(B, AdminCommand::Invalidate { deadline, insists });
+    assert_eq!(given_up, Ok(()));
+    assert!(!c.connected(A, B), "nobody told that node");
+    replace(&mut c).expect_err("it is met first");
+    assert!(c.connected(A, B));
+}
+
+#[test]
 fn what_is_forced_stays_so_over_restarts() {
     let mut c = serving(2, of_nodes(3));
     c.must_write(A, 0, 3, 2);
