@@ -4,7 +4,7 @@
 #
 #   integration/test.sh              everything but hosts
 #   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
-#                                    demo copy tools qemu reconnect fio flips filesystems compare postgres resync full metrics agents
+#                                    demo copy tools qemu reconnect fio flips filesystems compare postgres resync full alone metrics agents
 #                                    cluster soak kernel oldest hosts
 #   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
 #                                    hand, since it takes two minutes
@@ -155,7 +155,7 @@ prove_checkers() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy tools qemu reconnect fio flips filesystems compare postgres resync full metrics agents cluster soak kernel oldest hosts; do
+for name in tests demo copy tools qemu reconnect fio flips filesystems compare postgres resync full alone metrics agents cluster soak kernel oldest hosts; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
@@ -194,6 +194,7 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     part postgres integration/real/postgres.sh
     part resync integration/real/resync.sh
     part full integration/real/full.sh
+    part alone integration/real/alone.sh
     part metrics integration/real/metrics.sh
     part agents integration/real/agents.sh
     part cluster integration/real/cluster.sh
