@@ -227,6 +227,8 @@ mod tests {
         for line in REGRESSIONS.lines().filter(|l| !l.starts_with('#')) {
             let seed = line.split_whitespace().next();
             let seed = seed.and_then(|s| s.parse().ok());
+            // What a test prints is shown if it fails: the last one is the seed.
+            println!("{line}");
             live(seed.expect("a line begins with a seed"), false);
             lived += 1;
         }
