@@ -100,6 +100,9 @@ impl<M: Memory> Replica<M> {
         if epoch > promised {
             self.promise(epoch, node);
         }
+        if epoch > self.primary_epoch {
+            self.resync_of_former_reign(conn);
+        }
         let following = Following { conn, node, epoch };
         if self.following != Some(following) {
             self.following = Some(following);

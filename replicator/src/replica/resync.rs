@@ -517,6 +517,14 @@ impl<M: Memory> Replica<M> {
         }
     }
 
+    /// A new reign begins, maybe on a connection on which an earlier one of the same node gave a resync: what it sends is for the log,
+    /// unless it says otherwise. If it has said so already, no stream has begun yet.
+    pub(super) fn resync_of_former_reign(&mut self, conn: ConnId) {
+        if self.resync.as_ref().is_some_and(|r| r.stream == Some(conn)) {
+            self.resync_loses(conn);
+        }
+    }
+
     /// Whether what arrives on this connection is to be staged.
     pub(super) fn stages(&self, conn: ConnId) -> bool {
         self.resync.as_ref().is_some_and(|r| {
