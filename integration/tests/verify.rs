@@ -178,9 +178,10 @@ fn one_that_is_due_begins_by_itself() {
         format!("{text}\n[scrub]\nevery = \"1s\"\nrate = \"0\"\n"),
     )
     .expect("written");
+    // The first one begins with the reign, and the next not before a minute has passed.
+    flip(&scene.cluster.store(1, "db"), 11);
     scene.cluster.start_all().expect("started");
     scene.promote(0);
-    flip(&scene.cluster.store(1, "db"), 11);
     let begun = std::time::Instant::now();
     loop {
         let status = scene.cluster.expect_done(1, &["status", "--json"]);
