@@ -67,8 +67,45 @@ kill9 pbx-a
 run stop 0
 run monitor 7
 run stop 0
-start pbx-a
-wait_for 30 "pbx-a answers" answers pbx-a
+say "the same by hand"
+by_hand() {
+    local code=0
+    ctl "$1" "${@:3}" > "$T/by-hand" 2>&1 || code=$?
+    [ $code = "$2" ] || die "${*:3}: exit $code, not $2: $(cat "$T/by-hand")"
+}
+by_hand pbx-b 1 attach --timeout 0 data "$T/disk"
+grep -q "can not be promoted\|is not Primary" "$T/by-hand" || grep -q nbdfuse "$T/by-hand" || die "no reason: $(cat "$T/by-hand")"
+[ ! -e "$T/disk" ] || die "a device without a server"
+promote pbx-b
+by_hand pbx-b 2 attach nonsense "$T/disk"
+by_hand pbx-b 2 attach --client kernel data "$T/disk"
+touch "$T/file"
+by_hand pbx-b 1 attach data "$T/file"
+by_hand pbx-b 1 attach --check data "$T/disk"
+by_hand pbx-b 0 attach data "$T/disk"
+by_hand pbx-b 0 attach data "$T/disk"
+by_hand pbx-b 0 attach --check data "$T/disk"
+[ "$(blockdev --getsize64 "$T/disk")" = $((64 << 20)) ] || die "the device has another size"
+mkfs.ext4 -q "$T/disk" && mkdir "$T/files" && mount "$T/disk" "$T/files" || die "no file system on it"
+at_end "umount -l $T/files"
+echo text > "$T/files/text"
+by_hand pbx-b 1 detach --timeout 0 "$T/disk"
+grep -q "in use by the file system at $T/files" "$T/by-hand" || die "no reason: $(cat "$T/by-hand")"
+umount "$T/files"
+by_hand pbx-b 0 detach "$T/disk"
+by_hand pbx-b 0 detach "$T/disk"
+[ ! -e "$T/disk" ] || die "the link is left"
+losetup -a | grep -q "replicator-attached.*volume" && die "a loop device is left"
+by_hand pbx-b 0 attach data "$T/disk"
+mount "$T/disk" "$T/files" && [ "$(cat "$T/files/text")" = text ] || die "the file is not there"
+umount "$T/files"
+kill9 pbx-b
+by_hand pbx-b 0 detach "$T/disk"
+[ ! -e /run/replicator-attached ] || die "something is left of it"
+for n in pbx-a pbx-b; do
+    start $n
+    wait_for 30 "$n answers" answers $n
+done
 
 # validate AGENT CODE OPTION...: what Pacemaker says of parameters before a resource has them
 validate() {
