@@ -82,6 +82,7 @@ by_hand pbx-b 2 attach --client kernel data "$T/disk"
 touch "$T/file"
 by_hand pbx-b 1 attach data "$T/file"
 by_hand pbx-b 1 attach --check data "$T/disk"
+at_end "ctl pbx-b detach --force $T/disk"
 by_hand pbx-b 0 attach data "$T/disk"
 by_hand pbx-b 0 attach data "$T/disk"
 by_hand pbx-b 0 attach --check data "$T/disk"
@@ -98,10 +99,18 @@ by_hand pbx-b 0 detach "$T/disk"
 losetup -a | grep -q "replicator-attached.*volume" && die "a loop device is left"
 by_hand pbx-b 0 attach data "$T/disk"
 mount "$T/disk" "$T/files" && [ "$(cat "$T/files/text")" = text ] || die "the file is not there"
-umount "$T/files"
+say "whoever still uses it when it is taken away by force gets errors, and nobody waits for that"
+by_hand pbx-b 0 detach --force --timeout 2 "$T/disk"
+[ ! -e "$T/disk" ] || die "the link is left"
+pgrep -f "nbdfuse.*$(socket pbx-b)" > /dev/null && die "nbdfuse is left"
+dd if="$T/files/text" of=/dev/null iflag=direct bs=4096 status=none 2> /dev/null && die "a file can be read without its disk"
+umount "$T/files" || die "umount"
+losetup -a | grep -q "replicator-attached.*volume" && die "a loop device is left"
+by_hand pbx-b 0 attach data "$T/disk"
 kill9 pbx-b
 by_hand pbx-b 0 detach "$T/disk"
-[ ! -e /run/replicator-attached ] || die "something is left of it"
+# Others may have attached something on this host.
+find /run/replicator-attached -name "*${T##*-}*" 2> /dev/null | grep -q . && die "something is left of it"
 for n in pbx-a pbx-b; do
     start $n
     wait_for 30 "$n answers" answers $n

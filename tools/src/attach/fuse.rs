@@ -128,14 +128,17 @@ fn laid(state: &State) -> Option<PathBuf> {
     backing.starts_with(volume.to_str()?).then_some(device)
 }
 
-/// Takes away whatever there is of it.
-pub(super) fn detach(state: &State, device: &Path) -> Result<(), Failure> {
+/// Takes away whatever there is of it. By force also what is in use: that gets errors from now on, and the loop device goes with its
+/// last user.
+pub(super) fn detach(state: &State, device: &Path, by_force: bool) -> Result<(), Failure> {
     let target = fs::read_link(device).ok();
     if let Some(laid) = laid(state) {
         run("losetup", &["-d".as_ref(), laid.as_os_str()])?;
     }
     // One that is in use goes when its last user does: that is none that is gone.
-    if let Some(laid) = laid(state) {
+    if let Some(laid) = laid(state)
+        && !by_force
+    {
         return Err(Failure::Failed(format!(
             "{} ({}) is still in use",
             device.display(),

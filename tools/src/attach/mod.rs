@@ -162,14 +162,14 @@ pub(crate) fn attach(
     }
     let deadline = Instant::now() + Duration::from_secs(args.timeout);
     // What a former attempt, or a server that is gone, left behind.
-    clear(&state, &device, state.way(&device))?;
+    clear(&state, &device, state.way(&device), false)?;
     loop {
         let tried = state.keep(&wanted).and_then(|()| match way {
             Way::Kernel => kernel::attach(&wanted, deadline),
             _ => fuse::attach(&state, &wanted, deadline),
         });
         let Err(failure) = tried else { return Ok(()) };
-        clear(&state, &device, way)?;
+        clear(&state, &device, way, false)?;
         if Instant::now() + PAUSE >= deadline {
             return Err(failure);
         }
@@ -190,7 +190,7 @@ pub(crate) fn detach(args: &DetachArgs) -> Result<(), Failure> {
                 "{} is in use by {user}: end that first",
                 device.display()
             ))),
-            None => clear(&state, &device, way),
+            None => clear(&state, &device, way, args.force),
         };
         let Err(failure) = tried else { return Ok(()) };
         if Instant::now() + PAUSE >= deadline {
@@ -200,11 +200,11 @@ pub(crate) fn detach(args: &DetachArgs) -> Result<(), Failure> {
     }
 }
 
-/// Takes away whatever there is of an attached device.
-fn clear(state: &State, device: &Path, way: Way) -> Result<(), Failure> {
+/// Takes away whatever there is of an attached device; by force also from those who use it.
+fn clear(state: &State, device: &Path, way: Way, by_force: bool) -> Result<(), Failure> {
     match way {
         Way::Kernel => kernel::detach(device)?,
-        _ => fuse::detach(state, device)?,
+        _ => fuse::detach(state, device, by_force)?,
     }
     state.forget();
     Ok(())
