@@ -2,7 +2,7 @@
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nbd_server::config;
@@ -24,6 +24,8 @@ pub(super) struct Service {
     state: State,
     /// When whatever is left of it is killed.
     kill_at: Option<Moment>,
+    /// A unit was, since it was told to stop.
+    killed: bool,
 }
 
 enum State {
@@ -36,8 +38,29 @@ enum State {
 enum Running {
     /// The program.
     Program(Child),
-    /// `systemctl start` or `stop`, while that runs, and when the unit is looked at next.
-    Unit(Option<Child>, Moment),
+    /// What systemd was told or asked last, while `systemctl` waits for its answer, and when it is asked again.
+    Unit(Option<(Word, Child)>, Moment),
+}
+
+/// What systemd is told, or asked. It may take its time, or hang: nothing here waits for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Start,
+    /// Whether the unit is active.
+    Ask,
+    Stop,
+    Kill,
+}
+
+impl Word {
+    fn args(self) -> &'static [&'static str] {
+        match self {
+            Self::Start => &["start"],
+            Self::Ask => &["is-active", "--quiet"],
+            Self::Stop => &["stop"],
+            Self::Kill => &["kill", "--signal=SIGKILL"],
+        }
+    }
 }
 
 impl Service {
@@ -52,7 +75,7 @@ impl Service {
     ) -> Self {
         // A unit outlives whoever started it.
         let state = match what {
-            config::Service::Unit(unit) if is_active(systemctl, unit) => {
+            config::Service::Unit(unit) if runs(systemctl, unit) => {
                 State::Runs(Running::Unit(None, Moment::now()))
             }
             _ => State::Stopped,
@@ -63,6 +86,7 @@ impl Service {
             environment: environment.to_vec(),
             state,
             kill_at: None,
+            killed: false,
         }
     }
 
@@ -85,10 +109,10 @@ impl Service {
                     .spawn();
                 Running::Program(child.map_err(|error| cannot_run(program, &error))?)
             }
-            config::Service::Unit(unit) => Running::Unit(
-                Some(run(self.systemctl, "start", unit)?),
-                Moment::now().after(ASK),
-            ),
+            config::Service::Unit(unit) => {
+                let told = say(self.systemctl, Word::Start, unit)?;
+                Running::Unit(Some(told), Moment::now().after(ASK))
+            }
         };
         self.kill_at = None;
         self.state = State::Runs(running);
@@ -107,19 +131,17 @@ impl Service {
                 Running::Program(child)
             }
             (Running::Unit(former, _), config::Service::Unit(unit)) => {
-                if let Some(mut former) = former {
-                    // It waits for the unit to start, and need not any more.
-                    let _ = former.kill();
-                    let _ = former.wait();
+                // It waits for the unit to start, and need not any more.
+                if let Some(former) = former {
+                    leave(former);
                 }
-                Running::Unit(
-                    run(self.systemctl, "stop", unit).ok(),
-                    Moment::now().after(ASK),
-                )
+                let told = say(self.systemctl, Word::Stop, unit).ok();
+                Running::Unit(told, Moment::now().after(ASK))
             }
             (running, config::Service::Command(_)) => running,
         };
         self.state = State::Stops(running);
+        self.killed = false;
         self.kill_at(kill_at);
     }
 
@@ -148,42 +170,41 @@ impl Service {
                 }
                 None
             }
-            State::Runs(Running::Unit(starting, ask_at)) => {
-                if let Some(child) = starting {
-                    let Ok(Some(status)) = child.try_wait() else {
-                        return None;
-                    };
-                    *starting = None;
-                    if !status.success() {
-                        return Some(format!("the unit can not be started: systemctl: {status}"));
+            State::Runs(Running::Unit(word, ask_at)) => {
+                let config::Service::Unit(unit) = &self.what else {
+                    return None;
+                };
+                match answer(word) {
+                    Answer::Waits => None,
+                    Answer::Ended(Word::Start, status) if !status.success() => {
+                        Some(format!("the unit can not be started: systemctl: {status}"))
+                    }
+                    Answer::Ended(Word::Ask, status) if !is_active(status) => {
+                        Some(format!("{unit} is not active any more"))
+                    }
+                    _ => {
+                        if now >= *ask_at {
+                            *ask_at = now.after(ASK);
+                            // Not to be able to ask is no reason to stop it.
+                            *word = say(self.systemctl, Word::Ask, unit).ok();
+                        }
+                        None
                     }
                 }
-                if now < *ask_at {
-                    return None;
-                }
-                *ask_at = now.after(ASK);
-                let config::Service::Unit(unit) = &self.what else {
-                    return None;
-                };
-                (!is_active(self.systemctl, unit)).then(|| format!("{unit} is not active any more"))
             }
-            State::Stops(Running::Unit(stopping, ask_at)) => {
+            State::Stops(Running::Unit(word, ask_at)) => {
                 let config::Service::Unit(unit) = &self.what else {
                     return None;
                 };
-                let done = match stopping {
-                    Some(child) => match child.try_wait() {
-                        Ok(Some(status)) => Some(status.success()),
-                        _ => None,
-                    },
-                    None => Some(false),
-                };
-                match done {
-                    Some(true) => self.state = State::Stopped,
+                match answer(word) {
+                    Answer::Waits => {}
+                    Answer::Ended(Word::Stop, status) if status.success() => {
+                        self.state = State::Stopped;
+                    }
                     // As long as it is not known to be stopped, it is told to.
-                    Some(false) if now >= *ask_at => {
+                    _ if now >= *ask_at => {
                         *ask_at = now.after(ASK);
-                        *stopping = run(self.systemctl, "stop", unit).ok();
+                        *word = say(self.systemctl, Word::Stop, unit).ok();
                     }
                     _ => {}
                 }
@@ -193,17 +214,18 @@ impl Service {
     }
 
     fn kill(&mut self) {
-        match (&self.state, &self.what) {
+        match (&mut self.state, &self.what) {
             (State::Stops(Running::Program(child)), _) => signal(child, Signal::SIGKILL),
-            (State::Stops(Running::Unit(..)), config::Service::Unit(unit)) => {
+            (State::Stops(Running::Unit(word, ask_at)), config::Service::Unit(unit)) => {
                 // Of a target there is nothing to kill: its units stop as fast as they do.
-                let killed = Command::new(self.systemctl)
-                    .args(["kill", "--signal=SIGKILL", unit])
-                    .stdin(Stdio::null())
-                    .stderr(Stdio::null())
-                    .status();
-                drop(killed);
-                self.kill_at = None;
+                if std::mem::replace(&mut self.killed, true) {
+                    return;
+                }
+                if let Some(word) = word.take() {
+                    leave(word);
+                }
+                *word = say(self.systemctl, Word::Kill, unit).ok();
+                *ask_at = Moment::now();
             }
             _ => self.kill_at = None,
         }
@@ -247,19 +269,62 @@ fn ended(child: &mut Child) -> Option<String> {
     }
 }
 
-fn run(systemctl: &str, verb: &str, unit: &str) -> Result<Child, String> {
-    Command::new(systemctl)
-        .args([verb, unit])
+/// Tells systemd something about a unit, or asks it.
+fn say(systemctl: &str, word: Word, unit: &str) -> Result<(Word, Child), String> {
+    let child = Command::new(systemctl)
+        .args(word.args())
+        .arg(unit)
         .stdin(Stdio::null())
-        .spawn()
-        .map_err(|error| cannot_run(Path::new(systemctl), &error))
+        .stderr(if word == Word::Kill {
+            Stdio::null()
+        } else {
+            Stdio::inherit()
+        })
+        .spawn();
+    let child = child.map_err(|error| cannot_run(Path::new(systemctl), &error))?;
+    Ok((word, child))
 }
 
-fn is_active(systemctl: &str, unit: &str) -> bool {
-    let status = Command::new(systemctl)
-        .args(["is-active", "--quiet", unit])
-        .stdin(Stdio::null())
-        .status();
-    // Not to be able to ask is no reason to stop it.
-    status.map_or(true, |status| status.success() || status.code().is_none())
+/// Nobody waits for an answer any more. What systemd was told it does all the same.
+fn leave((_, mut systemctl): (Word, Child)) {
+    let _ = systemctl.kill();
+    let _ = systemctl.wait();
+}
+
+/// What became of the last word.
+enum Answer {
+    /// There is none yet.
+    Waits,
+    /// There was no word.
+    Nothing,
+    Ended(Word, ExitStatus),
+}
+
+fn answer(word: &mut Option<(Word, Child)>) -> Answer {
+    let Some((said, systemctl)) = word else {
+        return Answer::Nothing;
+    };
+    let said = *said;
+    match systemctl.try_wait() {
+        Ok(None) => Answer::Waits,
+        Ok(Some(status)) => {
+            *word = None;
+            Answer::Ended(said, status)
+        }
+        Err(_) => {
+            *word = None;
+            Answer::Nothing
+        }
+    }
+}
+
+/// What `systemctl is-active` says. One that was killed says nothing, and that is no reason to stop the unit.
+fn is_active(status: ExitStatus) -> bool {
+    status.success() || status.code().is_none()
+}
+
+/// Whether a unit is active, before anything else depends on an answer.
+fn runs(systemctl: &str, unit: &str) -> bool {
+    let asked = say(systemctl, Word::Ask, unit);
+    asked.map_or(true, |(_, mut child)| child.wait().map_or(true, is_active))
 }

@@ -166,7 +166,7 @@ mod service {
     fn unit(dir: &tempfile::TempDir) -> impl Fn() -> Service + use<> {
         let path = dir.path().join("systemctl");
         let script = "#!/bin/sh\ncd PLACE\necho \"$*\" >> said\ncase $1 in\nstart) [ ! -e broken ] && touch \"active-$2\" ;;\n\
-            stop) [ -e broken ] || rm -f \"active-$2\" ;;\nis-active) [ -e \"active-$3\" ] ;;\nesac\n";
+            stop) [ -e broken ] || rm -f \"active-$2\" ;;\nis-active) while [ -e hangs ]; do sleep 0.02; done; [ -e \"active-$3\" ] ;;\nesac\n";
         let script = script.replace("PLACE", &dir.path().display().to_string());
         std::fs::write(&path, script).expect("written");
         let mode = std::fs::Permissions::from_mode(0o755);
@@ -209,6 +209,28 @@ mod service {
             service.look(Moment::now());
             service.is_stopped()
         });
+        // systemd hangs when it is asked: nobody waits for that, least of all a stop.
+        let said = || std::fs::read_to_string(dir.path().join("said")).unwrap_or_default();
+        let asked = |verb: &str| said().lines().filter(|l| l.starts_with(verb)).count();
+        service.start().expect("it starts");
+        until("it is active", || active.exists());
+        std::fs::write(dir.path().join("hangs"), "").expect("written");
+        let before = asked("is-active");
+        let killed = asked("kill");
+        until("it is asked", || {
+            assert_eq!(service.look(Moment::now()), None);
+            asked("is-active") > before
+        });
+        service.stop(Moment::now());
+        until("it is killed, and stopped", || {
+            service.kill_at(Moment::now());
+            assert_eq!(service.look(Moment::now()), None);
+            service.is_stopped()
+        });
+        assert!(!active.exists());
+        assert_eq!(asked("kill"), killed + 1, "once is enough");
+        std::fs::remove_file(dir.path().join("hangs")).expect("removed");
+
         std::fs::write(dir.path().join("broken"), "").expect("written");
         service.start().expect("systemctl is there");
         let mut said = None;
