@@ -161,6 +161,10 @@ pub(super) fn decode_answer(body: &[u8], blocks: u32) -> Result<Compared, FrameE
     if !within(given) || !within(lost) || !apart || given.iter().count() != blocks as usize {
         return Err(FrameError::Length);
     }
+    let says = |n: u32| ![BlockSum::UNKNOWN, BlockSum::ZERO].contains(&compared.sums[n as usize]);
+    if !lost.iter().all(says) {
+        return Err(FrameError::Field);
+    }
     Ok(compared)
 }
 

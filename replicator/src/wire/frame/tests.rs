@@ -381,6 +381,13 @@ fn as_many_blocks_follow_an_answer_as_it_gives_and_it_gives_none_that_it_does_no
         let bytes = encoded(&Frame::Compared(Box::new(wrong)), 1);
         assert_eq!(decoded(&bytes), Err(FrameError::Length), "{lost}");
     }
+    // What nobody has is told by its checksum: one that says nothing, or zeroes, which need not be had from anybody, is none.
+    for sum in [BlockSum::UNKNOWN, BlockSum::ZERO] {
+        let mut wrong = compared_in_part();
+        wrong.sums[3] = sum;
+        let bytes = encoded(&Frame::Compared(Box::new(wrong)), 1);
+        assert_eq!(decoded(&bytes), Err(FrameError::Field));
+    }
 }
 
 #[test]
