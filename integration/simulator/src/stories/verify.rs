@@ -4,6 +4,7 @@ use replicator::view::FindingKind;
 use replicator::wire::frame::Verified;
 
 use super::*;
+use crate::drive::STORE;
 
 const VERIFY: AdminCommand = AdminCommand::Verify {
     repair: false,
@@ -318,4 +319,25 @@ fn a_witness_and_a_node_that_holds_nothing_say_why_they_can_not() {
         fresh.command(A, VERIFY),
         Err(AdminError::Failed(_))
     ));
+}
+
+#[test]
+fn whoever_does_not_get_to_its_answers_is_asked_on_and_keeps_its_connection() {
+    // Each question is given up after a while, and C still has all of them.
+    let mut c = at_rest(31, Options::default());
+    c.nodes[C].hung_until[STORE] = c.now + 150 * SECOND;
+    assert_eq!(c.command(A, VERIFY), Ok(()));
+    let until = c.now + 150 * SECOND;
+    while c.now < until {
+        assert!(c.connected(A, C), "at {}", c.now);
+        c.run_for(SECOND);
+    }
+    let asked = c.nodes[A].view.verify.running.is_some();
+    assert!(asked, "{:?}", c.nodes[A].view.verify);
+    let verified = ended(&mut c, A);
+    assert_eq!(
+        (verified.bad, verified.missed, verified.finished),
+        (0, 0, true)
+    );
+    c.conclude();
 }
