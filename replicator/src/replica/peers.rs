@@ -284,13 +284,12 @@ impl<M: Memory> Replica<M> {
             let config = self.log.config().map(|c| &c.config);
             let is_new = |s: &Standing| s.name == name && s.is_fed() && s.incarnation != met;
             if config.is_some_and(|c| c.nodes.iter().any(is_new)) {
-                self.peers[index].foreign = None;
-                let _ = self.connect(node);
+                self.meet_again(node);
             }
         }
     }
 
-    /// Somebody asks for a peer that stays apart since it had another history: it may have given that up. `false` if it does not.
+    /// A peer that stays apart since it had another history may have given that up: it is met again. `false` if none stays apart.
     pub(super) fn meet_again(&mut self, node: NodeId) -> bool {
         let foreign = self.peer_mut(node).and_then(|p| p.foreign.take());
         foreign.is_some() && self.connect(node).is_ok()

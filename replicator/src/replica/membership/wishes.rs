@@ -78,10 +78,9 @@ impl<M: Memory> Replica<M> {
         let report = self.peer(node).and_then(|p| p.report.as_ref());
         let there = report.map(|r| (r.incarnation, r.fresh));
         let entry = self.entry_of(node).copied();
-        let apart = there.is_none() && self.meet_again(node);
         let goal = match (self.not_changing(node), there, entry) {
             (Some(error), ..) => Err(error),
-            (None, None, _) if apart => Err(AdminError::Failed(format!(
+            (None, None, _) if self.meet_again(node) => Err(AdminError::Failed(format!(
                 "{name} had another history and was left alone; it is met again now: try again in a moment. If it says so again, run \
                  `replctl invalidate --force` there first"
             ))),
