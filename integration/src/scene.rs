@@ -329,12 +329,44 @@ impl Scene {
         self.await_writes(&load, 100);
         drop(self.kill_under(0, load));
         self.cluster.start(1).expect("it starts again");
-        self.promote(2);
-        self.verify(2);
-        self.cluster.start(0).expect("it starts again");
-        self.await_caught_up(0, 2);
-        self.await_caught_up(1, 2);
-        self.stop_and_compare(2);
+        self.ends_with(2);
+    }
+
+    /// The end of tests in which another node takes over at last: it has everything, whoever is gone comes back, and all are equal.
+    ///
+    /// # Panics
+    /// If that is not so.
+    pub fn ends_with(mut self, primary: usize) {
+        self.promote(primary);
+        self.verify(primary);
+        let others = (0..self.cluster.len()).filter(|&n| n != primary);
+        let others: Vec<usize> = others.collect();
+        for &node in &others {
+            if self.cluster.pid(node).is_none() {
+                self.cluster.start(node).expect("it starts again");
+            }
+        }
+        for &node in &others {
+            self.await_caught_up(node, primary);
+        }
+        self.stop_and_compare(primary);
+    }
+
+    /// The end of tests of two nodes: one goes on without the other with these streams, and it counts again when it is back.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn ends_with_both(mut self, primary: usize, lost: usize, streams: Vec<Stream>) {
+        self.verify(primary);
+        let load = self.work(primary, streams);
+        self.await_writes(&load, 100);
+        self.cluster.start(lost).expect("it starts again");
+        self.await_membership(primary, lost, "member");
+        self.await_writes(&load, 50);
+        self.finish(load);
+        self.await_caught_up(lost, primary);
+        self.verify(primary);
+        self.stop_and_compare(primary);
     }
 
     /// Waits until a node is connected to `seen_by`, UpToDate and not behind.

@@ -47,7 +47,7 @@ struct Kept {
 impl Kept {
     /// Node 0 is Primary, and the service runs there.
     fn start() -> Self {
-        let place = TempDir::new_in("/var/tmp").expect("a directory");
+        let place = TempDir::new().expect("a directory");
         let scene = Scene::serving(service(place.path()));
         let mut kept = Self {
             scene,

@@ -79,16 +79,7 @@ fn two_nodes_alone_go_on_once_the_other_one_is_confirmed_to_be_off() {
     assert!(said.contains("replctl confirm-stopped pbx-a"), "{said}");
     confirmed(&scene, B, A);
     scene.promote(B);
-    scene.verify(B);
-    let load = scene.work(B, streams);
-    scene.await_writes(&load, 100);
-    scene.cluster.start(A).expect("it starts again");
-    scene.await_membership(B, A, "member");
-    scene.await_writes(&load, 50);
-    scene.finish(load);
-    scene.await_caught_up(A, B);
-    scene.verify(B);
-    scene.stop_and_compare(B);
+    scene.ends_with_both(B, A, streams);
 }
 
 #[test]

@@ -37,12 +37,8 @@ pub enum Service {
 }
 
 pub(super) fn failover(root: &Table<'_>) -> Result<Option<Failover>> {
-    let Some(table) = root.opt_table("failover", "a table [failover]")? else {
+    let Some(table) = root.section("failover", "a table [failover]")? else {
         return Ok(None);
-    };
-    let table = Table {
-        place: "[failover]",
-        ..table
     };
     table.only(&["command", "unit", "start_delay_ms", "stop_timeout_ms"])?;
     let command = table.opt_text("command", "command = \"/usr/local/sbin/pbx\"")?;

@@ -39,12 +39,8 @@ pub(super) fn fencing(
     nodes: &[Node],
     policy: &Policy,
 ) -> Result<Option<FencePeer>> {
-    let Some(table) = root.opt_table("fencing", "a table [fencing]")? else {
+    let Some(table) = root.section("fencing", "a table [fencing]")? else {
         return Ok(None);
-    };
-    let table = Table {
-        place: "[fencing]",
-        ..table
     };
     table.only(&["handler", "timeout_ms"])?;
     let located = table.text("handler", "handler = \"/usr/local/sbin/fence-peer\"")?;
@@ -63,12 +59,8 @@ pub(super) fn fencing(
 }
 
 pub(super) fn watchdog(root: &Table<'_>) -> Result<Option<Watchdog>> {
-    let Some(table) = root.opt_table("watchdog", "a table [watchdog]")? else {
+    let Some(table) = root.section("watchdog", "a table [watchdog]")? else {
         return Ok(None);
-    };
-    let table = Table {
-        place: "[watchdog]",
-        ..table
     };
     table.only(&["device", "after_ms"])?;
     let located = table.text("device", "device = \"/dev/watchdog\"")?;

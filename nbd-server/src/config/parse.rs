@@ -59,12 +59,8 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
 }
 
 fn tls(root: &Table<'_>) -> Result<Tls> {
-    let Some(table) = root.opt_table("tls", "a table [tls]")? else {
+    let Some(table) = root.section("tls", "a table [tls]")? else {
         return Ok(Tls::default());
-    };
-    let table = Table {
-        place: "[tls]",
-        ..table
     };
     table.only(&["insecure", "ca", "cert", "key"])?;
     for key in ["ca", "cert", "key"] {
@@ -123,7 +119,7 @@ fn volumes(root: &Table<'_>) -> Result<Vec<Located<Volume>>> {
 }
 
 fn journal(root: &Table<'_>) -> Result<Located<Journal>> {
-    let Some(table) = root.opt_table("journal", "a table [journal]")? else {
+    let Some(table) = root.section("journal", "a table [journal]")? else {
         let end = root.text.len()..root.text.len();
         let example = "[journal] with size = \"1GiB\"";
         return root.refuse(
@@ -134,10 +130,6 @@ fn journal(root: &Table<'_>) -> Result<Located<Journal>> {
                 example,
             },
         );
-    };
-    let table = Table {
-        place: "[journal]",
-        ..table
     };
     table.only(&["size", "device"])?;
     let size = table.size("size", "size = \"1GiB\"")?;
@@ -171,12 +163,8 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         resync_without_room: WithoutRoom::Wait,
         memory_bytes: MEMORY_BYTES_DEFAULT,
     };
-    let Some(table) = root.opt_table("policy", "a table [policy]")? else {
+    let Some(table) = root.section("policy", "a table [policy]")? else {
         return Ok(policy);
-    };
-    let table = Table {
-        place: "[policy]",
-        ..table
     };
     table.only(&[
         "on_no_quorum",
@@ -273,12 +261,8 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
 
 /// Works out where each node serves its metrics.
 fn metrics(root: &Table<'_>, nodes: &mut [Node]) -> Result<()> {
-    let Some(table) = root.opt_table("metrics", "a table [metrics]")? else {
+    let Some(table) = root.section("metrics", "a table [metrics]")? else {
         return Ok(());
-    };
-    let table = Table {
-        place: "[metrics]",
-        ..table
     };
     table.only(&["listen"])?;
     let listen = table.text("listen", "listen = \"127.0.0.1:9783\"")?;

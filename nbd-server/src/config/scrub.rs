@@ -30,12 +30,8 @@ impl Default for Scrub {
 
 pub(super) fn scrub(root: &Table<'_>) -> Result<Scrub> {
     let mut scrub = Scrub::default();
-    let Some(table) = root.opt_table("scrub", "a table [scrub]")? else {
+    let Some(table) = root.section("scrub", "a table [scrub]")? else {
         return Ok(scrub);
-    };
-    let table = Table {
-        place: "[scrub]",
-        ..table
     };
     table.only(&["every", "rate"])?;
     let known = "\"off\", or a time such as \"7d\", \"12h\" or \"30m\"";

@@ -242,11 +242,11 @@ impl<'t> Table<'t> {
         }
     }
 
-    /// The table under `key`, or an empty one.
-    pub(super) fn opt_table(
+    /// A section, if it is there: `example` is "a table [key]", and its place is called "[key]".
+    pub(super) fn section(
         &self,
         key: &'static str,
-        place: &'static str,
+        example: &'static str,
     ) -> Result<Option<Table<'t>>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -254,11 +254,11 @@ impl<'t> Table<'t> {
         match value.get_ref() {
             DeValue::Table(table) => Ok(Some(Table {
                 text: self.text,
-                place,
+                place: example.trim_start_matches("a table "),
                 span: value.span(),
                 table,
             })),
-            _ => self.wrong_type(key, value, place),
+            _ => self.wrong_type(key, value, example),
         }
     }
 

@@ -12,15 +12,26 @@ fn forced(c: &mut Cluster, node: usize) -> AdminResult {
     c.answer(id, 20 * SECOND).expect("an answer")
 }
 
-#[test]
-fn the_last_of_three_goes_on_alone_and_the_others_without_it() {
-    let mut c = serving(1, of_nodes(3));
+/// A goes on alone, since B and C are gone.
+fn alone(seed: u64) -> Cluster {
+    let mut c = serving(seed, of_nodes(3));
     c.must_write(A, 0, 3, 2);
     c.crash(B, POWER);
     c.crash(C, POWER);
     c.run_for(4 * SECOND);
     assert!(no_quorum(&c.promote(A, SECOND)));
     assert_eq!(forced(&mut c, A), Ok(()));
+    c
+}
+
+fn until_apart(c: &mut Cluster, node: usize, peer: usize) {
+    let apart = |c: &Cluster| c.peer_view(node, peer).connection == ConnectionState::StandAlone;
+    assert!(c.run_until(5 * SECOND, apart), "{node} {peer}");
+}
+
+#[test]
+fn the_last_of_three_goes_on_alone_and_the_others_without_it() {
+    let mut c = alone(1);
     assert!(said(&c, A, "goes on alone"));
     c.must_write(A, 0, 4, 2);
     let alone = c.log_of(A);
@@ -30,8 +41,7 @@ fn the_last_of_three_goes_on_alone_and_the_others_without_it() {
     c.must_promote(B);
     c.must_write(B, 0, 5, 2);
     for (node, peer) in [(A, B), (A, C), (B, A), (C, A)] {
-        let apart = |c: &Cluster| c.peer_view(node, peer).connection == ConnectionState::StandAlone;
-        assert!(c.run_until(5 * SECOND, apart), "{node} {peer}");
+        until_apart(&mut c, node, peer);
         c.run_for(300 * MS);
         let view = &c.nodes[node].view;
         assert_eq!(view.health, Health::Degraded);
@@ -48,16 +58,10 @@ fn the_last_of_three_goes_on_alone_and_the_others_without_it() {
 
 #[test]
 fn who_gave_its_data_up_for_a_forced_node_is_met_again_when_an_operator_admits_it() {
-    let mut c = serving(3, of_nodes(3));
-    c.must_write(A, 0, 3, 2);
-    c.crash(B, POWER);
-    c.crash(C, POWER);
-    c.run_for(4 * SECOND);
-    assert_eq!(forced(&mut c, A), Ok(()));
+    let mut c = alone(3);
     c.restart(B);
     for (node, peer) in [(A, B), (B, A)] {
-        let apart = |c: &Cluster| c.peer_view(node, peer).connection == ConnectionState::StandAlone;
-        assert!(c.run_until(5 * SECOND, apart), "{node} {peer}");
+        until_apart(&mut c, node, peer);
     }
     let replace = |c: &mut Cluster| {
         let (deadline, peer) = (c.deadline(A, SECOND), node_id(B));
