@@ -106,6 +106,8 @@ make_cluster() {
             printf 'data_dir = "%s/%%n/data"\nrun_dir = "%s/%%n/run"\n' "$T" "$T"
         done
         printf '\n[[volume]]\nname = "db"\nsize = "512MiB"\n\n[journal]\nsize = "512MiB"\n\n[tls]\ninsecure = true\n'
+        # All disks are one disk, and it has others to serve.
+        printf '\n[policy]\ndisk_timeout_ms = 5000\n'
     } > "$config"
     for n in "${names[@]}"; do
         ctl "$n" create || die "create of $n"

@@ -102,7 +102,8 @@ chmod 755 "$T"/usr/sbin/*
         [ "${names[i - 1]}" != "$witness" ] || echo 'role = "witness"'
     done
     printf '\n[[volume]]\nname = "data"\nsize = "640MiB"\n\n[[volume]]\nname = "probe"\nsize = "4MiB"\n\n[journal]\nsize = "64MiB"\n'
-    printf '\n[policy]\nmemory = "96MiB"\n\n[tls]\ninsecure = true\n'
+    # All disks are one disk, and it has others to serve.
+    printf '\n[policy]\nmemory = "96MiB"\ndisk_timeout_ms = 5000\n\n[tls]\ninsecure = true\n'
 } > "$T/pbx.toml"
 {
     echo "127.0.0.1 localhost"

@@ -49,7 +49,7 @@ declare -A pid=()
         port=$((port + 1))
     done
     printf '[[volume]]\nname = "db"\nsize = "128MiB"\n[journal]\nsize = "64MiB"\n'
-    printf '[policy]\nmemory = "64MiB"\n[metrics]\nlisten = "/run/%%n/metrics.sock"\n'
+    printf '[policy]\nmemory = "64MiB"\ndisk_timeout_ms = 30000\n[metrics]\nlisten = "/run/%%n/metrics.sock"\n'
 } > /run/pbx.toml
 
 ctl() { $share/replctl --config /run/pbx.toml --node "$@"; }

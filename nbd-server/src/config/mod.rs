@@ -40,10 +40,8 @@ pub const VOLUME_BYTES_MAX: u64 = 1 << 50;
 pub const LEASE_MS_DEFAULT: u32 = 1000;
 /// The leases that can be configured, in milliseconds.
 pub const LEASE_MS_RANGE: RangeInclusive<u32> = 200..=60_000;
-/// The disk timeout where the config gives none, in milliseconds.
-pub const DISK_TIMEOUT_MS_DEFAULT: u32 = 5000;
-/// The disk timeouts that can be configured, in milliseconds.
-pub const DISK_TIMEOUT_MS_RANGE: RangeInclusive<u32> = 2000..=3_600_000;
+/// The disk timeouts that can be configured, in milliseconds; where the config gives none it is the lease.
+pub const DISK_TIMEOUT_MS_RANGE: RangeInclusive<u32> = 200..=3_600_000;
 /// After how long a member is dropped where the config says nothing, in milliseconds.
 pub const DROP_AFTER_MS_DEFAULT: u32 = 3000;
 /// The times after which a member can be dropped, in milliseconds.
@@ -170,7 +168,8 @@ pub struct Policy {
     pub ack: Ack,
     /// How long a Primary may serve after a majority answered it.
     pub lease_ms: u32,
-    /// How long a Primary's clients wait for its disks before it leaves the service to another node.
+    /// After how long a disk that does not answer counts as failed, and for how long a Primary's clients wait for one before
+    /// it leaves the service to another node.
     pub disk_timeout_ms: u32,
     /// After how long a member that does not get on is dropped where the others could go on without it, in milliseconds; 0 if
     /// never.

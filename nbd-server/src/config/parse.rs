@@ -10,11 +10,11 @@ use toml::de::DeTable;
 
 use super::table::{Located, Refused, Result, Table, line_of};
 use super::{
-    Ack, Config, DATA_NODES_MAX, DISCONNECT_CLIENTS_AFTER_MS_RANGE, DISK_TIMEOUT_MS_DEFAULT,
-    DISK_TIMEOUT_MS_RANGE, DROP_AFTER_MS_DEFAULT, DROP_AFTER_MS_RANGE, JOURNAL_BYTES_MIN, Journal,
-    LEASE_MS_DEFAULT, LEASE_MS_RANGE, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MetricsListen, Node,
-    NodeRole, OnNoQuorum, Policy, Refusal, SOCKET_PATH_BYTES_MAX, StorePath, Tls, VOLUMES_MAX,
-    Volume, WITNESSES_MAX, WithoutRoom,
+    Ack, Config, DATA_NODES_MAX, DISCONNECT_CLIENTS_AFTER_MS_RANGE, DISK_TIMEOUT_MS_RANGE,
+    DROP_AFTER_MS_DEFAULT, DROP_AFTER_MS_RANGE, JOURNAL_BYTES_MIN, Journal, LEASE_MS_DEFAULT,
+    LEASE_MS_RANGE, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MetricsListen, Node, NodeRole,
+    OnNoQuorum, Policy, Refusal, SOCKET_PATH_BYTES_MAX, StorePath, Tls, VOLUMES_MAX, Volume,
+    WITNESSES_MAX, WithoutRoom,
 };
 
 pub(super) fn parse(file: &Path, text: &str) -> Result<Config> {
@@ -157,7 +157,7 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
         on_no_quorum: OnNoQuorum::SuspendIo,
         ack: Ack::Majority,
         lease_ms: LEASE_MS_DEFAULT,
-        disk_timeout_ms: DISK_TIMEOUT_MS_DEFAULT,
+        disk_timeout_ms: LEASE_MS_DEFAULT,
         drop_after_ms: DROP_AFTER_MS_DEFAULT,
         disconnect_clients_after_ms: 0,
         resync_without_room: WithoutRoom::Wait,
@@ -229,7 +229,9 @@ fn policy(root: &Table<'_>) -> Result<Policy> {
             _ => return table.refuse(&lease.span, Refusal::LeaseOutOfRange { found: lease.value }),
         }
     }
-    if let Some(timeout) = table.opt_integer("disk_timeout_ms", "disk_timeout_ms = 5000")? {
+    // Clients are not to wait longer for a disk than they would for a host that died.
+    policy.disk_timeout_ms = policy.lease_ms;
+    if let Some(timeout) = table.opt_integer("disk_timeout_ms", "disk_timeout_ms = 1000")? {
         let found = timeout.value;
         match u32::try_from(found) {
             Ok(ms) if DISK_TIMEOUT_MS_RANGE.contains(&ms) => policy.disk_timeout_ms = ms,

@@ -101,6 +101,15 @@ fn metrics_are_served_nowhere_unless_the_config_says_where() {
 }
 
 #[test]
+fn a_disk_is_waited_for_as_long_as_the_lease_lasts_unless_the_config_says_otherwise() {
+    let of = |policy: &str| parse(&format!("{SMALL}[policy]\n{policy}\n")).unwrap();
+    let of = |policy: &str| of(policy).policy.disk_timeout_ms;
+    assert_eq!(of("lease_ms = 3000"), 3000);
+    assert_eq!(of("disk_timeout_ms = 400"), 400);
+    assert_eq!(of("disk_timeout_ms = 7000\nlease_ms = 3000"), 7000);
+}
+
+#[test]
 fn the_contracts_example_is_taken() {
     let config = parse(CONTRACT).unwrap();
     assert_eq!(config.resource, "pbx");
@@ -108,7 +117,7 @@ fn the_contracts_example_is_taken() {
     assert_eq!(config.volumes[0].size_bytes, 8 << 30);
     assert_eq!(config.journal.size_bytes, 1 << 30);
     assert_eq!(config.policy.lease_ms, 1000);
-    assert_eq!(config.policy.disk_timeout_ms, 5000);
+    assert_eq!(config.policy.disk_timeout_ms, 1000);
     assert_eq!(config.policy.drop_after_ms, 3000);
     assert_eq!(config.policy.resync_without_room, super::WithoutRoom::Wait);
     assert_eq!(config.policy.memory_bytes, 256 << 20);
@@ -511,8 +520,8 @@ const BAD_TAIL: &[(&str, &[&str])] = &[
         &["pbx.toml:18: ", "lease_ms = 1000"],
     ),
     (
-        "[policy]\ndisk_timeout_ms = 1000",
-        &["pbx.toml:18: ", "from 2000 to 3600000"],
+        "[policy]\ndisk_timeout_ms = 100",
+        &["pbx.toml:18: ", "from 200 to 3600000"],
     ),
     (
         "[policy]\nmemory = \"32MiB\"",

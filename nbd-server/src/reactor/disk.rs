@@ -120,8 +120,8 @@ enum Work {
 }
 
 impl Disks {
-    /// Takes over opened files. `None` if `pool` has no room for a piece of zeroes.
-    pub fn new(files: Files, pool: &Pool) -> Option<Self> {
+    /// Takes over opened files; an operation that takes `timeout_nanos` hangs. `None` if `pool` has no room for a piece of zeroes.
+    pub fn new(files: Files, pool: &Pool, timeout_nanos: u64) -> Option<Self> {
         let mut zeroes = pool.alloc_connection(ZERO_BLOCKS)?;
         zeroes.bytes_mut().fill(0);
         Some(Self {
@@ -132,7 +132,7 @@ impl Disks {
             zeroes,
             recorder: Recorder::default(),
             meters: Arc::default(),
-            watch: Watch::default(),
+            watch: Watch::new(timeout_nanos),
             places: None,
             movers: Movers::new(None),
         })

@@ -258,7 +258,8 @@ pub fn prepare<C: Core>(
         sums,
         stage,
     };
-    let disks = Disks::new(files, &pool)
+    let timeout_nanos = u64::from(params.disk_timeout_ms) * 1_000_000;
+    let disks = Disks::new(files, &pool, timeout_nanos)
         .ok_or_else(used_up)?
         .recorded(params.recorder.clone())
         .metered(Arc::clone(&params.control.meters));

@@ -212,6 +212,9 @@ impl<C: Core> Server<C> {
         if let Some(time) = self.engine.core.poll_timeout() {
             until = until.min(time);
         }
+        if let Some(time) = self.disks.watch().slow_at() {
+            until = until.min(time);
+        }
         if let Some(stop) = &self.stop {
             until = until.min(stop.deadline);
         }

@@ -10,11 +10,14 @@ use replicator::types::Time;
 
 use crate::handle::Trouble;
 
-/// How often the disks are looked at, in nanoseconds.
+/// How often the disks are looked at, in nanoseconds; and when the oldest operation begins to be slow.
 pub const WATCH_NANOS: u64 = 200_000_000;
 
-/// An operation that takes longer is worth a line in the log, in nanoseconds.
-pub const SLOW_NANOS: u64 = 2_000_000_000;
+/// An operation that takes longer is worth a line in the log, in nanoseconds; a shorter time-out of the disks is.
+const SLOW_NANOS_MAX: u64 = 2_000_000_000;
+
+/// A thread that did not look for so long did not run, in nanoseconds.
+const STOOD_STILL_NANOS: u64 = 3 * WATCH_NANOS;
 
 /// The same failure is logged again after this long, in nanoseconds.
 const REPEAT_NANOS: u64 = 10_000_000_000;
@@ -80,19 +83,37 @@ struct Failure {
 }
 
 /// Keeps the books about the disks' failures and silences.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Watch {
     trouble: Trouble,
+    /// An operation that takes longer is silent.
+    slow_nanos: u64,
     failure: Option<(Failure, Time)>,
     /// Nothing before this counts: the thread itself did not run.
     counts_from: Time,
     looked_at: Time,
+    /// When the oldest operation in flight becomes slow.
+    slow_at: Option<Time>,
     /// When the operation began whose silence was logged.
     silent_since: Option<Time>,
     silent_for_nanos: u64,
 }
 
 impl Watch {
+    /// Nothing is wrong yet. What takes `timeout_nanos` is told by then.
+    pub fn new(timeout_nanos: u64) -> Self {
+        Self {
+            trouble: Trouble::default(),
+            slow_nanos: timeout_nanos.min(SLOW_NANOS_MAX),
+            failure: None,
+            counts_from: Time::default(),
+            looked_at: Time::default(),
+            slow_at: None,
+            silent_since: None,
+            silent_for_nanos: 0,
+        }
+    }
+
     /// What is wrong now.
     pub fn trouble(&self) -> &Trouble {
         &self.trouble
@@ -141,17 +162,25 @@ impl Watch {
 
     /// Whether it is time to look at the disks again.
     pub fn is_due(&self, now: Time) -> bool {
-        now.since(self.looked_at) >= WATCH_NANOS
+        now.since(self.looked_at) >= WATCH_NANOS || self.slow_at.is_some_and(|at| now >= at)
+    }
+
+    /// When an operation becomes slow unless it ends; `None` if nothing is to be feared before the next look.
+    pub fn slow_at(&self) -> Option<Time> {
+        self.slow_at
     }
 
     /// Looks at the oldest operation in flight.
     pub fn look(&mut self, now: Time, oldest: Option<Operation<'_>>) {
         // A machine or process that stood still saw no answers, also if there were some.
-        if now.since(self.looked_at) > 10 * WATCH_NANOS {
+        if now.since(self.looked_at) > STOOD_STILL_NANOS {
             self.counts_from = now;
         }
         self.looked_at = now;
-        let slow = oldest.filter(|operation| self.age(now, operation.began) >= SLOW_NANOS);
+        let slow_at = oldest.map(|operation| operation.began.max(self.counts_from));
+        let slow_at = slow_at.map(|began| began.after(self.slow_nanos));
+        self.slow_at = slow_at.filter(|at| *at > now);
+        let slow = oldest.filter(|operation| self.age(now, operation.began) >= self.slow_nanos);
         self.silent_for_nanos = slow.map_or(0, |operation| self.age(now, operation.began));
         match slow {
             Some(operation) if self.silent_since != Some(operation.began) => {

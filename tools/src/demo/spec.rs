@@ -46,7 +46,7 @@ pub struct Spec {
     pub on_no_quorum: Option<String>,
     /// `policy.ack`, where it is not the default.
     pub ack: Option<String>,
-    /// `policy.disk_timeout_ms`, where it is not the default.
+    /// `policy.disk_timeout_ms`; `None` for the lease.
     pub disk_timeout_ms: Option<u32>,
     /// More lines of `[policy]`.
     pub policy: String,
@@ -74,7 +74,8 @@ impl Default for Spec {
             journal_bytes: 256 << 20,
             on_no_quorum: None,
             ack: None,
-            disk_timeout_ms: None,
+            // Three nodes on one disk, which others use as well: that it is slow says nothing about theirs.
+            disk_timeout_ms: Some(30_000),
             policy: String::new(),
             more: String::new(),
             hosts: Vec::new(),

@@ -54,7 +54,7 @@ impl Bench {
             sums: Some(open("sums")),
             stage: Some(open("stage")),
         };
-        let disks = Disks::new(files, &pool).unwrap();
+        let disks = Disks::new(files, &pool, 5_000_000_000).unwrap();
         Self {
             ring: Ring::new(OPERATIONS_MAX as u32).unwrap(),
             disks,

@@ -23,7 +23,7 @@ fn look_on(watch: &mut Watch, (from, to): (u64, u64), oldest: Option<Operation<'
 
 #[test]
 fn an_operation_that_is_not_answered_is_named_until_it_is() {
-    let mut watch = Watch::default();
+    let mut watch = Watch::new(5 * SECOND);
     look_on(&mut watch, (SECOND, 2 * SECOND), None);
     look_on(
         &mut watch,
@@ -48,8 +48,24 @@ fn an_operation_that_is_not_answered_is_named_until_it_is() {
 }
 
 #[test]
+fn a_timeout_of_the_disks_is_told_when_it_is_over_and_not_at_the_next_look() {
+    let mut watch = Watch::new(SECOND);
+    look_on(&mut watch, (SECOND, 2 * SECOND), None);
+    let began = 2 * SECOND + WATCH_NANOS / 2;
+    look_on(&mut watch, (2 * SECOND, 3 * SECOND), Some(write(began)));
+    assert_eq!(watch.silent_for_nanos(), 0);
+    let over = Time(began + SECOND);
+    assert_eq!(watch.slow_at(), Some(over));
+    assert!(!watch.is_due(Time(over.0 - 1)) && watch.is_due(over));
+    watch.look(over, Some(write(began)));
+    assert_eq!(watch.silent_for_nanos(), SECOND);
+    assert!(watch.trouble().silence.is_some());
+    assert_eq!(watch.slow_at(), None, "it is");
+}
+
+#[test]
 fn a_thread_that_stood_still_blames_no_disk_for_it() {
-    let mut watch = Watch::default();
+    let mut watch = Watch::new(5 * SECOND);
     look_on(&mut watch, (SECOND, 2 * SECOND), Some(write(SECOND)));
     // Frozen for a minute: the answer is on its way.
     watch.look(Time(62 * SECOND), Some(write(SECOND)));
@@ -60,7 +76,7 @@ fn a_thread_that_stood_still_blames_no_disk_for_it() {
 
 #[test]
 fn a_failed_write_is_told_rather_than_a_failed_read() {
-    let mut watch = Watch::default();
+    let mut watch = Watch::new(5 * SECOND);
     let read = Operation {
         doing: Doing::Reading,
         ..write(0)

@@ -44,7 +44,9 @@ impl Bench {
             sums: Some(open("sums")),
             stage: Some(open("stage")),
         };
-        let disks = Disks::new(files, &pool).unwrap().recorded(recorder.clone());
+        let disks = Disks::new(files, &pool, 5_000_000_000)
+            .unwrap()
+            .recorded(recorder.clone());
         let ring = Ring::new(8).unwrap();
         Self {
             dir,
