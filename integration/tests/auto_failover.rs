@@ -47,8 +47,15 @@ struct Kept {
 impl Kept {
     /// Node 0 is Primary, and the service runs there.
     fn start() -> Self {
+        let mut kept = Self::watching(Scene::serving);
+        assert_eq!(kept.next_start(0), A);
+        kept
+    }
+
+    /// Whatever such nodes do.
+    fn watching(nodes: impl FnOnce(Spec) -> Scene) -> Self {
         let place = TempDir::new().expect("a directory");
-        let scene = Scene::serving(service(place.path()));
+        let scene = nodes(service(place.path()));
         let mut kept = Self {
             scene,
             keepers: Vec::new(),
@@ -58,7 +65,6 @@ impl Kept {
             let keeper = kept.spawn(node);
             kept.keepers.push(keeper);
         }
-        assert_eq!(kept.next_start(0), A);
         kept
     }
 
@@ -113,6 +119,16 @@ impl Kept {
                 said()
             );
             std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until the service was told to stop there.
+    fn await_stop(&self, node: usize) {
+        let stopped = format!("stop {}", self.scene.cluster.name(node));
+        let began = Instant::now();
+        while !self.log().contains(&stopped) {
+            assert!(began.elapsed() < BOUND, "{:?}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -215,18 +231,44 @@ fn a_clean_stop_moves_the_service_and_one_that_fails_is_left_to_the_others() {
     for node in (0..3).filter(|n| *n != third) {
         kept.scene.cluster.kill(node).expect("killed");
     }
-    let name = kept.scene.cluster.name(third).to_owned();
-    let stopped = format!("stop {name}");
-    let began = Instant::now();
-    while !kept.log().contains(&stopped) {
-        assert!(began.elapsed() < BOUND, "{:?}", kept.log());
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    kept.await_stop(third);
     let starts = kept.starts().len();
     kept.scene.cluster.start_all().expect("started");
     let last = kept.next_start(starts);
     kept.scene.verify(last);
     kept.end(last);
+}
+
+#[test]
+fn what_is_promoted_by_hand_serves_and_after_a_restart_of_all_whoever_has_everything() {
+    const B: usize = 1;
+    const C: usize = 2;
+    let mut kept = Kept::watching(Scene::started);
+    // Nobody but an operator can know which data a resource is to begin with.
+    let began = Instant::now();
+    while !(0..3).all(|node| kept.said(node).contains("is watched")) {
+        assert!(began.elapsed() < BOUND, "{}", kept.said(A));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(kept.starts(), [""; 0]);
+    kept.scene.promote(B);
+    assert_eq!(kept.next_start(0), B);
+
+    let load = kept.scene.work(B, kept.scene.calm_streams());
+    kept.scene.await_writes(&load, 100);
+    kept.scene.cluster.kill(C).expect("killed");
+    kept.scene.await_writes(&load, 100);
+    drop(kept.scene.kill_under(B, load));
+    kept.scene.cluster.kill(A).expect("killed");
+    kept.await_stop(B);
+    // The one that lacks the most is there first.
+    kept.scene.cluster.start(C).expect("started");
+    kept.scene.cluster.start_all().expect("started");
+    let next = kept.next_start(1);
+    assert_ne!(next, C, "it has less than the others");
+    kept.scene.verify(next);
+    kept.scene.await_caught_up(C, next);
+    kept.end(next);
 }
 
 /// A number that is different each time, and is told: so a life can be had again.
