@@ -127,6 +127,31 @@ fault_move() {
 }
 moved() { local to; to=$(active); [ -n "$to" ] && [ "$to" != "$1" ]; }
 
+# No fault: docs/pacemaker.md, "Upgrading without downtime", the hosts that are not active first.
+fault_upgrade() {
+    local n
+    for n in $(others "$1") "$1"; do upgrade "$n"; done
+}
+upgrade() {
+    local pid
+    on "$1" crm_standby -N "$1" -v on || die "standby of $1"
+    wait_for 60 "nothing runs on $1" runs_nothing "$1"
+    installed "$1"
+    pid=$(on "$1" pgrep -x repld) || die "no repld on $1"
+    on "$1" kill -TERM "$pid"
+    wait_for 40 "the new repld of $1 runs, and has everything" upgraded "$1"
+    on "$1" crm_standby -N "$1" -D || die "$1 is not taken back"
+    wait_for 60 "after the upgrade of $1 the hosts are whole" settled
+}
+runs_nothing() {
+    [ "$(status_of "$1" | xmllint --xpath "count(//resource[not(starts-with(@resource_agent, 'stonith:'))]/node[@name='$1'])" - 2> /dev/null)" = 0 ] && moved "$1"
+}
+upgraded() {
+    local pid
+    pid=$(on "$1" pgrep -x repld) && [ "$(on "$1" stat -L -c %i "/proc/$pid/exe")" = "$(stat -c %i "$T/$1/sbin/repld")" ] &&
+        everybody_has_everything "$(active)"
+}
+
 # Without a majority nobody gets an answer; with it back, everybody does.
 fault_others_off() {
     local n before

@@ -34,6 +34,12 @@ make_freezers() {
     at_end "rmdir $freezers/* $freezers"
 }
 
+# A daemon of its own for a host, as a package puts it there: the old one is replaced, not written to.
+installed() {
+    mkdir -p "$T/$1/sbin"
+    cp "$bin/repld" "$T/$1/sbin/repld.new" && mv "$T/$1/sbin/repld.new" "$T/$1/sbin/repld"
+}
+
 # on NODE COMMAND...: runs it on that host
 on() {
     local n=$1
@@ -49,7 +55,7 @@ power_on() {
     (
         [ -z "$freezers" ] || echo "$BASHPID" > "$freezers/$n/cgroup.procs"
         exec setsid env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 HOME=/root TERM=dumb \
-            unshare --mount --uts --ipc --pid --net --fork --kill-child "$here/cluster-node.sh" "$n" "$i" "$T" "$bin"
+            unshare --mount --uts --ipc --pid --net --fork --kill-child "$here/cluster-node.sh" "$n" "$i" "$T" "$T/$n/sbin" "$bin"
     ) >> "$T/$n.log" 2>&1 < /dev/null &
     power[$n]=$!
     wait_for 20 "$n boots" test -e "$T/$n/host/ready"

@@ -2,10 +2,10 @@
 # The first process of a node of the cluster in cluster.sh, in namespaces of its own: a host as far as Corosync and Pacemaker can see. When
 # it is killed, so is everything on that host.
 #
-#   cluster-node.sh NAME NUMBER DIRECTORY PROGRAMS
+#   cluster-node.sh NAME NUMBER DIRECTORY DAEMON PROGRAMS      the last two are directories
 
 set -u
-name=$1 number=$2 dir=$3 programs=$4
+name=$1 number=$2 dir=$3 daemon=$4 programs=$5
 # A host that resets itself ends this, and is booted anew by who watches its power.
 trap 'exit 0' USR1
 
@@ -41,7 +41,7 @@ ip link set eth0 up
 # What systemd does elsewhere: the daemon runs whatever the cluster thinks.
 (
     until [ -e /run/host/halt ]; do
-        "$programs/repld" --config "$dir/pbx.toml" --node "$name" >> /var/log/repld.log 2>&1
+        "$daemon/repld" --config "$dir/pbx.toml" --node "$name" >> /var/log/repld.log 2>&1
         sleep 1
     done
     touch /run/host/halted

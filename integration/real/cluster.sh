@@ -19,7 +19,7 @@
 # shellcheck source-path=SCRIPTDIR source=cluster-compare.sh
 . "$here/cluster-compare.sh"
 
-all_faults=(power power-of-dc partition freeze repld corosync controld move others-off all-off flapping catch-up)
+all_faults=(power power-of-dc partition freeze repld corosync controld move others-off all-off flapping catch-up upgrade)
 short_list=(power partition freeze repld others-off catch-up)
 faults=() hold='' compare=0 count=0 seed=$((RANDOM * 32768 + RANDOM))
 witness=
@@ -171,6 +171,7 @@ for n in "${names[@]}"; do
     mkdir -p "$T/$n"/{host,data,etc/corosync,var/lib/corosync,var/log/{corosync,pacemaker,crmsh}} "$T/$n"/var/lib/pacemaker/{blackbox,cib,cores,pengine}
     cp "$T/corosync.conf" "$T/$n/etc/corosync/"
     "$bin/replctl" --config <(sed "s|/run/replicator|$T/$n/run|" "$T/pbx.toml") --node "$n" create || die "create of $n"
+    installed "$n"
     power_on "$n"
 done
 first=${names[0]}
