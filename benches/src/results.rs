@@ -309,8 +309,9 @@ fn run<'a>(section: Option<&Section>, cell: &'a Cell) -> Run<'a> {
     }
 }
 
-/// The middle one, or the mean of both.
-fn median(mut numbers: Vec<f64>) -> Option<f64> {
+/// The middle one, or the mean of both; `None` of none.
+#[must_use]
+pub fn median(mut numbers: Vec<f64>) -> Option<f64> {
     numbers.sort_by(f64::total_cmp);
     let half = numbers.len() / 2;
     let upper = *numbers.get(half)?;
