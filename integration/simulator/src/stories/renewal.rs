@@ -98,6 +98,38 @@ fn in_place_it_crashes_at_any_time_and_goes_on() {
 }
 
 #[test]
+fn what_was_to_come_in_place_and_did_not_keeps_its_checksums() {
+    for seed in 0..4 {
+        let mut c = without_room(seed);
+        assert!(c.run_until(10 * SECOND, |c| c.nodes[C].in_place));
+        // Before C has asked what changed, A alone has a record that changes a group that C has.
+        c.crash(B, POWER);
+        c.hold(C, A, CHANGED_ASK);
+        c.until_snagged();
+        c.write(A, 0, 2, 3);
+        c.run_for(5 * MS);
+        c.hold(A, C, COMPARED);
+        c.heal();
+        c.until_snagged();
+        c.run_for(50 * MS);
+        // By now C knows nothing of that group any more, since it is to be written. The others never hear of the record.
+        c.crash(C, KILL);
+        c.crash(A, POWER);
+        c.heal();
+        c.restart(B);
+        c.restart(C);
+        c.must_promote(B);
+        c.until_follows(B, C);
+        c.restart_and_feed(B, A);
+        c.verify_all(B);
+        c.must_demote(B);
+        c.must_promote(C);
+        c.read_all(C);
+        c.conclude();
+    }
+}
+
+#[test]
 fn what_its_new_log_took_before_it_was_heard_is_not_sent_again() {
     for seed in 0..3 {
         let mut c = without_room(seed);

@@ -19,10 +19,19 @@ pub(super) fn own_sum(
     }
 }
 
+/// The blocks of a group.
+fn blocks_of(sums: &SumTable, volume: VolumeId, group: u64) -> std::ops::Range<u64> {
+    group * GROUP_BLOCKS..((group + 1) * GROUP_BLOCKS).min(sums.blocks(volume))
+}
+
 /// Whether a group is known to be all zeroes.
 fn is_zero(sums: &SumTable, volume: VolumeId, group: u64) -> bool {
-    let end = ((group + 1) * GROUP_BLOCKS).min(sums.blocks(volume));
-    (group * GROUP_BLOCKS..end).all(|b| sums.sum_for_sure(volume, b) == BlockSum::ZERO)
+    blocks_of(sums, volume, group).all(|b| sums.sum_for_sure(volume, b) == BlockSum::ZERO)
+}
+
+/// Whether something is known of each block of a group.
+fn is_recorded(sums: &SumTable, volume: VolumeId, group: u64) -> bool {
+    blocks_of(sums, volume, group).all(|b| sums.sum(volume, b) != BlockSum::UNKNOWN)
 }
 
 impl<M: Memory> Replica<M> {
@@ -74,10 +83,15 @@ impl<M: Memory> Replica<M> {
                     let at = resync.at.id.seq;
                     for (group, &changed) in (group..).zip(&changed.groups) {
                         let as_of = resync.stage.changed(volume, group);
-                        // Without a log the stores hold what they were made with: zeroes, unless they were made of a seed.
+                        // Without a log the stores hold what they were made with: zeroes, unless they were made of a seed. A
+                        // group that was opened before has to come, or nothing would be known of it ever again.
                         let as_made = !resync.in_place
                             || (resync.is_direct()
-                                && (base > Seq(0) || is_zero(&self.sums, volume, group)));
+                                && if base > Seq(0) {
+                                    is_recorded(&self.sums, volume, group)
+                                } else {
+                                    is_zero(&self.sums, volume, group)
+                                });
                         let same =
                             (as_made && changed <= base) || (as_of > Seq(0) && changed <= as_of);
                         if !resync.is_known(volume, group) && same {
