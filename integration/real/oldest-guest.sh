@@ -82,6 +82,12 @@ attach() {
     shift 2
     must nbd-client -unix "/run/$node/nbd.sock" -N db -b 4096 "$@" "$device"
 }
+# agent NODE DEVICE ACTION: what Pacemaker does with ocf:replicator:nbd
+agent() {
+    env OCF_ROOT=/usr/lib/ocf OCF_RESOURCE_INSTANCE=disk OCF_RESOURCE_TYPE=nbd HA_RSCTMP=/run/resource-agents \
+        OCF_RESKEY_volume=db OCF_RESKEY_device="$2" OCF_RESKEY_socket="/run/$1/nbd.sock" OCF_RESKEY_replctl=$share/replctl \
+        $share/nbd "$3" >> "$disk/agent.log" 2>&1
+}
 # file NAME SIZE COUNT: writes a file, durably, and notes its checksum
 file() {
     must dd if=/dev/urandom of="/mnt/fs/$1" bs="$2" count="$3" conv=fsync status=none
@@ -117,7 +123,11 @@ kill9 pbx-a
 umount -l /mnt/fs
 nbd-client -d /dev/nbd0
 must ctl pbx-b promote
-attach pbx-b /dev/nbd1
+mkdir -p /run/resource-agents
+agent pbx-b /dev/nbd1 monitor
+[ $? = 7 ] || fail "the agent does not say that nothing is attached"
+must agent pbx-b /dev/nbd1 start
+must agent pbx-b /dev/nbd1 monitor
 must mount /dev/nbd1 /mnt/fs
 same pbx-b
 say "killed under the mount on pbx-a, promoted and mounted on pbx-b: same checksums"
@@ -126,8 +136,13 @@ file third 4K 500
 start pbx-a
 within 30 settled pbx-b
 kill9 pbx-b
+# Still mounted, and the server is gone: it stops all the same.
+must agent pbx-b /dev/nbd1 stop
+agent pbx-b /dev/nbd1 monitor
+[ $? = 7 ] || fail "the agent did not take /dev/nbd1 away"
+ctl pbx-c attach --timeout 0 db /dev/nbd1 2> /run/attach && fail "it is attached under those who still use it"
+grep -q 'detached by force.* /mnt/fs' /run/attach || fail "attach: $(cat /run/attach)"
 umount -l /mnt/fs
-nbd-client -d /dev/nbd1
 must ctl pbx-c promote
 # The verbs do the same, with the kernel's client.
 must ctl pbx-c attach db /dev/nbd2

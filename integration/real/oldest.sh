@@ -6,12 +6,13 @@
 need_root
 need nbd-client nbdcopy mkfs.ext4 debugfs sha256sum cmp
 need_guest
+[ -e /usr/lib/ocf/lib/heartbeat/ocf-shellfuncs ] || skip "no resource agents (package resource-agents)"
 scratch
 
 truncate -s 1G "$T/disk"
 mkfs.ext4 -q -F "$T/disk"
 mkdir "$T/share"
-cp "$bin/repld" "$bin/replctl" "$T/share/"
+cp "$bin/repld" "$bin/replctl" "$here/../../tools/ocf/nbd" "$T/share/"
 boot oldest 640M "$here/oldest-guest.sh" "ubda=$T/disk"
 until_halted 180
 

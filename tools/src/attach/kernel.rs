@@ -1,11 +1,16 @@
 //! The kernel's NBD client: `/dev/nbdN`, by nbd-client.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread::sleep;
 use std::time::Instant;
 
-use super::{PAUSE, Wanted, is_usable, run};
+use nix::fcntl::OFlag;
+
+use super::{PAUSE, Wanted, is_usable, run, user};
 use crate::Failure;
 
 /// Whether a device is one of the kernel's client, by its name.
@@ -52,17 +57,44 @@ pub(super) fn attach(wanted: &Wanted<'_>, deadline: Instant) -> Result<(), Failu
     Ok(())
 }
 
-/// Takes it away, whether there is a server or not.
-pub(super) fn detach(device: &Path) -> Result<(), Failure> {
+/// How far a device is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Gone {
+    /// It can be attached again.
+    Wholly,
+    /// Some still use it, and get errors; until they end the kernel keeps it.
+    ButForUsers,
+}
+
+/// Takes it away, whether there is a server or not. The kernel keeps a device until the last who uses it is gone; by force it is enough that
+/// they get errors from now on.
+pub(super) fn detach(device: &Path, by_force: bool) -> Result<Gone, Failure> {
     if !device.exists() || !holds(device) {
-        return Ok(());
+        return Ok(Gone::Wholly);
     }
     run("nbd-client", &["-d".as_ref(), device.as_os_str()])?;
-    if holds(device) {
-        return Err(Failure::Failed(format!(
-            "{} is still attached",
-            device.display()
-        )));
+    if !holds(device) {
+        return Ok(Gone::Wholly);
     }
-    Ok(())
+    if by_force && is_dead(device) {
+        return Ok(Gone::ButForUsers);
+    }
+    let user = user(device).map_or(String::new(), |user| format!(", in use by {user}"));
+    Err(Failure::Failed(format!(
+        "{} is still attached{user}",
+        device.display()
+    )))
+}
+
+/// Whether whoever reads from it gets an error, and not from a cache.
+fn is_dead(device: &Path) -> bool {
+    const PAGE: usize = 4096;
+    let file = File::options()
+        .read(true)
+        .custom_flags(OFlag::O_DIRECT.bits())
+        .open(device);
+    let mut memory = vec![0; 2 * PAGE];
+    let from = memory.as_ptr().align_offset(PAGE);
+    file.and_then(|mut file| file.read(&mut memory[from..from + PAGE]))
+        .is_err()
 }

@@ -22,6 +22,7 @@ use nbd_server::config::{Config, Node, NodeRole};
 use crate::Failure;
 use crate::cli::host_name;
 use crate::known;
+use kernel::Gone;
 use state::State;
 
 /// The pause between attempts.
@@ -136,6 +137,11 @@ pub(crate) fn attach(
     };
     if holds() {
         return match state.what() {
+            Some(_) if state.is_taken_away() => Err(Failure::Failed(format!(
+                "{} was detached by force, and the kernel keeps it for {}: end that first",
+                device.display(),
+                user(&device).unwrap_or_else(|| "whoever has it open".to_owned())
+            ))),
             Some(what) if what != State::text(&wanted) => Err(Failure::Failed(format!(
                 "{} is attached to something else, {}: replctl detach it first",
                 device.display(),
@@ -203,7 +209,11 @@ pub(crate) fn detach(args: &DetachArgs) -> Result<(), Failure> {
 /// Takes away whatever there is of an attached device; by force also from those who use it.
 fn clear(state: &State, device: &Path, way: Way, by_force: bool) -> Result<(), Failure> {
     match way {
-        Way::Kernel => kernel::detach(device)?,
+        Way::Kernel => {
+            if kernel::detach(device, by_force)? == Gone::ButForUsers {
+                return state.keep_taken_away();
+            }
+        }
         _ => fuse::detach(state, device, by_force)?,
     }
     state.forget();

@@ -11,6 +11,9 @@ use crate::Failure;
 /// Where all of them are.
 const ROOT: &str = "/run/replicator-attached";
 
+/// What is said of a device that was taken away by force; of an attached one it is two lines.
+const TAKEN_AWAY: &str = "taken away\n";
+
 /// The directory of one device.
 pub(super) struct State {
     dir: PathBuf,
@@ -52,11 +55,25 @@ impl State {
 
     /// Writes down what is going to be attached.
     pub(super) fn keep(&self, wanted: &Wanted<'_>) -> Result<(), Failure> {
+        self.note(&Self::text(wanted))
+    }
+
+    /// Writes down that it was taken away by force, while the kernel keeps it for those who use it.
+    pub(super) fn keep_taken_away(&self) -> Result<(), Failure> {
+        self.note(TAKEN_AWAY)
+    }
+
+    /// Whether it was.
+    pub(super) fn is_taken_away(&self) -> bool {
+        self.what().is_some_and(|what| what == TAKEN_AWAY)
+    }
+
+    fn note(&self, what: &str) -> Result<(), Failure> {
         let made = fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.dir);
-        made.and_then(|()| fs::write(self.dir.join("what"), Self::text(wanted)))
+        made.and_then(|()| fs::write(self.dir.join("what"), what))
             .map_err(|error| {
                 Failure::Failed(format!(
                     "{}: can not be written: {error}; attach as root",
