@@ -1,7 +1,9 @@
 //! The table of checksums: it comes back from the disk as it was written, whatever a crash or rot does to one slot.
 
+use super::page::AREA_BYTES;
 use super::*;
 use crate::io::DiskError;
+use crate::recover::BlockRead;
 
 const V: VolumeId = VolumeId(1);
 

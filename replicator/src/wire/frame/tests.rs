@@ -1,5 +1,9 @@
 use proptest::prelude::*;
 
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::{U16, U32};
+
+use super::codec::MAGIC;
 use super::*;
 use crate::io::VolumeTrouble;
 use crate::journal::log::TableAt;
