@@ -1,5 +1,7 @@
 //! The service: a program of which the process group is this process's to end, or a unit of systemd.
 
+use std::ffi::OsStr;
+use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -48,7 +50,11 @@ enum Word {
     Start,
     /// Whether the unit is active.
     Ask,
+    /// It answers once the unit has stopped. That of a target has before what it is made of.
     Stop,
+    /// Which units are stopped with it.
+    Parts,
+    StopParts,
     Kill,
 }
 
@@ -57,7 +63,12 @@ impl Word {
         match self {
             Self::Start => &["start"],
             Self::Ask => &["is-active", "--quiet"],
-            Self::Stop => &["stop"],
+            Self::Stop | Self::StopParts => &["stop"],
+            Self::Parts => &[
+                "show",
+                "--value",
+                "--property=ConsistsOf,RequiredBy,BoundBy",
+            ],
             Self::Kill => &["kill", "--signal=SIGKILL"],
         }
     }
@@ -110,7 +121,7 @@ impl Service {
                 Running::Program(child.map_err(|error| cannot_run(program, &error))?)
             }
             config::Service::Unit(unit) => {
-                let told = say(self.systemctl, Word::Start, unit)?;
+                let told = say(self.systemctl, Word::Start, &[unit])?;
                 Running::Unit(Some(told), Moment::now().after(ASK))
             }
         };
@@ -135,7 +146,7 @@ impl Service {
                 if let Some(former) = former {
                     leave(former);
                 }
-                let told = say(self.systemctl, Word::Stop, unit).ok();
+                let told = say(self.systemctl, Word::Stop, &[unit]).ok();
                 Running::Unit(told, Moment::now().after(ASK))
             }
             (running, config::Service::Command(_)) => running,
@@ -176,17 +187,17 @@ impl Service {
                 };
                 match answer(word) {
                     Answer::Waits => None,
-                    Answer::Ended(Word::Start, status) if !status.success() => {
+                    Answer::Ended(Word::Start, status, _) if !status.success() => {
                         Some(format!("the unit can not be started: systemctl: {status}"))
                     }
-                    Answer::Ended(Word::Ask, status) if !is_active(status) => {
+                    Answer::Ended(Word::Ask, status, _) if !is_active(status) => {
                         Some(format!("{unit} is not active any more"))
                     }
                     _ => {
                         if now >= *ask_at {
                             *ask_at = now.after(ASK);
                             // Not to be able to ask is no reason to stop it.
-                            *word = say(self.systemctl, Word::Ask, unit).ok();
+                            *word = say(self.systemctl, Word::Ask, &[unit]).ok();
                         }
                         None
                     }
@@ -198,13 +209,24 @@ impl Service {
                 };
                 match answer(word) {
                     Answer::Waits => {}
-                    Answer::Ended(Word::Stop, status) if status.success() => {
+                    Answer::Ended(Word::Stop, status, _) if status.success() => {
+                        *word = say(self.systemctl, Word::Parts, &[unit]).ok();
+                    }
+                    Answer::Ended(Word::Parts, status, parts) if status.success() => {
+                        let parts: Vec<_> = parts.split_whitespace().collect();
+                        if parts.is_empty() {
+                            self.state = State::Stopped;
+                        } else {
+                            *word = say(self.systemctl, Word::StopParts, &parts).ok();
+                        }
+                    }
+                    Answer::Ended(Word::StopParts, status, _) if status.success() => {
                         self.state = State::Stopped;
                     }
                     // As long as it is not known to be stopped, it is told to.
                     _ if now >= *ask_at => {
                         *ask_at = now.after(ASK);
-                        *word = say(self.systemctl, Word::Stop, unit).ok();
+                        *word = say(self.systemctl, Word::Stop, &[unit]).ok();
                     }
                     _ => {}
                 }
@@ -224,7 +246,7 @@ impl Service {
                 if let Some(word) = word.take() {
                     leave(word);
                 }
-                *word = say(self.systemctl, Word::Kill, unit).ok();
+                *word = say(self.systemctl, Word::Kill, &[unit]).ok();
                 *ask_at = Moment::now();
             }
             _ => self.kill_at = None,
@@ -269,12 +291,17 @@ fn ended(child: &mut Child) -> Option<String> {
     }
 }
 
-/// Tells systemd something about a unit, or asks it.
-fn say(systemctl: &str, word: Word, unit: &str) -> Result<(Word, Child), String> {
+/// Tells systemd something about units, or asks it.
+fn say(systemctl: &str, word: Word, units: &[impl AsRef<OsStr>]) -> Result<(Word, Child), String> {
     let child = Command::new(systemctl)
         .args(word.args())
-        .arg(unit)
+        .args(units)
         .stdin(Stdio::null())
+        .stdout(if word == Word::Parts {
+            Stdio::piped()
+        } else {
+            Stdio::inherit()
+        })
         .stderr(if word == Word::Kill {
             Stdio::null()
         } else {
@@ -297,7 +324,8 @@ enum Answer {
     Waits,
     /// There was no word.
     Nothing,
-    Ended(Word, ExitStatus),
+    /// With what it said, where that is wanted.
+    Ended(Word, ExitStatus, String),
 }
 
 fn answer(word: &mut Option<(Word, Child)>) -> Answer {
@@ -308,8 +336,12 @@ fn answer(word: &mut Option<(Word, Child)>) -> Answer {
     match systemctl.try_wait() {
         Ok(None) => Answer::Waits,
         Ok(Some(status)) => {
+            let mut text = String::new();
+            let read = systemctl.stdout.take();
+            // It has ended, and said all that it will. Without its words it is asked again.
+            let read = read.map_or(Ok(0), |mut stdout| stdout.read_to_string(&mut text));
             *word = None;
-            Answer::Ended(said, status)
+            read.map_or(Answer::Nothing, |_| Answer::Ended(said, status, text))
         }
         Err(_) => {
             *word = None;
@@ -325,6 +357,6 @@ fn is_active(status: ExitStatus) -> bool {
 
 /// Whether a unit is active, before anything else depends on an answer.
 fn runs(systemctl: &str, unit: &str) -> bool {
-    let asked = say(systemctl, Word::Ask, unit);
+    let asked = say(systemctl, Word::Ask, &[unit]);
     asked.map_or(true, |(_, mut child)| child.wait().map_or(true, is_active))
 }

@@ -166,13 +166,44 @@ mod service {
     fn unit(dir: &tempfile::TempDir) -> impl Fn() -> Service + use<> {
         let path = dir.path().join("systemctl");
         let script = "#!/bin/sh\ncd PLACE\necho \"$*\" >> said\ncase $1 in\nstart) [ ! -e broken ] && touch \"active-$2\" ;;\n\
-            stop) [ -e broken ] || rm -f \"active-$2\" ;;\nis-active) while [ -e hangs ]; do sleep 0.02; done; [ -e \"active-$3\" ] ;;\nesac\n";
+            stop) shift; [ -e broken ] || for u; do while [ -e \"slow-$u\" ]; do sleep 0.02; done; rm -f \"active-$u\"; done ;;\n\
+            show) [ ! -e parts ] || cat parts ;;\nis-active) while [ -e hangs ]; do sleep 0.02; done; [ -e \"active-$3\" ] ;;\nesac\n";
         let script = script.replace("PLACE", &dir.path().display().to_string());
         std::fs::write(&path, script).expect("written");
         let mode = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(&path, mode).expect("a program");
         let systemctl: &'static str = Box::leak(path.display().to_string().into_boxed_str());
         move || Service::with(systemctl, &config::Service::Unit("pbx.target".into()), &[])
+    }
+
+    #[test]
+    fn a_target_is_stopped_when_the_units_are_that_stop_with_it() {
+        let dir = tempfile::TempDir::new().expect("a directory");
+        let file = |name: &str| dir.path().join(name);
+        let put = |name: &str, text: &str| std::fs::write(file(name), text).expect("written");
+        put("parts", "srv-pbx.mount pbx.service\n\nextra.service\n");
+        let mut service = unit(&dir)();
+        service.start().expect("it starts");
+        until("it is active", || file("active-pbx.target").exists());
+        for part in ["srv-pbx.mount", "pbx.service", "extra.service"] {
+            put(&format!("active-{part}"), "");
+        }
+        // systemd answers for the target before the last of them has ended.
+        put("slow-pbx.service", "");
+        service.stop(Moment::now().after(Duration::from_secs(60)));
+        until("the first of them is", || {
+            assert_eq!(service.look(Moment::now()), None);
+            !file("active-srv-pbx.mount").exists()
+        });
+        assert!(!file("active-pbx.target").exists());
+        service.look(Moment::now());
+        assert!(!service.is_stopped());
+        std::fs::remove_file(file("slow-pbx.service")).expect("removed");
+        until("all of it is stopped", || {
+            assert_eq!(service.look(Moment::now()), None);
+            service.is_stopped()
+        });
+        assert!(!file("active-extra.service").exists());
     }
 
     #[test]
