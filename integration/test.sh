@@ -2,12 +2,13 @@
 # Everything that is checked before a change goes in: format, lints, all tests, the demo, and PostgreSQL, fio, libnbd's and
 # QEMU's tools, file systems and the kernel's NBD client on a real cluster, also on the oldest kernel that is supported.
 #
-#   integration/test.sh              everything but hosts
+#   integration/test.sh              everything but hosts and units
 #   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
 #                                    demo copy tools qemu reconnect fio flips filesystems compare postgres resync full alone metrics agents
-#                                    cluster soak kernel oldest hosts
-#   integration/test.sh hosts        what the README says of three hosts, under systemd in a guest: by
-#                                    hand, since it takes two minutes
+#                                    cluster soak kernel oldest hosts units
+#   integration/test.sh hosts units  what the README says of three hosts, and failover.md of failover,
+#                                    resets and watchdogs, under systemd in a guest: by hand, since they
+#                                    take minutes
 #   NO_INSTALL=1                     install nothing
 #
 # As root it installs the Debian packages that are missing, without starting or enabling a service. Else
@@ -27,7 +28,7 @@ packages=(
     nbdcopy:libnbd-bin nbdfuse:libnbd-bin fusermount3:fuse3 nbd-client:nbd-client fio:fio
     qemu-img:qemu-utils qemu-storage-daemon:qemu-system-common nbdsh:python3-libnbd stress-ng:stress-ng
     mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs unshare:util-linux losetup:mount ip:iproute2 pgrep:procps insmod:kmod
-    nbdkit:nbdkit nft:nftables linux.uml:user-mode-linux debugfs:e2fsprogs /usr/bin/python3:python3
+    nbdkit:nbdkit nft:nftables linux.uml:user-mode-linux /lib/systemd/systemd-udevd:udev debugfs:e2fsprogs /usr/bin/python3:python3
     /usr/lib/python3/dist-packages/prometheus_client:python3-prometheus-client
     /usr/lib/postgresql/15/bin/postgres:postgresql-15
     corosync:corosync pacemakerd:pacemaker crm_mon:pacemaker-cli-utils crm:crmsh ocf-tester:resource-agents xmllint:libxml2-utils
@@ -155,7 +156,7 @@ prove_checkers() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy tools qemu reconnect fio flips filesystems compare postgres resync full alone metrics agents cluster soak kernel oldest hosts; do
+for name in tests demo copy tools qemu reconnect fio flips filesystems compare postgres resync full alone metrics agents cluster soak kernel oldest hosts units; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
@@ -201,8 +202,11 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     part soak integration/soak.sh --seconds 30 --seed 1
     part kernel integration/real/kernel.sh
     part oldest integration/real/oldest.sh
-    # Only when it is asked for.
-    [ ${#only[@]} = 0 ] || part hosts integration/real/hosts.sh
+    # Only when they are asked for.
+    if [ ${#only[@]} != 0 ]; then
+        part hosts integration/real/hosts.sh
+        part units integration/real/units.sh
+    fi
 fi
 
 echo "$SECONDS s"

@@ -6,39 +6,12 @@
 . "$(dirname "$0")/guest.sh"
 need_root
 need nbd-client mkfs.ext4 debugfs modprobe ip nsenter sha256sum nbdcopy qemu-img losetup awk
-[ -x /lib/systemd/systemd ] || skip "no systemd"
+need_systemd
 need_guest
 scratch
 
-# What the guest sees as the source tree after a build.
-root=$here/../..
-share=$T/share
-mkdir -p "$share/source/target/release" "$share/source/tools"
-cp "$bin/repld" "$bin/replctl" "$share/source/target/release/"
-cp -r "$root/tools/systemd" "$share/source/tools/"
-cp "$here/hosts-guest.sh" "$share/guest"
-
-# The code blocks of the two sections, numbered.
-awk -v to="$share/block-" '
-    /^## / { on = /^## (Three real hosts|Bringing an existing image in)$/ }
-    on && /^```/ { if (open) { open = 0; close(file) } else { open = 1; n += 1; file = to n } next }
-    on && open { print > file }
-' "$root/README.md"
-
-# The config is the README's, with sizes that fit here.
-cat > "$share/resize" << 'END'
-s/"32GiB"/"160MiB"/
-s/"1GiB"/"64MiB"/
-$a\
-\
-[policy]\
-memory = "64MiB"
-END
-
-for n in "${names[@]}"; do truncate -s 512M "$T/$n.disk"; done
-
-boot hosts 640M "$share/guest" "ubda=$T/pbx-a.disk" "ubdb=$T/pbx-b.disk" "ubdc=$T/pbx-c.disk" \
-    selinux=0 systemd.show_status=false
+share_hosts "$here/hosts-guest.sh"
+boot_hosts hosts
 until_halted 200
 
 # What the shutdown left on pbx-a: a store that is the file system, cleanly unmounted, with all of it.
