@@ -76,6 +76,7 @@ boot=$(wc -l < $share/boots)
 keep_journal() { journalctl -b --no-pager > "$share/journal-$boot.log" 2>&1; }
 off() {
     keep_journal
+    ps axo pid,stat,wchan:24,args > "$share/processes.log" 2>&1
     # Not by way of systemd: what is to be stopped may hang.
     echo o > /proc/sysrq-trigger
     sleep 60

@@ -21,7 +21,7 @@ awk -v to="$share/units/" '
 [ -s "$share/units/pbx.target" ] || die "docs/failover.md prints no pbx.target"
 
 boot_hosts units
-until_halted 500
+until_halted 900
 grep -q 'sysrq: Resetting' "$T/guest.log" || guest_failed "reset-when-fenced is not what reset the host"
 grep -q 'softdog: Initiating system reboot' "$T/guest.log" || guest_failed "softdog is not what reset the host"
 
