@@ -179,7 +179,7 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     suite tests run_tests
     suite doctests cargo test --locked --workspace --doc
     # A million operations of clients and more; always the same lives, so that a failure stays.
-    if wanted simulator && part simulator cargo sim -- --seeds 1300 --from 1; then
+    if wanted simulator && part simulator cargo sim -- --seeds 1050 --from 1; then
         tail -n 3 "$logs/simulator.log" | head -n 2
     fi
     part planted prove_checkers
