@@ -189,7 +189,7 @@ impl Cluster {
     /// Whether one of these nodes holds nothing yet, since it was away from the beginning, and what the others know of the
     /// membership may yet be lost: so it can not join them before more nodes are there.
     fn never_heard(&self, nodes: &[usize]) -> bool {
-        let all = nodes.len() == self.nodes.len();
+        let all = nodes.len() == self.nodes.len() && self.exiles.is_empty();
         let fresh = |n: &usize| {
             let superblock = self.nodes[*n].disks.meta.superblock();
             superblock.is_some_and(|s| s.fresh())

@@ -408,7 +408,11 @@ impl<M: Memory> Replica<M> {
         if carries_change {
             reached = reached.max(at);
         } else if serves {
-            reached = reached.min(Seq(at.0 - 1));
+            // Nor does anything pass the change that one which is taken back restores (M5): it is committed by its own rules or
+            // with that one.
+            let first = self.log.configs().iter().map(|c| c.at.seq);
+            let first = first.filter(|seq| *seq > self.committed).min();
+            reached = reached.min(Seq(first.unwrap_or(at).0 - 1));
         } else {
             if planted!(CommitByCounting) {
                 self.committed = self.committed.max(reached);

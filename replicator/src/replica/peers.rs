@@ -375,7 +375,10 @@ impl<M: Memory> Replica<M> {
                 return;
             }
         }
-        self.learn_marks(&report.fences);
+        // Marks belong to a history. Who has none may have heard of those of another one, which a forced node left behind.
+        if me_fresh || !report.fresh {
+            self.learn_marks(&report.fences);
+        }
         let sb = &self.metadata.wanted;
         let my_tail = self.kept();
         // A promise made after that acknowledgement was written together with what was acknowledged then, and a newer

@@ -85,6 +85,35 @@ fn who_gave_its_data_up_for_a_forced_node_is_met_again_when_an_operator_admits_i
 }
 
 #[test]
+fn who_is_alone_is_not_fenced_by_what_a_blank_node_heard_of_the_others() {
+    let mut c = serving(4, of_nodes(5));
+    c.must_write(A, 0, 3, 2);
+    for node in [B, C, D, E] {
+        c.crash(node, POWER);
+    }
+    c.run_for(4 * SECOND);
+    assert_eq!(forced(&mut c, A), Ok(()));
+    for node in [B, C, D] {
+        c.restart(node);
+    }
+    c.must_promote(B);
+    let (deadline, peer) = (c.deadline(B, 5 * SECOND), node_id(A));
+    let fence = AdminCommand::Fence { peer, deadline };
+    assert_eq!(c.command(B, fence), Ok(()));
+    // E is made anew. It hears of that, and then meets A, to which it is nobody's yet.
+    c.wipe(E);
+    c.cut_both(A, E);
+    c.restart(E);
+    assert!(c.run_until(10 * SECOND, |c| c.connected(E, B)));
+    c.run_for(SECOND);
+    c.heal();
+    assert!(c.run_until(10 * SECOND, |c| c.connected(E, A)));
+    c.run_for(2 * SECOND);
+    c.must_write(A, 0, 6, 2);
+    c.conclude();
+}
+
+#[test]
 fn what_is_forced_stays_so_over_restarts() {
     let mut c = serving(2, of_nodes(3));
     c.must_write(A, 0, 3, 2);

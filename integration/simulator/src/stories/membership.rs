@@ -329,6 +329,36 @@ fn a_drop_that_another_loss_overtakes_is_taken_back() {
 }
 
 #[test]
+fn nothing_is_committed_past_a_change_that_is_taken_back() {
+    // C is being dropped, and A loses all others. When they are back its lease runs before any of them has what A has.
+    let mut taken_back = 0;
+    for delay in 0..24 {
+        let mut c = serving(delay, options(3, 2));
+        c.must_write(A, 0, 3, 2);
+        c.run_for(SECOND);
+        let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
+        c.admin(A, AdminCommand::Drop { peer, deadline });
+        c.run_for(delay * 50 * US);
+        c.isolate(A);
+        c.write(A, 0, 9, 40);
+        c.write(A, 0, 70, 80);
+        c.run_for(6 * SECOND);
+        c.nodes[B].slow[JOURNAL] = 10;
+        c.heal();
+        if delay % 2 == 0 {
+            c.isolate(D);
+        }
+        c.run_for(6 * SECOND);
+        taken_back += usize::from(said(&c, A, "is taken back"));
+        c.heal();
+        c.nodes[B].slow[JOURNAL] = 1;
+        c.must_write(A, 0, 11, 1);
+        c.conclude();
+    }
+    assert!(taken_back > 0);
+}
+
+#[test]
 fn a_return_that_breaks_off_is_taken_back() {
     // B returns, and dies in the very moment in which it is to count again.
     let mut taken_back = 0;

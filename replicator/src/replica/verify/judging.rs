@@ -86,14 +86,22 @@ impl<M: Memory> Replica<M> {
         let wrong = self.wrong_copies(&page, start);
         // What was compared before has been counted then.
         let todo = run.todo[usize::from(page.volume.0)][page.page as usize];
+        // Of a block that is bad a node can not always tell what should be there; that it is bad was told already.
+        let is_bad = |w: &Wrong| {
+            let answer = page.answers.iter().find(|(node, _)| *node == w.node);
+            answer.is_some_and(|(_, a)| {
+                let named = a.named.iter().any(|&n| start + u64::from(n) == w.block);
+                w.unknown && (named || usize::from(a.bad) > a.named.len())
+            })
+        };
         let new = |wrong: &[Wrong]| {
             let news = wrong.iter().filter(|w| todo & bit(w.node) != 0);
-            news.count() as u64
+            news.filter(|w| !is_bad(w)).count() as u64
         };
         let first = page.wrong.is_none();
         if first {
             run.tally.differing += new(&wrong);
-            for wrong in &wrong {
+            for wrong in wrong.iter().filter(|w| !is_bad(w)) {
                 let kind = if wrong.unknown {
                     FindingKind::Unknown
                 } else {
