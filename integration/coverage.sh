@@ -3,6 +3,7 @@
 # not. What is not reached has to be in the table of docs/coverage.md, with a reason.
 #
 #   integration/coverage.sh [SEEDS]     300 unless told
+#   integration/coverage.sh --judge     runs nothing: compares what the last run reached with the page as it is now
 #
 # Exit 1 if a line is not reached that the table does not know. It takes minutes, so it is run by hand. Everything it
 # makes, its tool included, is in target/coverage. The toolchain has no llvm-tools, so the profiles are read by
@@ -10,58 +11,63 @@
 
 set -eu -o pipefail
 cd "$(dirname "$0")/.."
-seeds=${1:-300}
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 dir=$target/coverage
 profiles=$dir/profiles
-mkdir -p "$dir"
-rm -rf "$profiles"
-mkdir "$profiles"
 
-cov=$dir/tools/bin/cov
-if [ ! -x "$cov" ]; then
-    llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
-    cargo install -q llvm_profparser --version =0.15.0 --locked --features "__llvm_$llvm" \
-        --root "$dir/tools" --target-dir "$dir/tools/build"
-fi
+measure() { # measure SEEDS
+    local seeds=$1
+    mkdir -p "$dir"
+    rm -rf "$profiles"
+    mkdir "$profiles"
 
-# Only what is to be measured is instrumented, and the simulator, which the core's generic code becomes a part of.
-wrapper=$dir/rustc
-cat > "$wrapper" << 'END'
+    cov=$dir/tools/bin/cov
+    if [ ! -x "$cov" ]; then
+        llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+        cargo install -q llvm_profparser --version =0.15.0 --locked --features "__llvm_$llvm" \
+            --root "$dir/tools" --target-dir "$dir/tools/build"
+    fi
+
+    # Only what is to be measured is instrumented, and the simulator, which the core's generic code becomes a part of.
+    wrapper=$dir/rustc
+    cat > "$wrapper" << 'END'
 #!/bin/sh
 for word; do
     case $word in replicator | simulator | sim) exec "$@" -C instrument-coverage ;; esac
 done
 exec "$@"
 END
-chmod +x "$wrapper"
-export RUSTC_WORKSPACE_WRAPPER=$wrapper CARGO_TARGET_DIR=$dir
+    chmod +x "$wrapper"
+    export RUSTC_WORKSPACE_WRAPPER=$wrapper CARGO_TARGET_DIR=$dir
 
-build() { # build PACKAGE CARGO-ARGUMENT...: prints the program
-    local package=$1
-    shift
-    LLVM_PROFILE_FILE=/dev/null cargo "$@" -q --locked --profile sim -p "$package" --message-format json-render-diagnostics |
-        sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'
-}
-
-run() { # run NAME PROGRAM ARGUMENT...: leaves what it reached in NAME.lines
-    local name=$1 program=$2 start=$SECONDS
-    shift 2
-    LLVM_PROFILE_FILE=$profiles/$name.profraw "$program" "$@" > "$profiles/$name.log" 2>&1 || {
-        echo "$name failed:"
-        tail -n 20 "$profiles/$name.log"
-        exit 1
+    build() { # build PACKAGE CARGO-ARGUMENT...: prints the program
+        local package=$1
+        shift
+        LLVM_PROFILE_FILE=/dev/null cargo "$@" -q --locked --profile sim -p "$package" --message-format json-render-diagnostics |
+            sed -n 's/.*"executable":"\([^"]*\)".*/\1/p'
     }
-    "$cov" show --instr-profile "$profiles/$name.profraw" --object "$program" > "$profiles/$name.lines"
-    echo "ran $name ($((SECONDS - start)) s)"
+
+    run() { # run NAME PROGRAM ARGUMENT...: leaves what it reached in NAME.lines
+        local name=$1 program=$2 start=$SECONDS
+        shift 2
+        LLVM_PROFILE_FILE=$profiles/$name.profraw "$program" "$@" > "$profiles/$name.log" 2>&1 || {
+            echo "$name failed:"
+            tail -n 20 "$profiles/$name.log"
+            exit 1
+        }
+        "$cov" show --instr-profile "$profiles/$name.profraw" --object "$program" > "$profiles/$name.lines"
+        echo "ran $name ($((SECONDS - start)) s)"
+    }
+
+    units=$(build replicator test --lib --no-run)
+    stories=$(build simulator test --lib --no-run)
+    lives=$(build simulator build --bin sim)
+    run units "$units" -q
+    run stories "$stories" -q
+    run lives "$lives" --seeds "$seeds" --from 1
 }
 
-units=$(build replicator test --lib --no-run)
-stories=$(build simulator test --lib --no-run)
-lives=$(build simulator build --bin sim)
-run units "$units" -q
-run stories "$stories" -q
-run lives "$lives" --seeds "$seeds" --from 1
+[ "${1-}" = --judge ] || measure "${1:-300}"
 
 awk -v root="$PWD/replicator/src/" '
     function is_test(file) { return file ~ /(^|\/)(tests|testing)(\.rs|\/)/ }

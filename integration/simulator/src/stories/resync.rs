@@ -417,9 +417,10 @@ fn a_bad_block_of_the_source_is_mended_first() {
 fn what_rots_in_the_stage_comes_from_a_peer_when_it_is_read() {
     for seed in 0..3 {
         let mut c = past_the_journal(seed, Options::default());
-        c.nodes[C].slow[STAGE] = 20;
+        c.nodes[C].slow[META] = 20;
         c.restart(C);
-        c.run_for(700 * MS);
+        // All is staged, and nothing of it is in the stores yet.
+        assert!(c.run_until(20 * SECOND, switches_image));
         for block in 0..600 {
             if c.nodes[C].disks.stage.block(block).is_some() && block % 7 == 0 {
                 match seed {
@@ -429,13 +430,66 @@ fn what_rots_in_the_stage_comes_from_a_peer_when_it_is_read() {
                 }
             }
         }
-        c.nodes[C].slow[STAGE] = 1;
+        c.nodes[C].slow[META] = 1;
         c.until_follows(A, C);
         c.must_demote(A);
         c.must_promote(C);
         c.calm = true;
         c.read_all(C);
         c.calm = false;
+        assert!(said(&c, C, "is mended with a peer's copy"));
+        c.conclude();
+    }
+}
+
+#[test]
+fn what_it_staged_that_the_next_primary_does_not_know_to_be_committed_comes_again() {
+    for (seed, in_place) in [(0, false), (1, true), (2, false), (3, true)] {
+        let mut c = super::renewal::without_room(seed);
+        c.nodes[C].stage_full = in_place;
+        // C asks for the first blocks that it lacks. Of those before it knows that it has them.
+        c.hold(C, A, COMPARE);
+        c.until_snagged();
+        c.must_write(A, 0, 3, 2);
+        // That is committed, and C stages it. B has it, and does not hear that it is committed.
+        c.cut(A, B);
+        c.run_for(100 * MS);
+        assert!(c.nodes[B].view.committed < c.nodes[A].view.committed);
+        c.crash(A, POWER);
+        c.heal();
+        c.must_promote(B);
+        c.until_follows(B, C);
+        c.must_demote(B);
+        c.must_promote(C);
+        c.read_all(C);
+        c.conclude();
+    }
+}
+
+#[test]
+fn past_the_journal_again_while_it_lays_the_stage_over_its_stores() {
+    for cut_off in [false, true] {
+        let mut c = past_the_journal(5, Options::default());
+        c.nodes[C].slow[STORE] = 10;
+        c.restart(C);
+        assert!(c.run_until(20 * SECOND, merges));
+        c.nodes[C].hung_until[STORE] = c.now + 12 * SECOND;
+        // C's journal takes as much as it holds.
+        for _ in 0..3 {
+            fill_the_journal(&mut c, A);
+        }
+        assert!(c.is_too_far(A, C), "{:?}", c.peer_view(A, C));
+        c.run_for(100 * MS);
+        assert!(merges(&c), "the store hangs");
+        if cut_off {
+            // On the next connection it is told so anew.
+            c.reset(A, C);
+        }
+        c.until_follows(A, C);
+        assert_eq!(c.resyncs, 2);
+        c.crash(A, POWER);
+        c.must_promote(C);
+        c.read_all(C);
         c.conclude();
     }
 }

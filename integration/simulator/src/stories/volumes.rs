@@ -147,6 +147,37 @@ fn whoever_dies_in_the_middle_all_have_the_old_size_or_all_the_new_one() {
 }
 
 #[test]
+fn a_change_that_the_primary_recorded_last_is_cut_or_brought_with_the_rest_of_the_log() {
+    // Its record is in A's journal alone, or in C's too, which A does not hear of.
+    for (seed, alone) in [(0, true), (1, false), (2, true), (3, false)] {
+        let mut c = serving(seed, Options::default());
+        c.hold(A, B, APPEND);
+        if alone {
+            c.hold(A, C, APPEND);
+        } else {
+            c.hold(C, A, ACK);
+        }
+        let late = c.resizes(A, AFTER);
+        assert!(
+            matches!(&late, Err(AdminError::NoQuorum(text)) if text.contains("it may be")),
+            "{late:?}"
+        );
+        assert_eq!(c.blocks_at(A, 0), BEFORE);
+        c.crash(A, POWER);
+        c.heal();
+        c.must_promote(B);
+        let blocks = if alone { BEFORE } else { AFTER };
+        assert_eq!(c.blocks_at(B, 0), blocks);
+        c.must_write(B, 0, blocks - 5, 5);
+        c.restart_and_feed(B, A);
+        c.all_have(blocks);
+        assert_eq!(c.resizes(B, AFTER + 50), Ok(()));
+        c.all_have(AFTER + 50);
+        c.conclude();
+    }
+}
+
+#[test]
 fn a_new_primary_serves_no_smaller_volume_than_clients_have_seen() {
     let mut c = serving(3, Options::default());
     // B and C have the record, and their stores do not come to it.

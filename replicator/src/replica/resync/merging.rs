@@ -261,15 +261,14 @@ impl<M: Memory> Replica<M> {
         }
         let mut from = 0;
         let blocks = buffer.blocks();
-        let mut left = 0;
         let sound = |n: u32| {
             let at = n as usize * BLOCK_BYTES;
             let bytes = &buffer.bytes()[at..at + BLOCK_BYTES];
             let block = first + u64::from(n);
             self.sums.sum(volume, block).admits(volume, block, bytes)
         };
-        let mut ops = ArrayVec::<(u32, u32), ASKED_BLOCKS_MAX>::new();
-        while from < blocks {
+        let mut ops = ArrayVec::<(u32, u32), { WRITES_MAX as usize }>::new();
+        while from < blocks && !ops.is_full() {
             // A block that rotted in the stage stays out; its sum says what belongs there, and a peer has it.
             if !sound(from) {
                 from += 1;
@@ -282,7 +281,7 @@ impl<M: Memory> Replica<M> {
             ops.push((from, to - from));
             from = to;
         }
-        for (from, count) in ops {
+        for &(from, count) in &ops {
             let mut parts = Parts::new();
             parts.push(buffer.slice(from, count));
             let op = DiskOp::StoreWrite {
@@ -291,10 +290,11 @@ impl<M: Memory> Replica<M> {
                 parts,
             };
             self.disk(Pending::MergeWrite, op);
-            left += 1;
         }
         if let Some(resync) = self.resync.as_mut() {
-            resync.left = left;
+            resync.left = u32::try_from(ops.len()).expect("at most 32");
+            // In so many pieces that the rest is read once more.
+            resync.cursor = (volume, first + u64::from(from));
         }
     }
 

@@ -307,6 +307,41 @@ fn every_kind() -> Vec<(Frame, u32)> {
             },
             0,
         ),
+        (
+            Frame::Prepared {
+                token: 64,
+                result: Err(DiskError::Short),
+            },
+            0,
+        ),
+        (
+            Frame::Prepared {
+                token: 65,
+                result: Err(DiskError::Volume(VolumeTrouble::NotInConfig)),
+            },
+            0,
+        ),
+        (
+            Frame::Prepared {
+                token: 66,
+                result: Err(DiskError::Volume(VolumeTrouble::OtherSize { bytes: 67 })),
+            },
+            0,
+        ),
+        (
+            Frame::Prepared {
+                token: 68,
+                result: Err(DiskError::Volume(VolumeTrouble::NotBlank)),
+            },
+            0,
+        ),
+        (
+            Frame::Prepared {
+                token: 69,
+                result: Err(DiskError::Os(28)),
+            },
+            0,
+        ),
     ]
 }
 
