@@ -364,7 +364,10 @@ impl Cluster {
         // Half of the drift bound, for the voter's clock against this one.
         let over = support.at + support.lease_ns * 1005 / 1000;
         let is_off = |(of, at): (usize, u64)| of == support.primary && at >= support.at;
+        // Who went on alone needs nobody's promise, and nobody's promise keeps it.
+        let alone = self.is_exile(to) || self.is_exile(support.primary);
         let free = support.primary == to
+            || alone
             || self.watch.nodes[node].told_off.is_some_and(is_off)
             || self.options.loose_clocks
             || self.checks.ended_cleanly(support.epoch)

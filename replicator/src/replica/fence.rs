@@ -577,6 +577,10 @@ impl<M: Memory> Replica<M> {
         if !self.metadata.is_durable(version) {
             return Step::Waits;
         }
+        if !sent && self.metadata.wanted.promised > epoch {
+            let text = "this node promised a newer epoch meanwhile";
+            return self.fencing_failed(fencing, AdminError::NoQuorum(text.into()), 0);
+        }
         if !sent {
             fencing.phase = Phase::Promising {
                 epoch,

@@ -524,7 +524,13 @@ impl<M: Memory> Replica<M> {
             refusing.clone().filter(votes).count()
         };
         let rules = self.rules();
-        if rules.iter().all(|c| voters(&c.config) == 0) {
+        // One that is to join takes nothing before it is won back, either.
+        let listed = |p: &&Peer| {
+            let standing = |i| self.log.config().and_then(|c| c.config.standing(i));
+            let standing = p.incarnation().and_then(standing);
+            standing.is_some_and(|s| s.voter || s.member || s.joining)
+        };
+        if rules.iter().all(|c| voters(&c.config) == 0) && !refusing.clone().any(|p| listed(&p)) {
             return;
         }
         let lost = |c: &ConfigAt| voters(&c.config) >= majority(c.config.voters());

@@ -378,7 +378,8 @@ impl<M: Memory> Replica<M> {
             primary_epoch,
             heartbeat_heard_at: Time(0),
             looked_at: now,
-            released: scanned.demoted,
+            // A demote record says nothing of whoever was promised a later epoch: that one's lease may run.
+            released: scanned.demoted && metadata.wanted.promised <= log.tail().id.epoch,
             demoted: Epoch(0),
             highest_seen: metadata.wanted.promised.max(primary_epoch),
             metadata,

@@ -297,3 +297,32 @@ fn twopc_timeout() {
         c.conclude();
     }
 }
+
+#[test]
+fn a_demote_record_says_nothing_of_a_later_reign_also_after_a_restart() {
+    for seed in 0..4 {
+        // Long enough for a restart.
+        let options = Options {
+            lease_ms: 4000,
+            ..Options::default()
+        };
+        let mut c = serving(seed, options);
+        c.must_write(A, 0, 3, 2);
+        c.until_fed(A);
+        c.must_demote(A);
+        c.run_for(SECOND);
+        // C supports B's lease, and has no record of its reign.
+        c.nodes[C].hung_until[JOURNAL] = c.now + 60 * SECOND;
+        c.must_promote(B);
+        c.cut_both(A, B);
+        c.run_for(12 * SECOND);
+        c.crash(C, KILL);
+        c.nodes[C].hung_until[JOURNAL] = c.now;
+        c.restart(C);
+        // Whether that lease is over only time can tell.
+        let id = c.begin_promote(A, 8 * SECOND);
+        c.answer(id, 20 * SECOND);
+        c.heal();
+        c.conclude();
+    }
+}
