@@ -264,6 +264,15 @@ impl Cluster {
             "not all peers catch up: {:?}",
             self.nodes[primary].view.peers
         );
+        // Who lays what a resync brought over its stores gives nobody a good copy until that is done.
+        let laid = self.run_until(20 * SECOND, |c| {
+            let merges = |n: &Node| {
+                let resync = n.disks.meta.superblock().and_then(|s| s.resync);
+                resync.is_some_and(|r| r.merging)
+            };
+            !(0..c.options.nodes).any(|n| c.is_fed(primary, n) && merges(&c.nodes[n]))
+        });
+        assert!(laid, "P7: a resync is not laid over its stores");
         self.calm = true;
         self.read_all(primary);
         // What is bad and about to be written over is nobody's business.
