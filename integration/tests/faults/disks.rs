@@ -224,7 +224,7 @@ fn commits(scene: &Scene) -> Stream {
 
 pub(crate) fn a_store_that_hangs_on_the_primary_moves_the_service() {
     let spec = Spec {
-        disk_timeout_ms: Some(2000),
+        disk_timeout_ms: Some(4000),
         ..roomy()
     };
     let (mut scene, mut disks) = serving(spec, &[(0, File::Store)], Duration::ZERO);
@@ -269,7 +269,7 @@ pub(crate) fn a_store_that_hangs_on_the_primary_moves_the_service() {
 
 pub(crate) fn a_journal_that_hangs_for_longer_than_memory_reaches_moves_the_service() {
     let spec = Spec {
-        disk_timeout_ms: Some(2000),
+        disk_timeout_ms: Some(4000),
         ..roomy()
     };
     let (mut scene, mut disks) = serving(spec, &[(0, File::Journal)], Duration::ZERO);
@@ -306,7 +306,7 @@ pub(crate) fn disks_that_hang_on_a_secondary_stop_nobody() {
         (File::Journal, "all"),
     ] {
         let spec = Spec {
-            disk_timeout_ms: Some(2000),
+            disk_timeout_ms: Some(4000),
             ack: Some(ack.into()),
             ..roomy()
         };
@@ -347,7 +347,7 @@ fn await_disk_state(scene: &mut Scene, state: &str) {
 
 pub(crate) fn metadata_that_hangs_on_the_primary_moves_the_service() {
     let spec = Spec {
-        disk_timeout_ms: Some(2000),
+        disk_timeout_ms: Some(4000),
         ..small()
     };
     let (mut scene, mut disks) = serving(spec, &[(0, File::Meta)], Duration::ZERO);

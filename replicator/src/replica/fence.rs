@@ -169,7 +169,12 @@ impl<M: Memory> Replica<M> {
 
     /// A peer tells its marks, and may want an epoch with them.
     pub(super) fn got_fence(&mut self, conn: ConnId, fence: &Fence) {
-        self.learn_marks(&fence.marks);
+        // What a fresh node passes on may be of another history; what it was told to do is meant for all who hear it.
+        let peer = self.peer_of(conn).and_then(|p| p.report.as_ref());
+        let passed_on = fence.token == 0 && peer.is_some_and(|r| r.fresh);
+        if self.fresh() || !passed_on {
+            self.learn_marks(&fence.marks);
+        }
         let Some(node) = self.peer_of(conn).map(|p| p.node) else {
             return;
         };
