@@ -33,11 +33,15 @@ boot() {
     guest=$!
     at_end "kill -KILL $guest"
     # This kernel loses its one-shot timer now and then and idles for ever; an extra SIGALRM wakes it up.
-    # One that starts would die of that until it has a handler for it.
+    # One that starts would die of that until it has a handler for it. And one that crashes where it starts anew may do so
+    # for ever.
     (
+        crashes=0
         until [ -e "$share/up" ]; do sleep 0.2; done
         while guest_runs; do
             kernel=$(pgrep -P "$(pgrep -P "$guest" -o)" -o)
+            before=$crashes crashes=$(grep -c 'SIGSEGV in SIGSEGV handler' "$T/guest.log")
+            [ "$crashes" = "$before" ] || kill -KILL "$kernel" 2> /dev/null
             caught=$(sed -n 's/^SigCgt:\t*//p' "/proc/$kernel/status" 2> /dev/null)
             (((0x${caught:-0} >> 13) & 1)) && kill -ALRM "$kernel" 2> /dev/null
             sleep 0.5
