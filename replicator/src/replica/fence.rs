@@ -12,6 +12,8 @@
 //! Marks spread from node to node and only ever rise. A fence is therefore raised above everything that a majority knows, and
 //! the end of one is only told once a majority knows of that one: so a word that is late never ends a later fence.
 
+use arrayvec::ArrayVec;
+
 use super::Replica;
 use super::election::{ANSWER_NS, PAUSE_NS, highest_config};
 use super::follower::Owed;
@@ -127,10 +129,30 @@ impl<M: Memory> Replica<M> {
         ))
     }
 
-    /// Takes marks from a peer where they are newer.
-    pub(super) fn learn_marks(&mut self, marks: &FenceMarks) {
+    /// Takes the marks that peers, or one of them, told where they are newer, and of this node's history: those of a node that went on
+    /// alone by force are not for the others, nor theirs for it, and who is fresh must not carry them across. A node with a history
+    /// hears whoever shares it and whom its config lists (of itself such a one may have said that it is fresh, long ago); a fresh node
+    /// those who list it, and others of its kind.
+    pub(super) fn hear_marks(&mut self, from: Option<NodeId>) {
+        let (fresh, sb) = (self.fresh(), &self.metadata.wanted);
+        let (me, history) = (sb.incarnation, sb.history);
+        let own = self.log.config().map(|c| &c.config);
+        let lists = |c: &ClusterConfig, i| c.standing(i).is_some();
+        let shared = |r: &Report| match (fresh, r.fresh) {
+            (true, true) => true,
+            (true, false) => r.config.as_ref().is_some_and(|c| lists(&c.config, me)),
+            (false, true) => own.is_some_and(|c| lists(c, r.incarnation)),
+            (false, false) => r.history == history,
+        };
+        let peers = self.peers.iter().filter(|p| p.conn.is_some());
+        let told: ArrayVec<FenceMarks, NODES_MAX> = peers
+            .filter(|p| from.is_none_or(|node| p.node == node))
+            .filter_map(|p| p.report.as_deref())
+            .filter(|r| shared(r))
+            .map(|r| r.fences)
+            .collect();
         let count = self.config.nodes.len();
-        for (node, mark) in marks.iter().take(count) {
+        for (node, mark) in told.iter().flat_map(|marks| marks.iter().take(count)) {
             self.raise_mark(node, mark);
         }
     }
@@ -169,15 +191,16 @@ impl<M: Memory> Replica<M> {
 
     /// A peer tells its marks, and may want an epoch with them.
     pub(super) fn got_fence(&mut self, conn: ConnId, fence: &Fence) {
-        // What a fresh node passes on may be of another history; what it was told to do is meant for all who hear it.
-        let peer = self.peer_of(conn).and_then(|p| p.report.as_ref());
-        let passed_on = fence.token == 0 && peer.is_some_and(|r| r.fresh);
-        if self.fresh() || !passed_on {
-            self.learn_marks(&fence.marks);
-        }
-        let Some(node) = self.peer_of(conn).map(|p| p.node) else {
+        let Some(peer) = self.peer_of(conn) else {
             return;
         };
+        let node = peer.node;
+        if let Some(report) = peer.report.as_mut() {
+            for (of, mark) in fence.marks.iter() {
+                report.fences.learn(of, mark);
+            }
+        }
+        self.hear_marks(Some(node));
         let (token, incarnation) = (fence.token, fence.incarnation);
         if fence.epoch == Epoch(0) {
             if token != 0 {
@@ -312,6 +335,11 @@ impl<M: Memory> Replica<M> {
     }
 
     pub(super) fn pump_fencings(&mut self) {
+        // What it heard of others before is of its history from now on, or is not.
+        if self.fresh() != self.marks_while_fresh {
+            self.marks_while_fresh = self.fresh();
+            self.hear_marks(None);
+        }
         if self.marks_told < self.marks_version && self.metadata.is_durable(self.marks_version) {
             self.marks_told = self.marks_version;
             self.tell_marks(0, Epoch(0));

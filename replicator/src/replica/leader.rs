@@ -524,13 +524,13 @@ impl<M: Memory> Replica<M> {
             refusing.clone().filter(votes).count()
         };
         let rules = self.rules();
-        // One that is to join takes nothing before it is won back, either.
-        let listed = |p: &&Peer| {
-            let standing = |i| self.log.config().and_then(|c| c.config.standing(i));
-            let standing = p.incarnation().and_then(standing);
-            standing.is_some_and(|s| s.voter || s.member || s.joining)
+        // One that is to join, or to return, takes nothing before it is won back, either.
+        let fed = |p: &Peer| {
+            let config = self.log.config().map(|c| &c.config);
+            let standing = config.zip(p.incarnation());
+            standing.is_some_and(|(c, i)| c.standing(i).is_some_and(|s| s.is_fed()))
         };
-        if rules.iter().all(|c| voters(&c.config) == 0) && !refusing.clone().any(|p| listed(&p)) {
+        if rules.iter().all(|c| voters(&c.config) == 0) && !refusing.clone().any(fed) {
             return;
         }
         let lost = |c: &ConfigAt| voters(&c.config) >= majority(c.config.voters());

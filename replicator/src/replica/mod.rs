@@ -196,6 +196,8 @@ pub struct Replica<M: Memory> {
     /// The peers were told of the marks that are durable with this version of the superblock.
     marks_version: MetaVersion,
     marks_told: MetaVersion,
+    /// Whether this node was fresh when it took its peers' marks.
+    marks_while_fresh: bool,
     drain: Option<AdminId>,
     /// An operator holds writes.
     hold: Option<Hold>,
@@ -352,6 +354,7 @@ impl<M: Memory> Replica<M> {
             fencings: Vec::new(),
             marks_version: MetaVersion::default(),
             marks_told: MetaVersion::default(),
+            marks_while_fresh: true,
             drain: None,
             hold: None,
             wishes: Vec::new(),

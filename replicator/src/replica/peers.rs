@@ -375,10 +375,6 @@ impl<M: Memory> Replica<M> {
                 return;
             }
         }
-        // Marks belong to a history. Who has none may have heard of those of another one, which a forced node left behind.
-        if me_fresh || !report.fresh {
-            self.learn_marks(&report.fences);
-        }
         let sb = &self.metadata.wanted;
         let my_tail = self.kept();
         // A promise made after that acknowledgement was written together with what was acknowledged then, and a newer
@@ -413,6 +409,7 @@ impl<M: Memory> Replica<M> {
         }
         let (token, fresh) = (report.token, report.fresh);
         peer.report = Some(report);
+        self.hear_marks(Some(node));
         if reports_less {
             let reminder = self.report_to(node, 0, Epoch(0));
             self.send(conn, Frame::Report(Box::new(reminder)));

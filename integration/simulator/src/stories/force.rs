@@ -84,10 +84,12 @@ fn who_gave_its_data_up_for_a_forced_node_is_met_again_when_an_operator_admits_i
     assert!(c.connected(A, B));
 }
 
-#[test]
-fn who_is_alone_is_not_fenced_by_what_a_blank_node_heard_of_the_others() {
-    let mut c = serving(4, of_nodes(5));
+/// A serves five nodes, then all others are lost, and it goes on alone; B, C and D come back and go on without it. E, made anew, is
+/// nobody's yet.
+fn two_worlds(seed: u64, before: impl FnOnce(&mut Cluster)) -> Cluster {
+    let mut c = serving(seed, of_nodes(5));
     c.must_write(A, 0, 3, 2);
+    before(&mut c);
     for node in [B, C, D, E] {
         c.crash(node, POWER);
     }
@@ -97,19 +99,52 @@ fn who_is_alone_is_not_fenced_by_what_a_blank_node_heard_of_the_others() {
         c.restart(node);
     }
     c.must_promote(B);
-    let (deadline, peer) = (c.deadline(B, 5 * SECOND), node_id(A));
-    let fence = AdminCommand::Fence { peer, deadline };
-    assert_eq!(c.command(B, fence), Ok(()));
-    // E is made anew. It hears of that, and then meets A, to which it is nobody's yet.
     c.wipe(E);
-    c.cut_both(A, E);
+    c
+}
+
+fn fences(c: &mut Cluster, node: usize, peer: usize) {
+    let (deadline, peer) = (c.deadline(node, 5 * SECOND), node_id(peer));
+    let fence = AdminCommand::Fence { peer, deadline };
+    assert_eq!(c.command(node, fence), Ok(()));
+}
+
+/// E hears what nodes of one world have to say, and meets the others only then.
+fn hears_first(c: &mut Cluster, first: usize, others: &[usize]) {
+    for &other in others {
+        c.cut_both(other, E);
+    }
     c.restart(E);
-    assert!(c.run_until(10 * SECOND, |c| c.connected(E, B)));
+    assert!(c.run_until(10 * SECOND, |c| c.connected(E, first)));
     c.run_for(SECOND);
     c.heal();
-    assert!(c.run_until(10 * SECOND, |c| c.connected(E, A)));
+    for &other in others {
+        assert!(c.run_until(10 * SECOND, |c| c.connected(E, other)));
+    }
     c.run_for(2 * SECOND);
+}
+
+#[test]
+fn who_is_alone_is_not_fenced_by_what_a_blank_node_heard_of_the_others() {
+    let mut c = two_worlds(4, |_| ());
+    fences(&mut c, B, A);
+    hears_first(&mut c, B, &[A]);
     c.must_write(A, 0, 6, 2);
+    c.conclude();
+}
+
+#[test]
+fn a_fence_of_the_others_is_not_ended_by_what_a_blank_node_heard_of_who_is_alone() {
+    // A forgets that D is fenced, since its history is a new one; B and C do not, also when E becomes one of theirs.
+    let mut c = two_worlds(5, |c| fences(c, A, D));
+    hears_first(&mut c, A, &[B, C, D]);
+    let (deadline, peer) = (c.deadline(B, 5 * SECOND), node_id(E));
+    let replace = AdminCommand::Replace { peer, deadline };
+    assert_eq!(c.command(B, replace), Ok(()));
+    c.until_follows(B, E);
+    c.run_for(2 * SECOND);
+    assert!(c.peer_view(B, D).fenced && c.peer_view(C, D).fenced);
+    assert!(c.nodes[D].view.fenced && c.peer_view(E, D).fenced);
     c.conclude();
 }
 
