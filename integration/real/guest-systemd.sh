@@ -81,21 +81,8 @@ off() {
     echo o > /proc/sysrq-trigger
     sleep 60
 }
-say() { echo "$*" >> $share/progress; }
-fail() {
-    echo "$*" > $share/failed
-    off
-}
-must() { "$@" || fail "$*: exit $?"; }
-# within SECONDS COMMAND...
-within() {
-    local end=$((SECONDS + $1))
-    shift
-    until "$@"; do
-        [ "$SECONDS" -lt "$end" ] || fail "not in time: $*"
-        sleep 0.2
-    done
-}
+# shellcheck source=guest-words.sh
+. "$share/guest-words.sh"
 
 declare -A holder=() daemon=()
 # on HOST COMMAND: a shell command on that host

@@ -18,6 +18,7 @@ boot() {
     shift 3
     share=$T/share
     mkdir -p "$share"
+    cp "$here/guest-words.sh" "$share/"
     : >> "$share/progress"
     # This kernel may crash where it is about to start anew: then it is started anew from here, if the guest has
     # said that there would be a reset (a file reset-N in its Nth boot).

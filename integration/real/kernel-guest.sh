@@ -7,7 +7,8 @@ mount -t devtmpfs dev /dev 2> /dev/null
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /mnt
 mkdir /mnt/share /mnt/fs
-mount -t hostfs -o "$SHARE" none /mnt/share
+share=/mnt/share
+mount -t hostfs -o "$SHARE" none $share
 
 off() {
     sync
@@ -15,11 +16,8 @@ off() {
     echo o > /proc/sysrq-trigger
     sleep 60
 }
-fail() {
-    echo "$*" > /mnt/share/failed
-    off
-}
-must() { "$@" || fail "$*: exit $?"; }
+# shellcheck source=guest-words.sh
+. "$share/guest-words.sh"
 host() { # waits for the host's turn to end
     local i
     for ((i = 0; i < 900; i++)); do

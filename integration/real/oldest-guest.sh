@@ -18,21 +18,8 @@ off() {
     echo o > /proc/sysrq-trigger
     sleep 60
 }
-say() { echo "$*" >> $share/progress; }
-fail() {
-    echo "$*" > $share/failed
-    off
-}
-must() { "$@" || fail "$*: exit $?"; }
-# within SECONDS COMMAND...
-within() {
-    local end=$((SECONDS + $1))
-    shift
-    until "$@"; do
-        [ $SECONDS -lt $end ] || fail "not in time: $*"
-        sleep 0.1
-    done
-}
+# shellcheck source=guest-words.sh
+. "$share/guest-words.sh"
 
 must ip link set lo up
 must insmod "/usr/lib/uml/modules/$(uname -r)/kernel/drivers/block/nbd.ko" nbds_max=4

@@ -116,9 +116,7 @@ fn resync_discard() {
         "one old batch and two small ones"
     );
     c.must_demote(A);
-    c.must_promote(C);
-    c.read_all(C);
-    c.conclude();
+    c.ends_on(C);
 }
 
 #[test]
@@ -202,9 +200,7 @@ fn busy_resync_start() {
             assert_eq!(c.outcome(id, SECOND), Some(Outcome::Done));
         }
         c.crash(A, POWER);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 
@@ -234,9 +230,7 @@ fn brief_resync_oos() {
             c.until_follows(A, C);
             // C's copy is the one that counts now.
             c.crash(A, POWER);
-            c.must_promote(C);
-            c.read_all(C);
-            c.conclude();
+            c.ends_on(C);
         }
     }
 }
@@ -284,7 +278,5 @@ fn resync_to_older() {
     c.restart_and_feed(A, B);
     c.until_fed(A);
     c.crash(A, POWER);
-    c.must_promote(B);
-    c.read_all(B);
-    c.conclude();
+    c.ends_on(B);
 }

@@ -35,9 +35,7 @@ fn resync_finish() {
             c.must_write(A, 0, 3, 9);
             c.restart_and_feed(A, C);
             c.crash(A, POWER);
-            c.must_promote(C);
-            c.read_all(C);
-            c.conclude();
+            c.ends_on(C);
         }
     }
 }
@@ -141,9 +139,7 @@ fn resync_interrupt_conflict() {
         c.nodes[C].slow = [1; KINDS];
         c.until_follows(A, C);
         c.crash(A, POWER);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 

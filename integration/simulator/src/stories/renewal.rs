@@ -67,9 +67,7 @@ pub(super) fn without_room_it_goes_in_place_and_is_inconsistent_until_it_is_whol
         c.until_follows(A, C);
         assert!(!c.nodes[C].in_place);
         c.crash(A, POWER);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 
@@ -91,9 +89,7 @@ fn in_place_it_crashes_at_any_time_and_goes_on() {
         c.must_write(source, 0, 30, 9);
         c.restart_and_feed(source, C);
         c.crash(source, POWER);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 
@@ -123,9 +119,7 @@ fn what_was_to_come_in_place_and_did_not_keeps_its_checksums() {
         c.restart_and_feed(B, A);
         c.verify_all(B);
         c.must_demote(B);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 
@@ -183,9 +177,7 @@ fn invalidated_it_is_let_go_and_comes_back_by_itself_with_little_to_carry() {
         assert!(invalidate(&mut c, A, false).is_err(), "it is Primary");
         c.run_for(SECOND);
         c.crash(A, POWER);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 
@@ -264,9 +256,7 @@ fn a_node_made_of_a_seed_is_given_what_differs() {
         let got = c.sent(A, C) - before;
         assert!(got < 100, "{got} blocks come, of 250");
         c.crash(A, POWER);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 

@@ -76,9 +76,7 @@ fn it_gets_what_changed_and_no_more() {
         let got = c.sent(A, C) - before;
         assert!((270..345).contains(&got), "{got} blocks");
         c.crash(A, POWER);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 
@@ -123,9 +121,7 @@ fn clients_go_on_and_what_they_write_meanwhile_is_there() {
         c.stop_clients();
         c.run_for(SECOND);
         c.crash(A, POWER);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 
@@ -253,9 +249,7 @@ fn the_source_crashes_and_another_one_goes_on() {
         c.must_write(B, 0, 25, 3);
         c.until_follows(B, C);
         c.must_demote(B);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 
@@ -328,9 +322,7 @@ fn a_source_that_answers_what_can_not_be_is_refused_and_the_next_answer_counts()
         assert!(c.run_until(5 * SECOND, |c| c.net.forge.is_empty()));
         c.until_follows(A, C);
         c.crash(A, POWER);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 
@@ -343,9 +335,7 @@ fn it_is_cut_off_for_long_and_past_the_journal_again() {
         c.heal();
         c.until_follows(A, C);
         c.crash(A, POWER);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 
@@ -460,9 +450,7 @@ fn what_it_staged_that_the_next_primary_does_not_know_to_be_committed_comes_agai
         c.must_promote(B);
         c.until_follows(B, C);
         c.must_demote(B);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 
@@ -488,9 +476,7 @@ fn past_the_journal_again_while_it_lays_the_stage_over_its_stores() {
         c.until_follows(A, C);
         assert_eq!(c.resyncs, 2);
         c.crash(A, POWER);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 
@@ -513,9 +499,7 @@ fn a_new_primary_with_less_known_committed_takes_over_the_stream() {
         c.until_follows(B, C);
         c.stop_clients();
         c.must_demote(B);
-        c.must_promote(C);
-        c.read_all(C);
-        c.conclude();
+        c.ends_on(C);
     }
 }
 

@@ -80,6 +80,13 @@ impl Cluster {
         self.admin(node, AdminCommand::Promote { deadline })
     }
 
+    /// The end of a story: a node is promoted and has everything, and whatever happened before is over.
+    pub(super) fn ends_on(&mut self, node: usize) {
+        self.must_promote(node);
+        self.read_all(node);
+        self.conclude();
+    }
+
     /// What became of a command that was begun.
     pub(super) fn answer(&mut self, id: u64, time: u64) -> Option<AdminResult> {
         self.run_until(time, |c| c.admin_results.contains_key(&id));

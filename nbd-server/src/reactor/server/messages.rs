@@ -110,12 +110,13 @@ impl<C: Core> Server<C> {
             self.commands.answer(answer, Err(refusal(17, &message)));
             return;
         }
+        let until = |timeout_ms: u64| now.after(timeout_ms.saturating_mul(1_000_000));
         let command = match command {
             DataCommand::Promote { timeout_ms } => AdminCommand::Promote {
-                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                deadline: until(timeout_ms),
             },
             DataCommand::Force { timeout_ms } => AdminCommand::Force {
-                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                deadline: until(timeout_ms),
             },
             DataCommand::Demote { force } => {
                 let clients: u32 = self.nbd_clients.iter().sum();
@@ -130,30 +131,30 @@ impl<C: Core> Server<C> {
             DataCommand::Disconnect { peer } => AdminCommand::Disconnect { peer },
             DataCommand::Drop { peer, timeout_ms } => AdminCommand::Drop {
                 peer,
-                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                deadline: until(timeout_ms),
             },
             DataCommand::Return { peer, timeout_ms } => AdminCommand::Return {
                 peer,
-                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                deadline: until(timeout_ms),
             },
             DataCommand::Replace { peer, timeout_ms } => AdminCommand::Replace {
                 peer,
-                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                deadline: until(timeout_ms),
             },
             DataCommand::Invalidate { timeout_ms, force } => AdminCommand::Invalidate {
-                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                deadline: until(timeout_ms),
                 insists: force,
             },
             DataCommand::Fence { peer, timeout_ms } => AdminCommand::Fence {
                 peer,
-                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                deadline: until(timeout_ms),
             },
             DataCommand::Unfence { peer, timeout_ms } => AdminCommand::Unfence {
                 peer,
-                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                deadline: until(timeout_ms),
             },
             DataCommand::Failover { timeout_ms } => AdminCommand::Failover {
-                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                deadline: until(timeout_ms),
             },
             DataCommand::ConfirmStopped { peer } => AdminCommand::ConfirmStopped { peer },
             DataCommand::Resize { volume, bytes, .. } if self.in_use(&volume, bytes) => {
@@ -173,7 +174,7 @@ impl<C: Core> Server<C> {
             } => AdminCommand::Resize {
                 volume,
                 bytes,
-                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                deadline: until(timeout_ms),
             },
             DataCommand::AddVolume {
                 volume,
@@ -182,11 +183,11 @@ impl<C: Core> Server<C> {
             } => AdminCommand::AddVolume {
                 volume,
                 bytes,
-                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                deadline: until(timeout_ms),
             },
             DataCommand::RemoveVolume { volume, timeout_ms } => AdminCommand::RemoveVolume {
                 volume,
-                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                deadline: until(timeout_ms),
             },
             DataCommand::DropClients => {
                 self.drop_clients();
@@ -194,7 +195,7 @@ impl<C: Core> Server<C> {
                 return;
             }
             DataCommand::SuspendIo { timeout_ms } => AdminCommand::SuspendIo {
-                deadline: now.after(timeout_ms.saturating_mul(1_000_000)),
+                deadline: until(timeout_ms),
             },
             DataCommand::ResumeIo => AdminCommand::ResumeIo,
             DataCommand::Verify {
