@@ -397,10 +397,11 @@ impl Disk {
         }
     }
 
-    /// Whether a power cut now would lose nothing of the blocks before a place.
-    pub(crate) fn is_flushed_before(&self, end: u64) -> bool {
-        let volatile = self.volatile.range(..end).next().is_some();
-        !volatile && self.writing.iter().all(|&(b, _)| b >= end)
+    /// The blocks before a place of which a power cut now could lose what they hold.
+    pub(crate) fn unflushed_before(&self, end: u64) -> impl Iterator<Item = u64> {
+        let writing = self.writing.iter().map(|&(b, _)| b);
+        let volatile = self.volatile.range(..end).copied();
+        volatile.chain(writing.filter(move |&b| b < end))
     }
 
     /// What a flush that begins now will make durable.

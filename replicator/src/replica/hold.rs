@@ -102,10 +102,12 @@ impl<M: Memory> Replica<M> {
         };
         let (deadline, ask_at) = (waiting.deadline, waiting.ask_at);
         let committed = self.serving() && self.lease_runs() && self.committed == self.admitted();
-        let drained =
-            committed && self.all_applied() && self.applies_nothing() && self.room_is_idle();
+        let rests = self.applies_nothing() && self.room_is_idle() && !self.repairs.write();
+        let drained = committed && self.all_applied() && rests;
         let late = self.now >= deadline;
-        let done = drained && (late || self.peers_have_applied());
+        // What is copied shall hold no block that is known to be bad.
+        let best = self.peers_have_applied() && self.repairs.is_idle();
+        let done = drained && (late || best);
         if done || (committed && planted!(HoldBeforeApplied)) {
             self.log_info(format!(
                 "the stores hold everything up to record {} and rest until writes go on",

@@ -31,6 +31,11 @@ impl Cluster {
         let told = node == primary || self.peer_view(primary, node).applied >= Some(committed);
         told && self.nodes[node].view.applied >= committed
     }
+
+    fn is_flushed(&self, node: usize) -> bool {
+        let store = &self.nodes[node].disks.stores[0];
+        store.unflushed_before(u64::MAX).next().is_none()
+    }
 }
 
 fn failed(result: &AdminResult, why: &str) -> bool {
@@ -59,7 +64,7 @@ fn consistent_snapshots() {
                 assert_eq!(view.health, Health::Degraded);
                 end = view.admitted;
                 assert!((A..=C).all(|n| c.has_applied(A, n)));
-                assert!((A..=C).all(|n| c.nodes[n].disks.stores[0].is_flushed_before(u64::MAX)));
+                assert!((A..=C).all(|n| c.is_flushed(n)));
                 c.run_for(600 * MS);
                 assert_eq!(c.nodes[A].view.admitted, end);
                 let read = c.read(A, 0, round % 4, 3);
@@ -145,6 +150,32 @@ fn a_slow_store_ends_an_attempt_to_hold_writes_and_a_slow_peer_does_not() {
             assert_eq!(c.resume(A), Ok(()));
         }
         assert_eq!(c.outcome(write, SECOND), Some(Outcome::Done));
+        c.conclude();
+    }
+}
+
+#[test]
+fn a_bad_block_that_is_known_is_mended_and_flushed_before_stores_rest() {
+    // Whoever copies the stores copies the peer's copy with them, and no power cut takes it back.
+    for tenths in 0..30 {
+        let mut c = serving(tenths, Options::default());
+        c.must_write(A, 0, 0, 60);
+        c.until_fed(A);
+        c.run_for(SECOND);
+        for block in [3, 9] {
+            c.nodes[A].disks.stores[0].rot(block, 4711);
+        }
+        let read = c.read(A, 0, 0, 12);
+        // It is found out before the operator comes.
+        c.run_for(MS + tenths * 100 * US);
+        let known = c.nodes[A].view.integrity.bad_blocks;
+        assert_eq!(c.suspend(A, 5 * SECOND), Ok(()));
+        if known == 2 {
+            assert!(c.is_flushed(A), "after {tenths} tenths of a ms");
+            assert!([3, 9].iter().all(|&b| !c.is_bad(A, 0, b)));
+        }
+        assert_eq!(c.outcome(read, SECOND), Some(Outcome::Done));
+        assert_eq!(c.resume(A), Ok(()));
         c.conclude();
     }
 }
