@@ -387,6 +387,44 @@ fn a_return_that_breaks_off_is_taken_back() {
 }
 
 #[test]
+fn a_return_that_breaks_off_holds_up_no_promotion() {
+    // A node is to count again, and is lost as soon as the record says so, with others. Whoever is left is a majority by the vote of a
+    // witness, who can not be told of that record without the node.
+    let mut left_out = 0;
+    for (nodes, back, lost) in [(3, 2, &[2, 4][..]), (4, 3, &[0, 3])] {
+        for tenths in 0..20 {
+            let mut c = serving(tenths, options(nodes, 2));
+            assert_eq!(c.drops(A, back), Ok(()));
+            c.until_stands(A, back, Membership::Out);
+            c.must_write(A, 0, 3, 2);
+            let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(back));
+            c.admin(A, AdminCommand::Return { peer, deadline });
+            assert!(c.run_until(5 * SECOND, |c| said(c, A, "counts from here on")));
+            c.crash(back, POWER);
+            c.run_for(tenths * MS / 5);
+            c.crash(A, KILL);
+            for &node in lost.iter().filter(|&&n| n != A && n != back) {
+                c.crash(node, POWER);
+            }
+            if !lost.contains(&A) {
+                c.restart(A);
+            }
+            c.must_promote(B);
+            c.must_write(B, 0, 9, 2);
+            left_out += usize::from(c.stands(B, back) == Membership::Dropped);
+            for &node in lost {
+                c.restart(node);
+            }
+            c.until_stands(B, A, Membership::Full);
+            c.until_stands(B, back, Membership::Full);
+            c.read_all(B);
+            c.conclude();
+        }
+    }
+    assert!(left_out > 0);
+}
+
+#[test]
 fn a_change_is_committed_by_the_next_primary() {
     for tenths in 0..40 {
         let mut c = serving(tenths, options(3, 1));

@@ -167,18 +167,31 @@ impl<M: Memory> Replica<M> {
             return alone;
         }
         let members = config.members();
-        let granted = |n: &Standing| {
+        let granted = |n: &&Standing| {
             let mut grants = grants.iter();
             grants.any(|(_, r)| r.incarnation == n.incarnation && !r.damaged && !r.fresh)
         };
-        let alive = config.nodes.iter().filter(|n| n.member && granted(n));
-        let alive = alive.count();
-        let needed = members > 1 && alive < majority(members) && alive >= majority(members - 1);
-        if !needed || self.config.drop_after_ns().is_none() {
+        let alive = config.nodes.iter().filter(|n| n.member).filter(granted);
+        let (alive, votes) = (alive.clone().count(), alive.filter(|n| n.voter).count());
+        if members == 1 || alive < majority(members - 1) {
             return config;
         }
-        let missing = config.nodes.iter().find(|n| n.member && !granted(n));
-        let next = missing.and_then(|n| {
+        // Whose addition is pending goes before others. No witness can be told of it before that node has it (M4), so where a
+        // witness's vote is needed there is no waiting for one that is away; and as nobody relied on it yet, that is no matter of
+        // the policy.
+        let base = self.rules().first();
+        let is_added = |n: &&Standing| base.is_some_and(|b| !b.config.is_member(n.incarnation));
+        let mut missing = config.nodes.iter().filter(|n| n.member && !granted(n));
+        let added = missing.clone().find(is_added);
+        let policy_allows = self.config.drop_after_ns().is_some();
+        let leaves_out = if added.is_some() && votes < majority(config.voters()) {
+            added
+        } else if alive < majority(members) && policy_allows {
+            missing.next()
+        } else {
+            None
+        };
+        let next = leaves_out.and_then(|n| {
             config.with(Standing {
                 member: false,
                 ..*n
