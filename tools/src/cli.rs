@@ -1,7 +1,9 @@
 //! The command line of `replctl`, and what each verb does.
 
+mod confirm;
+
 use std::ffi::OsString;
-use std::io::{BufRead, IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -282,9 +284,6 @@ enum Verb {
     Demo(DemoArgs),
 }
 
-/// More than any resource's name.
-const LINE_BYTES_MAX: u64 = 256;
-
 #[derive(Debug, Args)]
 struct PromoteArgs {
     /// How long to try
@@ -363,13 +362,13 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Verb::AutoFailover => return failover::run(&config, node),
         Verb::Create { wipe, seed } => create::create(&config, node, wipe, seed)?,
         Verb::Invalidate { force, timeout } => {
-            confirm_invalidate(&config.resource, &node.name)?;
+            confirm::invalidate(&config.resource, &node.name)?;
             return invalidate(node, force, timeout * 1000);
         }
         Verb::Status { json, watch } => return show_status(node, json, watch),
         Verb::Promote(PromoteArgs { timeout, force }) => {
             if force {
-                confirm_force(&config.resource, &node.name)?;
+                confirm::force(&config.resource, &node.name)?;
             }
             return send(
                 node,
@@ -422,14 +421,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Verb::Replace { peer, timeout } => {
             let peer = known_peer(&config, node, peer)?;
-            confirm_replace(&peer)?;
+            confirm::replace(&peer)?;
             let timeout_ms = timeout * 1000;
             let _bar = Watcher::start(node, &peer);
             return send(node, &Request::Replace { peer, timeout_ms });
         }
         Verb::ConfirmStopped { peer } => {
             let peer = known_peer(&config, node, peer)?;
-            confirm_stopped(&peer)?;
+            confirm::stopped(&peer)?;
             return send(node, &Request::ConfirmStopped { peer });
         }
         Verb::Resize {
@@ -440,7 +439,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         } => {
             let size = size_of(&size)?;
             if force {
-                confirm_volume(&volume, "loses what is behind its new end, on all nodes")?;
+                confirm::volume(&volume, "loses what is behind its new end, on all nodes")?;
             }
             return send(
                 node,
@@ -457,7 +456,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
             return send(node, &Request::AddVolume { volume, timeout_ms });
         }
         Verb::RemoveVolume { volume, timeout } => {
-            confirm_volume(&volume, "is removed from all nodes")?;
+            confirm::volume(&volume, "is removed from all nodes")?;
             let timeout_ms = timeout * 1000;
             return send(node, &Request::RemoveVolume { volume, timeout_ms });
         }
@@ -493,33 +492,6 @@ pub(crate) fn host_name() -> Result<String, Failure> {
 /// A speed, in bytes a second.
 fn rate(text: &str) -> Result<u64, String> {
     nbd_server::config::size::parse(text).map_err(|error| error.to_string())
-}
-
-/// Reads the resource's name from stdin; anything else is no confirmation.
-fn confirm_force(resource: &str, node: &str) -> Result<(), Failure> {
-    let what = format!(
-        "{node} goes on alone, with the data that it has. What the other nodes hold beyond that is lost to it, and they must be \
-         stopped.\nType the name of the resource to go on: "
-    );
-    if confirmed(&what, resource)? {
-        return Ok(());
-    }
-    Err(Failure::Usage(format!(
-        "not forced: to confirm that the other nodes are stopped, give the resource's name, {resource}, as one line on stdin"
-    )))
-}
-
-/// Reads the resource's name from stdin; anything else is no confirmation.
-fn confirm_invalidate(resource: &str, node: &str) -> Result<(), Failure> {
-    let what = format!(
-        "What {node} holds is discarded, and fetched anew from the Primary.\nType the name of the resource to go on: "
-    );
-    if confirmed(&what, resource)? {
-        return Ok(());
-    }
-    Err(Failure::Usage(format!(
-        "not discarded: to confirm that the data of {node} is given up, give the resource's name, {resource}, as one line on stdin"
-    )))
 }
 
 /// How often it is looked whether a node is UpToDate.
@@ -562,62 +534,9 @@ fn invalidate(node: &Node, force: bool, timeout_ms: u64) -> Result<(), Failure> 
     }
 }
 
-/// Reads a node's name from stdin; anything else is no confirmation.
-fn confirm_replace(peer: &str) -> Result<(), Failure> {
-    let what = format!(
-        "What {peer} had on its former disks counts for nothing from now on; it is given everything anew.\n\
-         Type the name of the node to go on: "
-    );
-    if confirmed(&what, peer)? {
-        return Ok(());
-    }
-    Err(Failure::Usage(format!(
-        "not replaced: to confirm that the former disks of {peer} are given up, give its name, {peer}, as one line on stdin"
-    )))
-}
-
-/// Reads a node's name from stdin; anything else is no confirmation.
-fn confirm_stopped(peer: &str) -> Result<(), Failure> {
-    let what = format!(
-        "{peer} must be off, for certain. If it still runs, what clients write to it is lost.\n\
-         Type the name of the node to go on: "
-    );
-    if confirmed(&what, peer)? {
-        return Ok(());
-    }
-    Err(Failure::Usage(format!(
-        "nothing was done: to confirm that {peer} is off, give its name, {peer}, as one line on stdin"
-    )))
-}
-
-/// Reads a volume's name from stdin; anything else is no confirmation.
-fn confirm_volume(volume: &str, what: &str) -> Result<(), Failure> {
-    let question = format!("{volume} {what}.\nType the name of the volume to go on: ");
-    if confirmed(&question, volume)? {
-        return Ok(());
-    }
-    Err(Failure::Usage(format!(
-        "nothing is changed: to confirm that {volume} {what}, give its name, {volume}, as one line on stdin"
-    )))
-}
-
 /// A size as in the config file.
 fn size_of(text: &str) -> Result<u64, Failure> {
     nbd_server::config::size::parse(text).map_err(|why| Failure::Usage(why.to_string()))
-}
-
-/// Whether the next line on stdin is this name.
-fn confirmed(what: &str, name: &str) -> Result<bool, Failure> {
-    if std::io::stdin().is_terminal() {
-        eprint!("{what}");
-    }
-    let mut line = String::new();
-    std::io::stdin()
-        .lock()
-        .take(LINE_BYTES_MAX)
-        .read_line(&mut line)
-        .map_err(|error| Failure::Failed(format!("can not read from stdin: {error}")))?;
-    Ok(line.lines().next().map(str::trim) == Some(name))
 }
 
 fn known_peer(config: &Config, node: &Node, name: String) -> Result<String, Failure> {

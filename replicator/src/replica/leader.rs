@@ -1,5 +1,10 @@
 //! Being Primary: the lease, what is committed, and stepping down.
 
+mod demotion;
+
+pub(super) use self::demotion::DemoteFor;
+
+use self::demotion::Demoting;
 use super::Replica;
 use crate::io::*;
 use crate::journal::batch::{self, Draft, Kind, Place};
@@ -38,23 +43,6 @@ pub(super) struct Leader {
     pub(super) demoting: Option<Demoting>,
     tell_commit_at: Option<Time>,
     was_running: bool,
-}
-
-/// Who asked for a demotion.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum DemoteFor {
-    Operator(AdminId),
-    Drain,
-    /// It is fenced.
-    Fence,
-}
-
-/// A demotion in progress.
-#[derive(Debug)]
-pub(super) struct Demoting {
-    pub(super) why: DemoteFor,
-    record: Option<Seq>,
-    deadline: Time,
 }
 
 impl<M: Memory> Replica<M> {
@@ -548,113 +536,6 @@ impl<M: Memory> Replica<M> {
                 "a peer keeps to a newer epoch that nobody won: taking a higher one".into(),
             );
             self.seek_higher_epoch();
-        }
-    }
-
-    /// Asks for a demotion.
-    pub(super) fn demote(&mut self, why: DemoteFor) {
-        if self.leader.is_none() {
-            self.demoted_for(why, Ok(()));
-            return;
-        }
-        let serving = self.serving();
-        self.close_batch();
-        self.drop_clients();
-        let deadline = self.now.after(self.config.lease_ns());
-        let Some(leader) = self.leader.as_mut() else {
-            return;
-        };
-        if let Some(earlier) = leader.demoting.take() {
-            self.demoted_for(earlier.why, Ok(()));
-        }
-        if let Some(leader) = self.leader.as_mut() {
-            leader.demoting = Some(Demoting {
-                why,
-                record: None,
-                deadline,
-            });
-        }
-        if !serving {
-            self.end_demotion(false);
-        }
-    }
-
-    /// Commits what is pending, then the demote record, then ends the reign; without a majority it ends unrecorded.
-    fn pump_demoting(&mut self) {
-        let Some(leader) = &self.leader else { return };
-        let Some(demoting) = &leader.demoting else {
-            return;
-        };
-        if self.now >= demoting.deadline {
-            self.end_demotion(false);
-            return;
-        }
-        let record = demoting.record;
-        let all_committed = self.committed == self.log.tail().id.seq;
-        if let Some(seq) = record {
-            if self.committed >= seq {
-                self.end_demotion(true);
-            }
-        } else if all_committed && self.append_control(Kind::Demote, Payload::None) {
-            let seq = self.log.tail().id.seq;
-            if let Some(d) = self.leader.as_mut().and_then(|l| l.demoting.as_mut()) {
-                d.record = Some(seq);
-            }
-        }
-    }
-
-    fn end_demotion(&mut self, clean: bool) {
-        let Some(leader) = self.leader.as_mut() else {
-            return;
-        };
-        let epoch = leader.epoch;
-        let demoting = leader.demoting.take();
-        if clean {
-            let committed = self.committed;
-            self.send_all(&Frame::Demoted { epoch, committed });
-            self.demoted = epoch;
-        }
-        self.step_down();
-        if clean {
-            self.released = true;
-            self.log_info(format!("demoted: epoch {epoch} is over"));
-        }
-        if let Some(demoting) = demoting {
-            self.demoted_for(demoting.why, Ok(()));
-        }
-    }
-
-    fn demoted_for(&mut self, why: DemoteFor, result: AdminResult) {
-        match why {
-            DemoteFor::Operator(id) => self.out.push_back(Output::AdminReply { id, result }),
-            DemoteFor::Drain | DemoteFor::Fence => {}
-        }
-    }
-
-    /// Ends the reign: clients are dropped unanswered, uncommitted records stay in the log until a newer Primary's cut.
-    pub(super) fn step_down(&mut self) {
-        let Some(leader) = self.leader.take() else {
-            return;
-        };
-        self.log_info(format!(
-            "this node is Secondary: epoch {} is over for it",
-            leader.epoch
-        ));
-        self.discard_open();
-        self.drop_clients();
-        self.hold_lost();
-        self.wishes_lost();
-        self.expected.clear();
-        self.change_lost();
-        self.overlay.clear();
-        self.heartbeat_heard_at = self.heartbeat_heard_at.max(leader.ran_at);
-        for peer in &mut self.peers {
-            peer.feed = Feed::Off;
-            peer.supported_at = None;
-            peer.refused = None;
-        }
-        if let Some(demoting) = leader.demoting {
-            self.demoted_for(demoting.why, Ok(()));
         }
     }
 }
