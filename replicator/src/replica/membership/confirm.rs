@@ -167,10 +167,7 @@ impl<M: Memory> Replica<M> {
             return alone;
         }
         let members = config.members();
-        let granted = |n: &&Standing| {
-            let mut grants = grants.iter();
-            grants.any(|(_, r)| r.incarnation == n.incarnation && !r.damaged && !r.fresh)
-        };
+        let granted = |n: &&Standing| has_granted(n, grants);
         let alive = config.nodes.iter().filter(|n| n.member).filter(granted);
         let (alive, votes) = (alive.clone().count(), alive.filter(|n| n.voter).count());
         if members == 1 || alive < majority(members - 1) {
@@ -179,10 +176,8 @@ impl<M: Memory> Replica<M> {
         // Whose addition is pending goes before others. No witness can be told of it before that node has it (M4), so where a
         // witness's vote is needed there is no waiting for one that is away; and as nobody relied on it yet, that is no matter of
         // the policy.
-        let base = self.rules().first();
-        let is_added = |n: &&Standing| base.is_some_and(|b| !b.config.is_member(n.incarnation));
         let mut missing = config.nodes.iter().filter(|n| n.member && !granted(n));
-        let added = missing.clone().find(is_added);
+        let added = missing.clone().find(|n| self.is_added(n));
         let policy_allows = self.config.drop_after_ns().is_some();
         let leaves_out = if added.is_some() && votes < majority(config.voters()) {
             added
@@ -200,6 +195,12 @@ impl<M: Memory> Replica<M> {
         next.unwrap_or(config)
     }
 
+    /// Whether a node counts by a config, and did not by the last one that is known to be committed.
+    fn is_added(&self, node: &Standing) -> bool {
+        let base = self.rules().first();
+        node.member && base.is_some_and(|b| !b.config.is_member(node.incarnation))
+    }
+
     /// Whether members that are there may yet grant, without whom one would have to be left out.
     pub(in crate::replica) fn hopes_for_members(
         &self,
@@ -209,9 +210,13 @@ impl<M: Memory> Replica<M> {
         let member = |i: Incarnation| config.is_member(i);
         let granting = grants.iter().filter(|(_, r)| member(r.incarnation));
         let here = self.peers.iter().filter(|p| p.conn.is_some());
-        let here = here.filter(|p| p.incarnation().is_some_and(member));
-        let granting = granting.count();
-        granting < majority(config.members()) && here.count() + 1 > granting
+        let here = here.filter_map(|p| config.standing(p.incarnation()?));
+        let mut added = here
+            .clone()
+            .filter(|n| self.is_added(n) && !has_granted(n, grants));
+        let (granting, here) = (granting.count(), here.filter(|n| n.member).count());
+        let few = granting < majority(config.members()) && here + 1 > granting;
+        few || added.next().is_some()
     }
 
     /// What stood for a vote in a record stands for no other.
@@ -233,6 +238,12 @@ impl<M: Memory> Replica<M> {
         let newer = theirs.filter(|c| c.at > own.at);
         newer.unwrap_or(own).config.is_member(incarnation)
     }
+}
+
+/// Whether a node is among those that promised an epoch, and its data counts.
+fn has_granted(node: &Standing, grants: &[(NodeId, Report)]) -> bool {
+    let mut grants = grants.iter();
+    grants.any(|(_, r)| r.incarnation == node.incarnation && !r.damaged && !r.fresh)
 }
 
 /// A config without a node that is off, which names the vote that this stood for (protocol F0).
