@@ -330,7 +330,12 @@ impl<M: Memory> Replica<M> {
 
     /// The newest record that is known here to be about a block's neighbourhood.
     pub(super) fn newest_change(&self, volume: VolumeId, block: u64) -> Seq {
-        let (_, changed) = self.newest_of(volume, block, 1, self.log.next_number());
+        self.newest_change_of(volume, block, 1)
+    }
+
+    /// The same, for several blocks.
+    pub(super) fn newest_change_of(&self, volume: VolumeId, block: u64, blocks: u32) -> Seq {
+        let (_, changed) = self.newest_of(volume, block, blocks, self.log.next_number());
         changed
     }
 

@@ -340,3 +340,62 @@ fn whoever_does_not_get_to_its_answers_is_asked_on_and_keeps_its_connection() {
     );
     c.conclude();
 }
+
+#[test]
+fn a_disk_that_keeps_nothing_is_found_while_its_block_is_written_over() {
+    // The record about it may be in B's log and not in its store yet: what that held before does not matter, what it holds then does.
+    for moment in 0..40 {
+        for worn in [true, false] {
+            let mut c = at_rest(90, Options::default());
+            let store = &mut c.nodes[B].disks.stores[0];
+            if worn {
+                store.wear_out(3);
+            } else {
+                store.spoil(3);
+            }
+            let write = c.write(A, 0, 3, 1);
+            c.run_for(moment * 250 * US);
+            let first = verified(&mut c, A, VERIFY);
+            assert_eq!(c.outcome(write, SECOND), Some(Outcome::Done));
+            let found = c.found(A);
+            if worn {
+                assert_eq!((first.bad, first.left, first.missed), (1, 1, 0));
+            }
+            let bad = [(B, 3, FindingKind::Bad)];
+            assert!(found == bad || !worn && found.is_empty(), "{found:?}");
+            let second = verified(&mut c, A, REPAIR);
+            assert_eq!(second.is_clean(), !worn, "{second:?}");
+            c.nodes[B].disks.stores[0].renew();
+            c.conclude();
+        }
+    }
+}
+
+/// B is alone, and has a record about block 3 of which nobody knows whether it is committed.
+fn with_an_open_record(seed: u64) -> Cluster {
+    let mut c = at_rest(seed, Options::default());
+    c.crash(C, KILL);
+    c.run_for(SECOND);
+    c.hold(B, A, ACK);
+    let write = c.write(A, 0, 3, 1);
+    c.run_for(100 * MS);
+    assert_eq!(c.outcome(write, MS), None);
+    c.crash(A, KILL);
+    c.net.snags.clear();
+    c.heal();
+    c
+}
+
+#[test]
+fn what_may_or_may_not_be_written_over_is_not_called_sound() {
+    let mut c = with_an_open_record(91);
+    c.nodes[B].disks.stores[0].spoil(3);
+    let alone = verified(&mut c, B, VERIFY);
+    assert_eq!((alone.bad, alone.missed), (0, 1 << A | 1 << B | 1 << C));
+    c.restart(C);
+    c.must_promote(B);
+    c.restart_and_feed(B, A);
+    c.until_fed(B);
+    assert!(verified(&mut c, B, VERIFY).is_clean());
+    c.conclude();
+}

@@ -2,6 +2,10 @@
 //! is mended if that is wanted, and then the answer is what the table of sums says. Nothing of it outlives the question, so it
 //! does no harm when whoever asked is gone.
 //!
+//! What the store holds of a block that records in the log are about does not matter, since they are about to be applied. But a
+//! disk may not keep what it is given then. So where such a block is not as recorded, it is read again once they are applied,
+//! and before the next ones are.
+//!
 //! Clients come first: while they are served, as much time goes by between two reads as the one before took.
 
 use std::collections::VecDeque;
@@ -63,6 +67,9 @@ struct Check<B> {
     left: u16,
     /// Bad ones among the blocks that are read over and over while they are mended.
     before: Option<usize>,
+    /// Some of these blocks were not as recorded, and records up to this one were about to change that: all are read as of it, or
+    /// of a later one.
+    settled: Option<Seq>,
     since: Time,
 }
 
@@ -108,6 +115,8 @@ enum Step {
     Wait,
     /// It can be answered.
     Answer,
+    /// Nothing can be said of the page now.
+    Unable,
 }
 
 impl<M: Memory> Replica<M> {
@@ -141,6 +150,7 @@ impl<M: Memory> Replica<M> {
             bad: ArrayVec::new(),
             left: 0,
             before: None,
+            settled: None,
             since: self.now,
         });
     }
@@ -169,8 +179,8 @@ impl<M: Memory> Replica<M> {
             match step {
                 Step::On => {}
                 Step::Wait => return,
-                Step::Answer => {
-                    let known = !unable && !blocks.is_empty();
+                Step::Answer | Step::Unable => {
+                    let known = !unable && !blocks.is_empty() && matches!(step, Step::Answer);
                     let checked = self.checked(known.then_some(blocks));
                     self.verify.checks.queue.pop_front();
                     self.verify.checks.serial += 1;
@@ -214,18 +224,32 @@ impl<M: Memory> Replica<M> {
                 }
                 if now < self.verify.checks.not_before {
                     self.verify.checks.retry_at = Some(self.verify.checks.not_before);
-                } else if !self.check_read(blocks) {
-                    self.verify.checks.retry_at = Some(now.after(RETRY_NS));
+                    return Step::Wait;
+                }
+                if let Some(seq) = self.verify.checks.queue[0].settled
+                    && let Some(step) = self.check_settles(seq)
+                {
+                    return step;
+                }
+                if self.check_read(blocks) {
+                    return Step::On;
+                }
+                self.verify.checks.retry_at = Some(now.after(RETRY_NS));
+                Step::Wait
+            }
+            State::Reading { .. } => {
+                if front.settled.is_some() {
+                    self.applier.stop_at = Some(self.sums_as_of());
                 }
                 Step::Wait
             }
-            State::Reading { .. } => Step::Wait,
             State::Mending => {
                 let end = (front.at + READ_BLOCKS).min(blocks.end);
                 if self.repairs.concern(ask.volume, front.at, end) {
                     return Step::Wait;
                 }
                 front.state = State::Read;
+                front.settled = None;
                 Step::On
             }
             State::Await => {
@@ -249,6 +273,25 @@ impl<M: Memory> Replica<M> {
                 Step::Wait
             }
         }
+    }
+
+    /// The store is to hold what the table says, as of this record or a later one. `None` if it does: then nothing is applied
+    /// while it is read. (Without memory for that it is, since that gives some back.)
+    fn check_settles(&mut self, seq: Seq) -> Option<Step> {
+        let as_of = self.sums_as_of();
+        if as_of >= seq && self.applier.is_idle() {
+            return None;
+        }
+        if as_of < seq {
+            let until = self.verify.checks.queue[0].since.after(WAIT_NS);
+            if self.now >= until {
+                // It may never be committed, or the store can not keep up.
+                return Some(Step::Unable);
+            }
+            self.verify.checks.retry_at = Some(until);
+        }
+        self.applier.stop_at = Some(seq.max(as_of));
+        Some(Step::Wait)
     }
 
     /// The record as of which the table of sums is.
@@ -354,16 +397,29 @@ impl<M: Memory> Replica<M> {
             self.verify.checks.queue[0].singly = true;
             return;
         }
-        let mut bad = ArrayVec::<u64, { READ_BLOCKS as usize }>::new();
+        let settled = self.verify.checks.queue[0].settled.is_some();
+        let (mut bad, mut settles) = (ArrayVec::<u64, { READ_BLOCKS as usize }>::new(), false);
         for n in 0..blocks {
             let small = u32::try_from(n).expect("128 blocks");
             let from = small as usize * BLOCK_BYTES;
             let bytes = &buffer.bytes()[from..from + BLOCK_BYTES];
             let admits = self.sums.sum(volume, at + n).admits(volume, at + n, bytes);
-            // A record that the store lacks, or half has, is about it: what it holds does not matter, but for its sum.
-            if (failed.has(small) || !admits) && !(whole && self.rewritten(volume, at + n)) {
-                bad.push(at + n);
+            if !failed.has(small) && admits {
+                continue;
             }
+            // A record that the store lacks, or half has, is about it: what it holds does not matter, but for its sum.
+            if whole && !settled && self.rewritten(volume, at + n) {
+                settles = true;
+                break;
+            }
+            bad.push(at + n);
+        }
+        if settles {
+            let small = u32::try_from(blocks).expect("128 blocks");
+            let newest = self.newest_change_of(volume, at, small);
+            let front = &mut self.verify.checks.queue[0];
+            (front.settled, front.since) = (Some(newest), self.now);
+            return;
         }
         if !bad.is_empty() && generation != self.applier.generation {
             // Newer versions were written while the old ones were read.
@@ -398,6 +454,7 @@ impl<M: Memory> Replica<M> {
         let front = &mut self.verify.checks.queue[0];
         front.left += u16::try_from(bad.len()).expect("128 blocks");
         front.before = None;
+        front.settled = None;
         front.singly = false;
         front.at += blocks;
     }
