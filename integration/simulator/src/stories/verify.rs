@@ -399,3 +399,23 @@ fn what_may_or_may_not_be_written_over_is_not_called_sound() {
     assert!(verified(&mut c, B, VERIFY).is_clean());
     c.conclude();
 }
+
+#[test]
+fn a_record_that_may_never_be_committed_does_not_keep_it_from_its_end() {
+    for others in [false, true] {
+        let mut c = with_an_open_record(92);
+        if others {
+            c.restart(C);
+        }
+        let part = verified(&mut c, B, VERIFY);
+        assert!(part.finished && part.missed & 1 << B != 0, "{part:?}");
+        if !others {
+            c.restart(C);
+        }
+        c.must_promote(B);
+        c.restart_and_feed(B, A);
+        c.until_fed(B);
+        assert!(verified(&mut c, B, VERIFY).is_clean());
+        c.conclude();
+    }
+}

@@ -49,7 +49,7 @@ impl<M: Memory> Replica<M> {
             return;
         }
         if late {
-            run.not_before = now.after(UNABLE_NS);
+            self.leave_behind(run, &page, run.since);
             return;
         }
         let first = &page.answers[0].1;
@@ -62,6 +62,13 @@ impl<M: Memory> Replica<M> {
         page.attempts = 0;
         page.answers.clear();
         run.page = Some(page);
+    }
+
+    /// The page is left for later. Who has not come to this record may never do so: the others are compared without it.
+    fn leave_behind(&self, run: &mut Run, page: &Page, seq: Seq) {
+        for (node, _) in page.answers.iter().filter(|(_, a)| a.as_of < seq) {
+            run.unable[usize::from(node.0)] = self.now.after(UNABLE_NS);
+        }
     }
 
     fn again(&mut self, run: &mut Run, mut page: Page) {
@@ -79,8 +86,9 @@ impl<M: Memory> Replica<M> {
             page.at_least = page.answers.iter().map(|(_, a)| a.as_of).fold(at, Seq::max);
             if page.attempts < ALIGNED_MAX {
                 self.again(run, page);
+            } else {
+                self.leave_behind(run, &page, at);
             }
-            // Else it is left for later.
             return;
         }
         let wrong = self.wrong_copies(&page, start);
