@@ -1,6 +1,6 @@
 //! Verifications: what one reports is so, and what one calls clean is. The disks remember what they harmed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use replicator::io::AdminCommand;
 #[cfg(test)]
@@ -202,20 +202,31 @@ impl Cluster {
                 && !of.sums_rotted
                 && !of.disks.stores.iter().any(worn)
         });
-        let bad_of = |n: usize, v: usize| {
-            let mut harmed = self.nodes[n].disks.stores[v].harmed();
-            harmed.find(|&b| self.is_bad(n, v, b))
-        };
-        let bad = (0..self.options.nodes)
-            .flat_map(|n| (0..self.nodes[n].disks.stores.len()).map(move |v| (n, v)))
-            .find_map(|(n, v)| bad_of(n, v).map(|b| (n, v, b)));
         if whole && self.options.nodes > 1 && !self.checks.is_beyond() {
-            let clean = view.last.is_some_and(|(_, v)| v.is_clean());
+            let bad = self.bad_blocks();
+            let has = |v, b| (0..self.options.nodes).any(|n| !bad.contains(&(n, v, b)));
+            let mendable = bad.iter().find(|&&(_, v, b)| has(v, b));
+            // Of what is left nobody has a good copy: it was told of, and nothing else was.
+            let told = view
+                .last
+                .is_some_and(|(_, v)| v.finished && v.missed == 0 && v.left == bad.len() as u64);
             assert!(
-                clean && bad.is_none(),
+                told && mendable.is_none(),
                 "P6: a repair of everything left {bad:?}: {view:?}"
             );
         }
+    }
+
+    /// The blocks of all stores that are not what the log says: of which node and volume.
+    fn bad_blocks(&self) -> BTreeSet<(usize, usize, u64)> {
+        let mut bad = BTreeSet::new();
+        for (node, n) in self.nodes.iter().enumerate().take(self.options.nodes) {
+            for (volume, store) in n.disks.stores.iter().enumerate() {
+                let harmed = store.harmed().filter(|&b| self.is_bad(node, volume, b));
+                bad.extend(harmed.map(|b| (node, volume, b)));
+            }
+        }
+        bad
     }
 
     /// The blocks that a verification of this node named.
