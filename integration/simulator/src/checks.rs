@@ -194,9 +194,16 @@ impl Checks {
         if new {
             self.begins(node, epoch, first);
             self.makers.entry(epoch).or_insert(node);
-            let mut kinds = batch::descriptors(block, &header).flatten();
-            if kinds.any(|d| d.kind == Kind::Demote) {
+            let is = |kind| {
+                batch::descriptors(block, &header)
+                    .flatten()
+                    .any(|d| d.kind == kind)
+            };
+            if is(Kind::Demote) {
                 self.demotes.insert((epoch, first));
+            }
+            if is(Kind::Membership) {
+                self.admits(node, (epoch, first), header.committed.0);
             }
         }
         let (checksum, _) = self.made.entry((epoch, first)).or_insert_with(|| {
@@ -439,6 +446,43 @@ impl Checks {
         let before = self.committed_config();
         let mut added = members().filter(|n| before.is_some_and(|b| !b.is_member(n.incarnation)));
         copies >= majority(config.members()) && added.all(|n| has(n.incarnation))
+    }
+
+    /// A Primary makes a membership record, of which nothing is in its log yet: whom it makes a member has everything from before the
+    /// record by which that node was to join (M4).
+    fn admits(&self, node: usize, (epoch, seq): (u64, u64), committed: u64) {
+        let Some(config) = self.configs.get(&(epoch, seq)) else {
+            return;
+        };
+        let log = &self.logs[node];
+        let before = self.rules_of(node, committed);
+        let joins = self.configs_in(log).map(|(at, _)| at).max();
+        let Some((_, last)) = joins.and_then(|at| log.batches.range(..at).next_back()) else {
+            return;
+        };
+        let reached = |log: &NodeLog| {
+            let tail = log.batches.values().rev().find(|j| j.durable);
+            // A log that begins anew with the end of a resync has nothing of its own yet.
+            tail.map_or(log.checked >= last.batch.last, |j| {
+                (j.batch.epoch, j.batch.last) >= (last.batch.epoch, last.batch.last)
+            })
+        };
+        let new = |n: &&Standing| n.member && !before.iter().any(|c| c.is_member(n.incarnation));
+        for added in config.nodes.iter().filter(new) {
+            let is = self
+                .node_of(added.incarnation)
+                .and_then(|n| self.logs.get(n));
+            let was = self
+                .gone
+                .iter()
+                .filter(|(life, _)| *life == added.incarnation);
+            assert!(
+                is.into_iter().chain(was.map(|(_, log)| log)).any(reached),
+                "M4: node {node} makes {} a member in {epoch}.{seq}, which lacks what is before {}",
+                added.name,
+                last.batch.last + 1
+            );
+        }
     }
 
     /// Whether a node holds, or held before its disks were harmed, durably and with all before it, the batch with record `seq`

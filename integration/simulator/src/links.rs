@@ -69,8 +69,11 @@ impl Cluster {
         {
             let to = self.net.conns[conn].nodes[1 - side];
             let life = self.checks.life_of(to);
-            // A connection may stand for a while when the process at its other end is gone, and its disks are others.
-            let heard = self.net.conns[conn].lives[1 - side] == self.nodes[to].life;
+            // A connection may stand for a while when the process at its other end is gone, and its disks are others; or when that end
+            // was given up: by a node that became another life of itself since, and takes nothing from it.
+            let c = &self.net.conns[conn];
+            let given_up = c.gives_up[1 - side] || c.closed[1 - side];
+            let heard = c.lives[1 - side] == self.nodes[to].life && !given_up;
             let append = heard && matches!(frame, Frame::Append { .. });
             let has_part = config.is_member(life) || self.checks.newest_lists(node, life);
             if append && !has_part && !self.nodes[to].forced {

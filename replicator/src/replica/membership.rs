@@ -188,6 +188,8 @@ impl<M: Memory> Replica<M> {
         match feed {
             Feed::NotMember if fed => self.start_feed(node),
             Feed::Witness { .. } if !fed => self.peers[index].feed = Feed::NotMember,
+            // It hears that it was dropped, and no more: what it had by then is not all any more, also if it is to return (protocol M4).
+            Feed::On { .. } if !self.is_to_be_fed(report.incarnation) => self.is_behind(node),
             _ => {}
         }
     }

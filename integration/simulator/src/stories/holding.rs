@@ -270,3 +270,20 @@ fn only_a_primary_with_a_majority_holds_writes() {
     assert!(failed(&nobody, "not Primary"), "{nobody:?}");
     c.conclude();
 }
+
+#[test]
+fn a_node_that_was_dropped_is_not_waited_for() {
+    let mut c = serving(13, Options::default());
+    c.must_write(A, 0, 3, 2);
+    c.until_fed(A);
+    let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
+    assert_eq!(c.command(A, AdminCommand::Drop { peer, deadline }), Ok(()));
+    // It is connected still, and is given nothing.
+    c.must_write(A, 0, 9, 2);
+    assert!(c.connected(A, C));
+    let id = c.begin_suspend(A, 5 * SECOND);
+    assert_eq!(c.answer(id, SECOND), Some(Ok(())));
+    assert!([A, B].into_iter().all(|n| c.has_applied(A, n)));
+    assert_eq!(c.resume(A), Ok(()));
+    c.conclude();
+}

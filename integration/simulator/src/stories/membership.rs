@@ -613,3 +613,24 @@ fn who_belongs_to_nothing_yet_and_is_past_the_journal_comes_when_it_hears_what_i
     c.must_write(A, 0, 3, 2);
     c.conclude();
 }
+
+#[test]
+fn a_node_that_returns_counts_only_once_it_has_what_was_written_meanwhile() {
+    let mut c = serving(12, options(2, 0));
+    c.must_write(A, 0, 3, 2);
+    c.until_fed(A);
+    assert_eq!(c.drops(A, B), Ok(()));
+    c.must_write(A, 0, 9, 40);
+    let end = c.nodes[A].view.committed;
+    // It was connected all the time, and takes nothing for a while.
+    c.nodes[B].hung_until[JOURNAL] = c.now + 2 * SECOND;
+    let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(B));
+    let id = c.admin(A, AdminCommand::Return { peer, deadline });
+    c.run_for(100 * MS);
+    assert_eq!(c.stands(A, B), Membership::Joining);
+    let write = c.write(A, 0, 50, 2);
+    assert_eq!(c.outcome(write, SECOND), Some(Outcome::Done));
+    assert_eq!(c.answer(id, 5 * SECOND), Some(Ok(())));
+    assert!(c.nodes[B].view.durable >= end);
+    c.conclude();
+}

@@ -289,3 +289,27 @@ fn a_full_store_is_waited_for_in_place() {
     );
     c.conclude();
 }
+
+#[test]
+fn what_is_told_to_a_life_that_was_given_up_is_heard_by_nobody() {
+    let mut c = serving(14, Options::default());
+    c.must_write(A, 0, 3, 2);
+    c.until_fed(A);
+    let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
+    assert_eq!(c.command(A, AdminCommand::Drop { peer, deadline }), Ok(()));
+    c.must_write(A, 0, 9, 2);
+    // C is to count again, and that it has everything is under way when it gives that up: it need not ask anybody.
+    c.hold(C, A, ACK);
+    let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
+    let id = c.admin(A, AdminCommand::Return { peer, deadline });
+    c.until_snagged();
+    assert_eq!(invalidate(&mut c, C, false), Ok(()));
+    // That the connection ended is known to A a little later.
+    c.run_for(10 * MS);
+    c.heal();
+    assert!(c.answer(id, 10 * SECOND).is_some());
+    assert!(said(&c, A, "counts from here on"), "the life that is over");
+    assert_eq!(replace(&mut c, A, C), Ok(()));
+    c.until_fed(A);
+    c.conclude();
+}
