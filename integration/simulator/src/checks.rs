@@ -1,11 +1,14 @@
 //! What must hold between the nodes' logs and stores: one name, one batch (N1); one committed log (P2, P4); committed is
 //! durable on a majority (P1); a store is a prefix (P3).
 
+mod commits;
+mod members;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use replicator::journal::batch::{self, Kind};
-use replicator::meta::config::{ClusterConfig, Standing, majority};
+use replicator::meta::config::{ClusterConfig, Standing};
 use replicator::meta::volumes::Volumes;
 use replicator::types::{BLOCK_BYTES, BLOCK_BYTES_U64, Incarnation, RecordId, VolumeId};
 
@@ -362,129 +365,6 @@ impl Checks {
         self.lives[node]
     }
 
-    /// The last config that is known to be committed.
-    pub(crate) fn committed_config(&self) -> Option<&ClusterConfig> {
-        self.config.as_ref().map(|(_, config)| &**config)
-    }
-
-    /// The configs whose rules hold for a node that knows what is committed up to a record: the last one up to there, and all that
-    /// follow in its log.
-    pub(crate) fn rules_of(&self, node: usize, committed: u64) -> Vec<Rc<ClusterConfig>> {
-        let Some(log) = self.logs.get(node) else {
-            return Vec::new();
-        };
-        let mut in_log: Vec<_> = self
-            .configs_in(log)
-            .map(|(at, c)| (at, c.clone()))
-            .collect();
-        in_log.sort_unstable_by_key(|(at, _)| *at);
-        let pending = in_log.iter().filter(|(at, _)| *at > committed);
-        let known = in_log.iter().rev().find(|(at, _)| *at <= committed);
-        // What a node's journal no longer holds, or what was before it went on alone, is committed.
-        let chained = self.config.as_ref().filter(|(at, _)| *at <= committed);
-        let base = known.into_iter().chain(chained).max_by_key(|(at, _)| *at);
-        base.into_iter()
-            .chain(pending)
-            .map(|(_, c)| c.clone())
-            .collect()
-    }
-
-    /// The record of the newest config in a node's log, if it is of this epoch.
-    pub(crate) fn newest_config_of(&self, node: usize, epoch: u64) -> Option<u64> {
-        let log = self.logs.get(node)?;
-        let newest = self.configs_in(log).map(|(at, _)| at).max()?;
-        let first = log.batches.get(&newest)?;
-        (first.batch.epoch == epoch).then_some(newest)
-    }
-
-    /// Whether a node is a member by the newest config in another one's log.
-    pub(crate) fn newest_lists(&self, node: usize, life: Incarnation) -> bool {
-        let Some(log) = self.logs.get(node) else {
-            return false;
-        };
-        let newest = self.configs_in(log).max_by_key(|(at, _)| *at);
-        newest.is_some_and(|(_, config)| config.is_member(life))
-    }
-
-    /// The configs in a log, with the numbers of their records.
-    fn configs_in<'a>(
-        &'a self,
-        log: &'a NodeLog,
-    ) -> impl Iterator<Item = (u64, &'a Rc<ClusterConfig>)> {
-        self.configs.iter().filter_map(|((epoch, first), config)| {
-            let there = log.batches.get(first);
-            there
-                .is_some_and(|j| j.batch.epoch == *epoch)
-                .then_some((*first, config))
-        })
-    }
-
-    /// Somebody who has no part in the config of a record is told of it (M4).
-    pub(crate) fn tells_outsider(&self, node: usize, (epoch, seq): (u64, u64), knows: u64) {
-        // A committed one was in enough journals, and may have left them since.
-        // What it takes for committed is judged at the end of its turn.
-        let committed = self.chain.get(&seq).is_some_and(|b| b.epoch == epoch) || seq <= knows;
-        // What was pending when a later config came is told with that one.
-        let later = self.logs[node].batches.range(seq..);
-        let later = later.filter(|(first, j)| self.configs.contains_key(&(j.batch.epoch, **first)));
-        let mut at = later.map(|(first, j)| (j.batch.epoch, *first));
-        let safe = at.any(|(epoch, seq)| self.is_beyond_loss(epoch, seq));
-        assert!(
-            committed || self.beyond || safe,
-            "M4: node {node} tells the config of {epoch}.{seq}, and a promotion may miss its record"
-        );
-    }
-
-    /// Whether the record of a config is where every promotion that knows of the config finds it (M4).
-    fn is_beyond_loss(&self, epoch: u64, seq: u64) -> bool {
-        let Some(config) = self.configs.get(&(epoch, seq)) else {
-            return false;
-        };
-        let has = |i| self.had(i, |j| j.batch.epoch == epoch && j.batch.last == seq, seq);
-        let members = || config.nodes.iter().filter(|n| n.member);
-        let copies = members().filter(|n| has(n.incarnation)).count();
-        let before = self.committed_config();
-        let mut added = members().filter(|n| before.is_some_and(|b| !b.is_member(n.incarnation)));
-        copies >= majority(config.members()) && added.all(|n| has(n.incarnation))
-    }
-
-    /// A Primary makes a membership record, of which nothing is in its log yet: whom it makes a member has everything from before the
-    /// record by which that node was to join (M4).
-    fn admits(&self, node: usize, (epoch, seq): (u64, u64), committed: u64) {
-        let Some(config) = self.configs.get(&(epoch, seq)) else {
-            return;
-        };
-        let log = &self.logs[node];
-        let before = self.rules_of(node, committed);
-        let joins = self.configs_in(log).map(|(at, _)| at).max();
-        let Some((_, last)) = joins.and_then(|at| log.batches.range(..at).next_back()) else {
-            return;
-        };
-        let reached = |log: &NodeLog| {
-            let tail = log.batches.values().rev().find(|j| j.durable);
-            // A log that begins anew with the end of a resync has nothing of its own yet.
-            tail.map_or(log.checked >= last.batch.last, |j| {
-                (j.batch.epoch, j.batch.last) >= (last.batch.epoch, last.batch.last)
-            })
-        };
-        let new = |n: &&Standing| n.member && !before.iter().any(|c| c.is_member(n.incarnation));
-        for added in config.nodes.iter().filter(new) {
-            let is = self
-                .node_of(added.incarnation)
-                .and_then(|n| self.logs.get(n));
-            let was = self
-                .gone
-                .iter()
-                .filter(|(life, _)| *life == added.incarnation);
-            assert!(
-                is.into_iter().chain(was.map(|(_, log)| log)).any(reached),
-                "M4: node {node} makes {} a member in {epoch}.{seq}, which lacks what is before {}",
-                added.name,
-                last.batch.last + 1
-            );
-        }
-    }
-
     /// Whether a node holds, or held before its disks were harmed, durably and with all before it, the batch with record `seq`
     /// that is the one looked for.
     fn had(&self, incarnation: Incarnation, is_it: impl Fn(&Journaled) -> bool, seq: u64) -> bool {
@@ -498,26 +378,6 @@ impl Checks {
             .and_then(|n| self.logs.get(n))
             .is_some_and(had)
             || gone.any(|(i, log)| *i == incarnation && had(log))
-    }
-
-    /// How many members of a config have a batch.
-    fn copies(&self, config: &ClusterConfig, batch: &Batch) -> usize {
-        let members = config.nodes.iter().filter(|n| n.member);
-        let has = |n: &&Standing| self.had(n.incarnation, |j| j.batch == *batch, batch.first);
-        members.filter(has).count()
-    }
-
-    /// How many voters of a config have a batch that carries one; those count too whose confirmed stop it names.
-    fn votes(&self, config: &ClusterConfig, batch: &Batch, carried: &ClusterConfig) -> usize {
-        let voters = config.nodes.iter().filter(|n| n.voter);
-        let votes = |n: &&Standing| {
-            let stopped = carried.standing(n.incarnation).is_some_and(|s| s.stopped);
-            let witness = self.node_of(n.incarnation);
-            let witness = witness.and_then(|w| w.checked_sub(self.logs.len()));
-            let told = witness.is_some_and(|w| self.witnesses[w] >= (batch.epoch, batch.last));
-            stopped || told || self.had(n.incarnation, |j| j.batch == *batch, batch.first)
-        };
-        voters.filter(votes).count()
     }
 
     /// A node crashed: only what is durable is sure to be there.
@@ -641,121 +501,6 @@ impl Checks {
         let log = std::mem::take(&mut self.logs[node]);
         self.gone.push((self.lives[node], log));
         self.judged[node] = 0;
-    }
-
-    /// A node says that it knows everything up to `committed` to be committed.
-    pub(crate) fn committed(&mut self, node: usize, committed: u64) {
-        let Some(log) = self.logs.get(node).filter(|_| !self.beyond) else {
-            return;
-        };
-        let mut news = Vec::new();
-        let mut checked = log.checked;
-        for (&first, journaled) in log.batches.range(log.checked + 1..) {
-            let batch = &journaled.batch;
-            if batch.last > committed {
-                break;
-            }
-            let end = news.last().map_or(self.chain_end, |b: &Batch| b.last);
-            if first > end + 1 {
-                break; // Another node knows what lies between and will say so.
-            }
-            if first == end + 1 {
-                news.push(batch.clone());
-            } else {
-                assert_eq!(
-                    self.chain.get(&first),
-                    Some(batch),
-                    "P2: node {node} holds another batch than the committed one"
-                );
-            }
-            checked = batch.last;
-        }
-        if !news.is_empty() {
-            self.may_be_committed(node, &news);
-        }
-        for batch in news {
-            self.extend_chain(batch);
-        }
-        let log = &mut self.logs[node];
-        log.checked = log.checked.max(checked);
-        self.judged[node] = log
-            .batches
-            .last_key_value()
-            .map_or(0, |(_, j)| j.batch.last);
-    }
-
-    fn config_in(&self, batch: &Batch) -> Option<&Rc<ClusterConfig>> {
-        self.configs.get(&(batch.epoch, batch.first))
-    }
-
-    /// Whether these batches, the next ones of the committed log, are committed by the rules (P1, N4, M2, M3): a change of the
-    /// membership by the voters of all configs since the last committed one and a majority of its own members, and with it all
-    /// before; other records by the members.
-    fn may_be_committed(&self, node: usize, news: &[Batch]) {
-        let base = self.config.as_ref().map(|(_, config)| config);
-        let carries = |b: &&Batch| self.config_in(b).is_some();
-        let change = news.iter().rposition(|b| carries(&b));
-        let carried = change.and_then(|at| self.config_in(&news[at]));
-        if let (Some(at), Some(carried)) = (change, carried) {
-            let batch = &news[at];
-            let copies = self.copies(carried, batch);
-            assert!(
-                copies >= majority(carried.members()),
-                "P1: node {node} says that {batch:?} is committed, {copies} journals have it"
-            );
-            let within = news[..=at].iter().filter_map(|b| self.config_in(b));
-            for config in base.into_iter().chain(within) {
-                let votes = self.votes(config, batch, carried);
-                assert!(
-                    votes >= majority(config.voters()),
-                    "M3, N4: node {node} says that {batch:?} is committed, {votes} voters of {config:?} have it"
-                );
-            }
-        }
-        let Some(config) = carried.or(base) else {
-            panic!("P1: node {node} calls {news:?} committed, and there is no config");
-        };
-        // N4: what an older epoch left is committed with this one's first record, not by counting.
-        let log = &self.logs[node].batches;
-        let reign = log.last_key_value().map_or(0, |(_, j)| j.batch.epoch);
-        let rest = &news[change.map_or(0, |at| at + 1)..];
-        if rest.iter().any(|b| b.epoch < reign) {
-            let of_reign = log.values().rev().take_while(|j| j.batch.epoch == reign);
-            let begin = &of_reign.last().expect("the last is one of them").batch;
-            let carried = self.config_in(begin).unwrap_or(config);
-            let copies = self.copies(carried, begin);
-            assert!(
-                copies >= majority(carried.members()),
-                "N4: node {node} says that {rest:?} is committed, {copies} journals have the first record of epoch {reign}"
-            );
-        }
-        // Who makes the records knows which changes are pending. What it committed in this turn may have come before a new one.
-        let end = news.last().map_or(0, |b| b.last);
-        let leads = self.makers.get(&reign) == Some(&node);
-        let pending = log
-            .range(end + 1..)
-            .filter(|(first, _)| leads && **first <= self.judged[node]);
-        let pending = pending.filter_map(|(_, j)| self.config_in(&j.batch));
-        let pending: Vec<_> = pending.collect();
-        for batch in rest {
-            for config in [config].into_iter().chain(pending.iter().copied()) {
-                let copies = self.copies(config, batch);
-                assert!(
-                    copies >= majority(config.members()),
-                    "P1, M2: node {node} says that {batch:?} is committed, {copies} journals of {config:?} have it"
-                );
-            }
-        }
-    }
-
-    fn extend_chain(&mut self, batch: Batch) {
-        if let Some(config) = self.config_in(&batch) {
-            self.config = Some((batch.last, config.clone()));
-        }
-        let (_, changes) = self.made[&(batch.epoch, batch.first)].clone();
-        self.note_changes(&batch, &changes);
-        self.chain_end = batch.last;
-        self.chain.insert(batch.first, batch);
     }
 
     /// A node serves an epoch.
