@@ -363,7 +363,8 @@ pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
     let mut window = Window::new(journal, ring_blocks);
     let applied = superblock.applied;
     let mut tail = Tail::from(applied);
-    let mut committed = superblock.committed.max(applied.id.seq);
+    // As far as the log itself says.
+    let mut committed = applied.id.seq;
     let mut parts = LogParts {
         ring_blocks,
         start: tail,
@@ -380,7 +381,7 @@ pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
     if given_up && applied.id == RecordId::NONE {
         return Scanned {
             parts,
-            committed,
+            committed: committed.max(superblock.committed),
             damaged_until: RecordId::NONE,
             end: decide(Seen::Blank, false, false),
             seen: Seen::Blank,
@@ -431,6 +432,7 @@ pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
                 at: header.last_id(),
                 config: superblock.alone_after(parts.configs.last()),
             });
+            committed = committed.max(header.last());
         }
         if batch::descriptors(bytes, &header)
             .flatten()
@@ -474,7 +476,15 @@ pub fn scan<R: BlockRead>(superblock: &Superblock, journal: &mut R) -> Scanned {
     } else {
         superblock.damaged_until
     };
-    let committed = committed.min(tail.id.seq);
+    // The floor in the superblock is of the log that it speaks of. If that went on in a newer epoch, this one may end with the tail
+    // that was cut for it: those records were never committed, others with their numbers were.
+    let same_log = superblock.acked.epoch <= tail.id.epoch;
+    let known = if same_log {
+        superblock.committed
+    } else {
+        Seq(0)
+    };
+    let committed = committed.max(known).min(tail.id.seq);
     let demoted_below = older(&mut window, superblock, &mut parts, tail.position);
     let demoted = demoted_at
         .or(demoted_below)

@@ -233,9 +233,12 @@ fn an_acknowledged_record_is_missed_behind_the_uncut_tail_of_an_older_epoch() {
     for acked in &lost {
         let mut superblock = node(&old, Some(1), None);
         superblock.acked = acked.header.last_id();
+        superblock.committed = superblock.acked.seq;
         let found = scanned(&superblock, &mut Disk::with(&old));
         assert_eq!(verdict(&found, &old), ('B', Decision::Damaged, 6));
         assert_eq!(found.damaged_until, acked.header.last_id());
+        // It is those that were committed, and not the ones with their numbers.
+        assert_eq!(found.committed, superblock.applied.id.seq);
     }
 }
 
