@@ -83,7 +83,13 @@ impl Cluster {
             }
             match self.promote(node, 3 * SECOND) {
                 Ok(()) => return (!self.checks.is_beyond()).then_some(node),
-                Err(error) => said.push((node, error)),
+                Err(error) => {
+                    // It was told to give its data up, and waits for the Primary's word: until that comes, or its connection ends.
+                    if matches!(&error, AdminError::Failed(why) if why.contains("being given up")) {
+                        self.run_for(SECOND);
+                    }
+                    said.push((node, error));
+                }
             }
             if self.checks.is_beyond() {
                 return None;
