@@ -322,8 +322,11 @@ impl<M: Memory> Replica<M> {
             let repair = &self.repairs.list[index];
             let (volume, block) = (repair.volume, repair.block);
             let moot = self.rewritten(volume, block);
+            // What the right copy is was known of an older record.
+            let newer = |(_, as_of): (BlockSum, Seq)| self.newest_change(volume, block) > as_of;
+            let outdated = repair.wanted.is_some_and(newer);
             let goes = match repair.state {
-                State::Wanted | State::Asked { .. } if moot => true,
+                State::Wanted | State::Asked { .. } if moot || outdated => true,
                 State::Asked { conn, at, .. } if self.now.since(at) >= SLOW_NS => {
                     let node = self.peer_of(conn).map_or(0, |p| p.node.0);
                     self.repairs.list[index].slow |= 1 << node;
@@ -424,6 +427,10 @@ impl<M: Memory> Replica<M> {
         if tried != 0 && !std::mem::replace(&mut repair.again, true) {
             repair.tried = 0;
             return self.ask_for(index);
+        }
+        // What is here need not be bad: it is read as before, and the verification compares it anew.
+        if repair.wanted.is_some() {
+            return false;
         }
         self.lose(volume, block, "no peer has a good copy now");
         false
