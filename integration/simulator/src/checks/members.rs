@@ -95,26 +95,26 @@ impl Checks {
     }
 
     /// A Primary makes a membership record, of which nothing is in its log yet: whom it makes a member has everything from before the
-    /// record by which that node was to join (M4).
+    /// record by which that node was to join, and from before the Primary's reign (M4).
     pub(super) fn admits(&self, node: usize, (epoch, seq): (u64, u64), committed: u64) {
         let Some(config) = self.configs.get(&(epoch, seq)) else {
             return;
         };
         let log = &self.logs[node];
         let before = self.rules_of(node, committed);
-        let joins = self.configs_in(log).map(|(at, _)| at).max();
-        let Some((_, last)) = joins.and_then(|at| log.batches.range(..at).next_back()) else {
-            return;
-        };
-        let reached = |log: &NodeLog| {
-            let tail = log.batches.values().rev().find(|j| j.durable);
-            // A log that begins anew with the end of a resync has nothing of its own yet.
-            tail.map_or(log.checked >= last.batch.last, |j| {
-                (j.batch.epoch, j.batch.last) >= (last.batch.epoch, last.batch.last)
-            })
-        };
         let new = |n: &&Standing| n.member && !before.iter().any(|c| c.is_member(n.incarnation));
         for added in config.nodes.iter().filter(new) {
+            let joins = self.stands_since(log, added.incarnation);
+            let Some((_, last)) = joins.and_then(|at| log.batches.range(..at).next_back()) else {
+                continue;
+            };
+            let reached = |log: &NodeLog| {
+                let tail = log.batches.values().rev().find(|j| j.durable);
+                // A log that begins anew with the end of a resync has nothing of its own yet.
+                tail.map_or(log.checked >= last.batch.last, |j| {
+                    (j.batch.epoch, j.batch.last) >= (last.batch.epoch, last.batch.last)
+                })
+            };
             let is = self
                 .node_of(added.incarnation)
                 .and_then(|n| self.logs.get(n));
@@ -129,5 +129,21 @@ impl Checks {
                 last.batch.last + 1
             );
         }
+    }
+
+    /// The record of the config in a log since which a node stands as it does by the newest one there, or with which the reign began:
+    /// what changed the standing of others since is none of it.
+    fn stands_since(&self, log: &NodeLog, life: Incarnation) -> Option<u64> {
+        let stood = |(at, config): (u64, &Rc<ClusterConfig>)| {
+            let epoch = log.batches.get(&at).map(|j| j.batch.epoch);
+            (at, epoch, config.standing(life).copied())
+        };
+        let mut in_log: Vec<_> = self.configs_in(log).map(stood).collect();
+        in_log.sort_unstable_by_key(|(at, ..)| *at);
+        let (_, epoch, standing) = in_log.last().copied()?;
+        let as_now =
+            |(_, e, s): &&(u64, Option<u64>, Option<Standing>)| (*e, *s) == (epoch, standing);
+        let since = in_log.iter().rev().take_while(as_now).last();
+        since.map(|(at, ..)| *at)
     }
 }

@@ -634,3 +634,30 @@ fn a_node_that_returns_counts_only_once_it_has_what_was_written_meanwhile() {
     assert!(c.nodes[B].view.durable >= end);
     c.conclude();
 }
+
+#[test]
+fn who_is_to_join_counts_without_the_record_by_which_another_one_came_to_count() {
+    let mut c = serving(15, options(3, 0));
+    c.must_write(A, 0, 3, 2);
+    c.until_fed(A);
+    assert_eq!(c.drops(A, C), Ok(()));
+    assert_eq!(c.drops(A, B), Ok(()));
+    c.must_write(A, 0, 9, 2);
+    // C has everything from before it was to join, and A hears of that late.
+    c.hold(C, A, ACK);
+    let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
+    let id = c.admin(A, AdminCommand::Return { peer, deadline });
+    c.until_snagged();
+    let before = c.nodes[A].view.committed;
+    // Meanwhile it takes nothing, and B comes to count.
+    c.nodes[C].hung_until[JOURNAL] = c.now + SECOND;
+    c.must_write(A, 0, 12, 2);
+    assert_eq!(c.returns(A, B), Ok(()));
+    assert_eq!(c.stands(A, C), Membership::Joining);
+    c.heal();
+    c.until_stands(A, C, Membership::Full);
+    assert!(c.nodes[C].view.durable <= before, "it hangs still");
+    assert_eq!(c.answer(id, SECOND), Some(Ok(())));
+    c.must_write(A, 0, 15, 2);
+    c.conclude();
+}
