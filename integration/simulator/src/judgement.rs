@@ -266,7 +266,10 @@ impl Cluster {
                 node.disks.stores.iter_mut().for_each(Disk::renew);
             }
             // A node trusts such a disk again a minute after it was last found not to keep a block.
+            let trusted = self.now + 61 * SECOND;
             fed = self.run_until(100 * SECOND, |c| c.fed(primary));
+            // Until then its bad blocks are given to whoever reads them, and not mended.
+            self.run_for(trusted.saturating_sub(self.now));
         }
         // What nobody has can not be brought.
         if !fed && self.bad_block_holds_up(&self.all(), self.now - 5 * SECOND) {

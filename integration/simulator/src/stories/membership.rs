@@ -3,6 +3,7 @@
 use replicator::view::{Membership, ReplicationState, Suspended};
 
 use super::*;
+use crate::drive::META;
 
 const DROP_AFTER_MS: u32 = 1500;
 
@@ -391,9 +392,18 @@ fn a_return_that_breaks_off_holds_up_no_promotion() {
     // A node is to count again, and is lost as soon as the record says so, with others. Whoever is left is a majority by the vote of a
     // witness, who can not be told of that record without the node.
     let mut left_out = 0;
-    for (nodes, back, lost) in [(3, 2, &[2, 4][..]), (4, 3, &[0, 3])] {
+    // With three data nodes the two that are left are a majority of them, and no policy is asked.
+    for (nodes, back, lost, policy) in [
+        (3, 2, &[2, 4][..], DROP_AFTER_MS),
+        (3, 2, &[2, 4], 0),
+        (4, 3, &[0, 3], DROP_AFTER_MS),
+    ] {
         for tenths in 0..20 {
-            let mut c = serving(tenths, options(nodes, 2));
+            let options = Options {
+                drop_after_ms: policy,
+                ..options(nodes, 2)
+            };
+            let mut c = serving(tenths, options);
             assert_eq!(c.drops(A, back), Ok(()));
             c.until_stands(A, back, Membership::Out);
             c.must_write(A, 0, 3, 2);
@@ -422,6 +432,36 @@ fn a_return_that_breaks_off_holds_up_no_promotion() {
         }
     }
     assert!(left_out > 0);
+}
+
+#[test]
+fn a_promotion_waits_for_whose_return_is_pending_if_it_is_there() {
+    // Its promise takes longer than those of the others, who would be enough with the vote of a witness.
+    let mut pending = 0;
+    for tenths in 0..20 {
+        let mut c = serving(tenths, options(3, 2));
+        assert_eq!(c.drops(A, C), Ok(()));
+        c.until_stands(A, C, Membership::Out);
+        c.must_write(A, 0, 3, 2);
+        let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
+        c.admin(A, AdminCommand::Return { peer, deadline });
+        assert!(c.run_until(5 * SECOND, |c| said(c, A, "counts from here on")));
+        c.run_for(tenths * MS / 5);
+        c.crash(A, KILL);
+        c.crash(4, POWER);
+        c.restart(A);
+        c.run_for(SECOND);
+        pending += usize::from(c.nodes[B].view.durable > c.nodes[B].view.committed);
+        c.nodes[C].slow[META] = 30;
+        c.must_promote(B);
+        assert_ne!(c.stands(B, C), Membership::Dropped, "{tenths}");
+        c.nodes[C].slow[META] = 1;
+        c.until_stands(B, C, Membership::Full);
+        c.restart(4);
+        c.until_fed(B);
+        c.conclude();
+    }
+    assert!(pending > 0);
 }
 
 #[test]

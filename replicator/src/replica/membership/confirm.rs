@@ -5,6 +5,7 @@ use crate::io::*;
 use crate::memory::Memory;
 use crate::meta::config::{ClusterConfig, ConfigAt, Standing, majority};
 use crate::replica::Replica;
+use crate::replica::peers::Peer;
 use crate::types::*;
 use crate::wire::frame::Report;
 
@@ -166,12 +167,27 @@ impl<M: Memory> Replica<M> {
         {
             return alone;
         }
+        let next = self.left_out(&config, grants).and_then(|n| {
+            config.with(Standing {
+                member: false,
+                ..*n
+            })
+        });
+        next.unwrap_or(config)
+    }
+
+    /// The member that this node's epoch record leaves out, if no other one grants (protocol P6).
+    fn left_out<'a>(
+        &self,
+        config: &'a ClusterConfig,
+        grants: &[(NodeId, Report)],
+    ) -> Option<&'a Standing> {
         let members = config.members();
         let granted = |n: &&Standing| has_granted(n, grants);
         let alive = config.nodes.iter().filter(|n| n.member).filter(granted);
         let (alive, votes) = (alive.clone().count(), alive.filter(|n| n.voter).count());
         if members == 1 || alive < majority(members - 1) {
-            return config;
+            return None;
         }
         // Whose addition is pending goes before others. No witness can be told of it before that node has it (M4), so where a
         // witness's vote is needed there is no waiting for one that is away; and as nobody relied on it yet, that is no matter of
@@ -179,20 +195,13 @@ impl<M: Memory> Replica<M> {
         let mut missing = config.nodes.iter().filter(|n| n.member && !granted(n));
         let added = missing.clone().find(|n| self.is_added(n));
         let policy_allows = self.config.drop_after_ns().is_some();
-        let leaves_out = if added.is_some() && votes < majority(config.voters()) {
+        if added.is_some() && votes < majority(config.voters()) {
             added
         } else if alive < majority(members) && policy_allows {
             missing.next()
         } else {
             None
-        };
-        let next = leaves_out.and_then(|n| {
-            config.with(Standing {
-                member: false,
-                ..*n
-            })
-        });
-        next.unwrap_or(config)
+        }
     }
 
     /// Whether a node counts by a config, and did not by the last one that is known to be committed.
@@ -210,13 +219,11 @@ impl<M: Memory> Replica<M> {
         let member = |i: Incarnation| config.is_member(i);
         let granting = grants.iter().filter(|(_, r)| member(r.incarnation));
         let here = self.peers.iter().filter(|p| p.conn.is_some());
-        let here = here.filter_map(|p| config.standing(p.incarnation()?));
-        let mut added = here
-            .clone()
-            .filter(|n| self.is_added(n) && !has_granted(n, grants));
-        let (granting, here) = (granting.count(), here.filter(|n| n.member).count());
-        let few = granting < majority(config.members()) && here + 1 > granting;
-        few || added.next().is_some()
+        let mut here = here.filter_map(Peer::incarnation).filter(|i| member(*i));
+        let granting = granting.count();
+        let few = granting < majority(config.members()) && here.clone().count() + 1 > granting;
+        let out = self.left_out(config, grants);
+        few || out.is_some_and(|n| here.any(|i| i == n.incarnation))
     }
 
     /// What stood for a vote in a record stands for no other.
