@@ -171,6 +171,7 @@ impl<M: Memory> Replica<M> {
             Pending::Resync { serial } => self.resync_done(serial, result),
             Pending::Room => self.room_done(result),
             Pending::Fit => self.fit_done(result),
+            Pending::Doubts => self.doubts_flushed(result),
             Pending::MergeRead => self.merge_read(result),
             Pending::MergeWrite => self.merge_written(result),
             Pending::Repair { volume, block } => self.repair_written(volume, block, result),

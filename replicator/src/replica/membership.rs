@@ -300,20 +300,39 @@ impl<M: Memory> Replica<M> {
 
     /// Whether a config could commit with the nodes that are there, of the members with those that get on.
     fn can_go_on(&self, config: &ClusterConfig) -> bool {
-        let patience = self.patience_ns();
+        let members = config.nodes.iter().filter(|n| n.member);
+        let members = members.filter(|n| self.gets_on(n));
+        self.can_vote(config) && members.count() >= majority(config.members())
+    }
+
+    /// Whether a node is there, and does not hang.
+    fn gets_on(&self, standing: &Standing) -> bool {
         // Who is given nothing by the newest config can not get on: of him it counts that he is there.
         let newest = self.log.config().map(|c| &c.config);
-        let is_fed = |n: &Standing| {
-            let now = newest.and_then(|c| c.standing(n.incarnation));
-            now.is_some_and(Standing::is_fed)
+        let now = newest.and_then(|c| c.standing(standing.incarnation));
+        let is_fed = now.is_some_and(Standing::is_fed);
+        let since = self.lags_since(standing).filter(|_| is_fed);
+        let hangs = since.is_some_and(|at| self.now.since(at) >= self.patience_ns());
+        self.is_here(standing.incarnation) && !hangs
+    }
+
+    /// Whether a pending change could be committed with the nodes that are there: who has no log is not told of it before whom it
+    /// adds has it (protocol M4), so that one can not be done without where a witness's vote is needed.
+    fn can_come_about(&self, base: &ClusterConfig, change: &ConfigAt) -> bool {
+        let (at, config) = (change.at.seq, &change.config);
+        let has_it = |n: &Standing| self.acked_by(n.incarnation) >= at;
+        let added = |n: &&Standing| n.member && !base.is_member(n.incarnation);
+        let mut added = config.nodes.iter().filter(added);
+        let all_told = added.all(|n| has_it(n) || self.gets_on(n));
+        let hears = |n: &&Standing| {
+            let is_told = all_told || config.is_member(n.incarnation) || has_it(n);
+            is_told && self.is_here(n.incarnation)
         };
-        let hangs = |n: &Standing| {
-            let since = self.lags_since(n).filter(|_| is_fed(n));
-            since.is_some_and(|at| self.now.since(at) >= patience)
+        let can_vote = |c: &ClusterConfig| {
+            let voters = c.nodes.iter().filter(|n| n.voter).filter(hears);
+            voters.count() >= majority(c.voters())
         };
-        let members = config.nodes.iter().filter(|n| n.member);
-        let members = members.filter(|n| self.is_here(n.incarnation) && !hangs(n));
-        self.can_vote(config) && members.count() >= majority(config.members())
+        self.can_go_on(config) && can_vote(base) && can_vote(config)
     }
 
     /// Whether this life of a node is this node, or connected.
@@ -444,7 +463,8 @@ impl<M: Memory> Replica<M> {
         }
         let late = self.now.since(self.changed_at) >= self.patience_ns();
         let waited = late && self.lease_runs();
-        let gives_up = waited && self.can_go_on(&base.config) && !self.can_go_on(&newest.config);
+        let gives_up =
+            waited && self.can_go_on(&base.config) && !self.can_come_about(&base.config, newest);
         if !gives_up && confirmed.is_none() {
             return;
         }

@@ -49,6 +49,8 @@ pub(super) enum Pending {
     MergeRead,
     /// Room for volumes that are to come.
     Room,
+    /// That nothing is taken for known of what the stores lack.
+    Doubts,
     /// What volumes have no more is given back.
     Fit,
     MergeWrite,

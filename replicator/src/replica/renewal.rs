@@ -6,16 +6,19 @@
 //! new life by itself. Where no Primary is heard an operator can insist; then it is as if the disks had been lost, and an
 //! operator has to admit the new life. A node that other nodes left behind in another history has nobody to ask.
 //!
-//! Forgetting is one write of the superblock. Before it the node speaks to nobody, so it asserts nothing as either life.
+//! Forgetting is one write of the superblock. Before it the node speaks to nobody, so it asserts nothing as either life. And what the
+//! table of sums says of a block may be newer than the store, if a power cut came while it was applied: the log would mend that, and is
+//! forgotten. So nothing is taken for known of what the stores lack, durably before.
 
-use super::Replica;
+use super::applier::extent_of;
 use super::metadata::MetaVersion;
 use super::peers::Peer;
+use super::{Pending, Replica};
 use crate::io::*;
 use crate::journal::log::TableAt;
 use crate::memory::Memory;
 use crate::meta::superblock;
-use crate::store::sums::{SumTable, Table};
+use crate::store::sums::{BlockSum, SumTable, Table};
 use crate::types::*;
 use crate::wire::frame::Frame;
 
@@ -29,6 +32,11 @@ enum Phase {
     Asked(ConnId),
     /// What is under way to the disks ends first.
     Quiet,
+    /// The table of sums no longer speaks of blocks that records in the log are about, and is written.
+    Doubting,
+    /// It is flushed.
+    Flushing,
+    Doubted,
     /// The superblock is written.
     Writing(MetaVersion),
 }
@@ -58,8 +66,9 @@ impl<M: Memory> Replica<M> {
             return;
         }
         let (token, next) = (self.next_token(), Incarnation(self.random_wide()));
+        // It may be about to count without having heard of that: only the Primary knows.
         let asks = self.following.filter(|_| !self.released).map(|f| f.conn);
-        let asks = asks.filter(|_| self.counts());
+        let asks = asks.filter(|_| self.counts() || !insists);
         self.renewal = Some(Renewal {
             id,
             deadline,
@@ -193,7 +202,17 @@ impl<M: Memory> Replica<M> {
                     )));
                 }
             }
-            Phase::Quiet => self.forget_everything(),
+            Phase::Quiet if self.is_at_rest() => {
+                if self.doubt_unapplied() {
+                    self.renewal_goes_on(Phase::Doubting);
+                    self.write_doubts();
+                } else {
+                    self.forget_everything();
+                }
+            }
+            Phase::Doubting => self.write_doubts(),
+            Phase::Doubted if self.is_at_rest() => self.forget_everything(),
+            Phase::Quiet | Phase::Flushing | Phase::Doubted => {}
             Phase::Writing(version) => {
                 if self.metadata.is_durable(version) {
                     self.log_warn(
@@ -206,13 +225,57 @@ impl<M: Memory> Replica<M> {
         }
     }
 
-    /// Becomes a new incarnation that holds nothing, once nothing is under way to the disks.
-    fn forget_everything(&mut self) {
+    /// Whether nothing is under way to the disks.
+    fn is_at_rest(&self) -> bool {
         let logs = self.writer.is_idle() && self.log.durable_number() == self.log.next_number();
         let stores = self.applier.is_idle() && self.pages_are_idle() && !self.repairs.write();
-        if !logs || !stores || !self.resync_rests() || !self.metadata.is_settled() {
-            return;
+        logs && stores && self.resync_rests() && self.metadata.is_settled()
+    }
+
+    /// Nothing is known any more of blocks that the log has something newer of than the stores. Whether there are any.
+    fn doubt_unapplied(&mut self) -> bool {
+        let mut any = false;
+        for (number, seq, record) in self.log.unapplied_records(self.log.next_number()) {
+            let Some(extent) = extent_of(record, number, seq) else {
+                continue;
+            };
+            let is_there = extent.volume.0 < self.sums.volumes();
+            let blocks = if is_there {
+                self.sums.blocks(extent.volume)
+            } else {
+                0
+            };
+            for block in extent.start..extent.end().min(blocks) {
+                self.sums.set(extent.volume, block, BlockSum::UNKNOWN);
+                any = true;
+            }
         }
+        any
+    }
+
+    fn renewal_goes_on(&mut self, phase: Phase) {
+        if let Some(renewal) = self.renewal.as_mut() {
+            renewal.phase = phase;
+        }
+    }
+
+    fn write_doubts(&mut self) {
+        if self.write_pages(|replica| &mut replica.sums) {
+            let file = SideFile::Sums;
+            self.disk(Pending::Doubts, DiskOp::SideFlush { file });
+            self.renewal_goes_on(Phase::Flushing);
+        }
+    }
+
+    pub(super) fn doubts_flushed(&mut self, result: Result<(), DiskError>) {
+        match result {
+            Ok(()) => self.renewal_goes_on(Phase::Doubted),
+            Err(error) => self.fail("the checksums can not be written", Some(error)),
+        }
+    }
+
+    /// Becomes a new incarnation that holds nothing.
+    fn forget_everything(&mut self) {
         let Some(next) = self.renewal.as_ref().map(|r| r.next) else {
             return;
         };
@@ -277,7 +340,10 @@ impl<M: Memory> Replica<M> {
             return;
         }
         self.expected.retain(|(n, _)| *n != node);
-        self.expected.push((node, next));
+        // Whom an operator has dropped an operator admits again.
+        if self.is_part(node) {
+            self.expected.push((node, next));
+        }
         self.wish_out_for(conn, token, node);
     }
 
@@ -288,10 +354,14 @@ impl<M: Memory> Replica<M> {
             Err(AdminError::NoQuorum(_)) => COSTS_THE_QUORUM,
             Err(_) => 1,
         };
-        if refused != LET_GO
+        if let Err(error) = result
             && let Some(node) = self.peer_of(conn).map(|p| p.node)
         {
             self.expected.retain(|(n, _)| *n != node);
+            let name = self.config.nodes[usize::from(node.0)];
+            self.log_warn(format!(
+                "{name} wants to give its data up, and can not be let go: {error}"
+            ));
         }
         self.send(conn, Frame::Renewed { token, refused });
     }

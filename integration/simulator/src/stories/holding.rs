@@ -32,7 +32,7 @@ impl Cluster {
         told && self.nodes[node].view.applied >= committed
     }
 
-    fn is_flushed(&self, node: usize) -> bool {
+    pub(super) fn is_flushed(&self, node: usize) -> bool {
         let store = &self.nodes[node].disks.stores[0];
         store.unflushed_before(u64::MAX).next().is_none()
     }

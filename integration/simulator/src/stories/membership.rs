@@ -3,11 +3,10 @@
 use replicator::view::{Membership, ReplicationState, Suspended};
 
 use super::*;
-use crate::drive::META;
 
-const DROP_AFTER_MS: u32 = 1500;
+pub(super) const DROP_AFTER_MS: u32 = 1500;
 
-fn options(nodes: usize, witnesses: usize) -> Options {
+pub(super) fn options(nodes: usize, witnesses: usize) -> Options {
     Options {
         nodes,
         witnesses,
@@ -21,7 +20,7 @@ fn failed(result: &AdminResult, text: &str) -> bool {
 }
 
 impl Cluster {
-    fn drops(&mut self, node: usize, peer: usize) -> AdminResult {
+    pub(super) fn drops(&mut self, node: usize, peer: usize) -> AdminResult {
         let (deadline, peer) = (self.deadline(node, 5 * SECOND), node_id(peer));
         self.command(node, AdminCommand::Drop { peer, deadline })
     }
@@ -31,7 +30,7 @@ impl Cluster {
         self.command(node, AdminCommand::Return { peer, deadline })
     }
 
-    fn replaces(&mut self, node: usize, peer: usize) -> AdminResult {
+    pub(super) fn replaces(&mut self, node: usize, peer: usize) -> AdminResult {
         let (deadline, peer) = (self.deadline(node, 5 * SECOND), node_id(peer));
         self.command(node, AdminCommand::Replace { peer, deadline })
     }
@@ -41,11 +40,11 @@ impl Cluster {
         self.command(node, AdminCommand::ConfirmStopped { peer })
     }
 
-    fn stands(&self, node: usize, peer: usize) -> Membership {
+    pub(super) fn stands(&self, node: usize, peer: usize) -> Membership {
         self.peer_view(node, peer).membership
     }
 
-    fn until_stands(&mut self, node: usize, peer: usize, how: Membership) {
+    pub(super) fn until_stands(&mut self, node: usize, peer: usize, how: Membership) {
         let stands = |c: &Cluster| c.stands(node, peer) == how && !c.nodes[node].view.changing;
         let stood = self.run_until(20 * SECOND, stands);
         assert!(stood, "{:?}", self.nodes[node].view);
@@ -357,111 +356,6 @@ fn nothing_is_committed_past_a_change_that_is_taken_back() {
         c.conclude();
     }
     assert!(taken_back > 0);
-}
-
-#[test]
-fn a_return_that_breaks_off_is_taken_back() {
-    // B returns, and dies in the very moment in which it is to count again.
-    let mut taken_back = 0;
-    for tenths in 0..60 {
-        let mut c = serving(tenths, options(2, 1));
-        c.crash(B, POWER);
-        c.must_write(A, 0, 3, 2);
-        c.until_stands(A, B, Membership::Dropped);
-        c.restart(B);
-        let changes = |c: &Cluster| c.nodes[A].view.changing;
-        assert!(c.run_until(20 * SECOND, changes));
-        c.run_for(tenths * MS / 20);
-        c.crash(B, POWER);
-        let write = c.write(A, 0, 9, 1);
-        assert_eq!(
-            c.outcome(write, 15 * SECOND),
-            Some(Outcome::Done),
-            "{tenths}"
-        );
-        taken_back += usize::from(said(&c, A, "is taken back"));
-        c.restart_and_feed(A, B);
-        c.until_stands(A, B, Membership::Full);
-        c.conclude();
-    }
-    assert!(taken_back > 0);
-}
-
-#[test]
-fn a_return_that_breaks_off_holds_up_no_promotion() {
-    // A node is to count again, and is lost as soon as the record says so, with others. Whoever is left is a majority by the vote of a
-    // witness, who can not be told of that record without the node.
-    let mut left_out = 0;
-    // With three data nodes the two that are left are a majority of them, and no policy is asked.
-    for (nodes, back, lost, policy) in [
-        (3, 2, &[2, 4][..], DROP_AFTER_MS),
-        (3, 2, &[2, 4], 0),
-        (4, 3, &[0, 3], DROP_AFTER_MS),
-    ] {
-        for tenths in 0..20 {
-            let options = Options {
-                drop_after_ms: policy,
-                ..options(nodes, 2)
-            };
-            let mut c = serving(tenths, options);
-            assert_eq!(c.drops(A, back), Ok(()));
-            c.until_stands(A, back, Membership::Out);
-            c.must_write(A, 0, 3, 2);
-            let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(back));
-            c.admin(A, AdminCommand::Return { peer, deadline });
-            assert!(c.run_until(5 * SECOND, |c| said(c, A, "counts from here on")));
-            c.crash(back, POWER);
-            c.run_for(tenths * MS / 5);
-            c.crash(A, KILL);
-            for &node in lost.iter().filter(|&&n| n != A && n != back) {
-                c.crash(node, POWER);
-            }
-            if !lost.contains(&A) {
-                c.restart(A);
-            }
-            c.must_promote(B);
-            c.must_write(B, 0, 9, 2);
-            left_out += usize::from(c.stands(B, back) == Membership::Dropped);
-            for &node in lost {
-                c.restart(node);
-            }
-            c.until_stands(B, A, Membership::Full);
-            c.until_stands(B, back, Membership::Full);
-            c.read_all(B);
-            c.conclude();
-        }
-    }
-    assert!(left_out > 0);
-}
-
-#[test]
-fn a_promotion_waits_for_whose_return_is_pending_if_it_is_there() {
-    // Its promise takes longer than those of the others, who would be enough with the vote of a witness.
-    let mut pending = 0;
-    for tenths in 0..20 {
-        let mut c = serving(tenths, options(3, 2));
-        assert_eq!(c.drops(A, C), Ok(()));
-        c.until_stands(A, C, Membership::Out);
-        c.must_write(A, 0, 3, 2);
-        let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
-        c.admin(A, AdminCommand::Return { peer, deadline });
-        assert!(c.run_until(5 * SECOND, |c| said(c, A, "counts from here on")));
-        c.run_for(tenths * MS / 5);
-        c.crash(A, KILL);
-        c.crash(4, POWER);
-        c.restart(A);
-        c.run_for(SECOND);
-        pending += usize::from(c.nodes[B].view.durable > c.nodes[B].view.committed);
-        c.nodes[C].slow[META] = 30;
-        c.must_promote(B);
-        assert_ne!(c.stands(B, C), Membership::Dropped, "{tenths}");
-        c.nodes[C].slow[META] = 1;
-        c.until_stands(B, C, Membership::Full);
-        c.restart(4);
-        c.until_fed(B);
-        c.conclude();
-    }
-    assert!(pending > 0);
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod quorum;
 mod quorum_lost;
 mod renewal;
 mod resync;
+mod returns;
 mod rot;
 mod rules;
 mod sweep;

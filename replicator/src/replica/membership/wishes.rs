@@ -31,6 +31,9 @@ impl<M: Memory> Replica<M> {
     /// A node wants to give its data up, and not to count before that.
     pub(in crate::replica) fn wish_out_for(&mut self, conn: ConnId, token: u64, node: NodeId) {
         let deadline = self.now.after(PEER_NS);
+        // That it comes back was to save an operator the trouble; it is over with the life that was meant.
+        let nobodys = |w: &Wish| w.node == node && matches!(w.who, Asker::Nobody);
+        self.wishes.retain(|w| !nobodys(w));
         self.wish_out_by(Asker::Peer(conn, token), node, deadline);
     }
 
@@ -156,6 +159,11 @@ impl<M: Memory> Replica<M> {
     fn entry_of(&self, node: NodeId) -> Option<&Standing> {
         let name = self.config.nodes.get(usize::from(node.0))?;
         self.log.config()?.config.entry(name)
+    }
+
+    /// Whether a node counts, or is to, by the newest config.
+    pub(in crate::replica) fn is_part(&self, node: NodeId) -> bool {
+        self.entry_of(node).is_some_and(Standing::is_fed)
     }
 
     /// Why nothing can be changed about a node here.
