@@ -293,6 +293,7 @@ impl<M: Memory> Replica<M> {
         if !peer.staging && peer.feed != Feed::TooFar {
             return;
         }
+        self.serves.forget_resync(conn);
         let has = staged != RecordId::NONE && self.log.contains(staged);
         let common = if has {
             staged.seq

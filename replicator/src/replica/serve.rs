@@ -6,11 +6,13 @@
 //! and holds everything that was sent before it.
 
 mod missing;
+mod newest;
 
 use std::collections::VecDeque;
 
 use arrayvec::ArrayVec;
 
+use self::newest::Held;
 use super::{Pending, Replica};
 use crate::io::*;
 use crate::journal::batch::{self, Kind};
@@ -99,19 +101,20 @@ impl<B> Serves<B> {
 
     /// Forgets what a connection asked.
     pub(super) fn forget(&mut self, conn: ConnId) {
-        if self.queue.front().is_some_and(|s| s.conn == conn) {
+        self.forget_those(|s| s.conn == conn);
+    }
+
+    /// A resync begins anew: what was asked for the former one is not waited for any more.
+    pub(super) fn forget_resync(&mut self, conn: ConnId) {
+        self.forget_those(|s| s.conn == conn && !s.has.is_empty());
+    }
+
+    fn forget_those(&mut self, goes: impl Fn(&Serve<B>) -> bool) {
+        if self.queue.front().is_some_and(&goes) {
             self.serial += 1;
         }
-        self.queue.retain(|s| s.conn != conn);
+        self.queue.retain(|s| !goes(s));
     }
-}
-
-/// Where the newest contents of a block are.
-#[derive(Clone, Copy, Debug)]
-enum Held {
-    Store,
-    Zero,
-    Batch { entry: u64, block: u32 },
 }
 
 impl<M: Memory> Replica<M> {
@@ -187,10 +190,8 @@ impl<M: Memory> Replica<M> {
             let conn = front.conn;
             // One of two nodes may know of larger volumes first.
             let end = front.block.checked_add(u64::from(front.blocks));
-            let volume = front.volume;
-            let there = end.is_some_and(|end| {
-                volume.0 < self.sums.volumes() && end <= self.sums.blocks(volume)
-            });
+            let blocks = self.blocks_by(front.volume, self.serve_limit(conn));
+            let there = end.is_some_and(|end| end <= blocks);
             if !self.may_serve() || !there {
                 self.serve_nothing();
                 continue;
@@ -210,6 +211,12 @@ impl<M: Memory> Replica<M> {
                 return;
             }
         }
+    }
+
+    /// The log before this entry is what a peer is answered by.
+    fn serve_limit(&self, conn: ConnId) -> u64 {
+        let asker = self.peers.iter().find(|p| p.conn == Some(conn));
+        asker.map_or(self.log.next_number(), |peer| self.feed_limit(peer))
     }
 
     /// What is asked about now may not be there any more.
@@ -261,84 +268,6 @@ impl<M: Memory> Replica<M> {
         self.send_with(front.conn, frame, data);
     }
 
-    /// Where the newest contents of the blocks are that the first question is about, by the log before entry `limit`, and since
-    /// when.
-    fn newest_of(
-        &self,
-        volume: VolumeId,
-        start: u64,
-        blocks: u32,
-        limit: u64,
-    ) -> (ArrayVec<Held, ASKED_BLOCKS_MAX>, Seq) {
-        let end = start + u64::from(blocks);
-        let mut held: ArrayVec<Held, ASKED_BLOCKS_MAX> = (0..blocks).map(|_| Held::Store).collect();
-        let groups = start / GROUP_BLOCKS..=(end - 1) / GROUP_BLOCKS;
-        let mut changed = groups
-            .clone()
-            .map(|g| self.sums.changed(volume, g))
-            .max()
-            .unwrap_or_default();
-        let (near, far) = (
-            groups.start() * GROUP_BLOCKS,
-            (groups.end() + 1) * GROUP_BLOCKS,
-        );
-        let mut tables = self.log.unapplied_volumes().iter();
-        let mut table = self.log.applied_volumes();
-        for (number, seq, record) in self.log.unapplied_records(limit) {
-            let Some(extent) = super::applier::extent_of(record, number, seq) else {
-                if record.kind == Kind::Volumes
-                    && let Some(TableAt { volumes, .. }) = tables.next()
-                {
-                    // Behind an end that is moved the stores may still have what was there.
-                    let kept = table.common_bytes(volumes, volume) / BLOCK_BYTES_U64;
-                    let (first, count) = (kept.clamp(start, end) - start, u64::from(blocks));
-                    for at in first..count {
-                        held[usize::try_from(at).expect("256 blocks")] = Held::Zero;
-                    }
-                    let comes_back = volumes.shrunk && kept < volumes.blocks(volume);
-                    if first < count || comes_back && kept < far {
-                        changed = changed.max(seq);
-                    }
-                    table = volumes;
-                }
-                continue;
-            };
-            if extent.volume != volume || extent.start >= far || extent.end() <= near {
-                continue;
-            }
-            changed = changed.max(seq);
-            if extent.start >= end || extent.end() <= start {
-                continue;
-            }
-            let part = extent.within(start, end);
-            for block in part.start..part.end() {
-                let at = usize::try_from(block - start).expect("256 blocks");
-                held[at] = match part.source {
-                    Source::Zero { .. } => Held::Zero,
-                    Source::Batch {
-                        entry,
-                        block: first,
-                    } => Held::Batch {
-                        entry,
-                        block: first + u32::try_from(block - part.start).expect("256 blocks"),
-                    },
-                };
-            }
-        }
-        (held, changed)
-    }
-
-    /// The newest record that is known here to be about a block's neighbourhood.
-    pub(super) fn newest_change(&self, volume: VolumeId, block: u64) -> Seq {
-        self.newest_change_of(volume, block, 1)
-    }
-
-    /// The same, for several blocks.
-    pub(super) fn newest_change_of(&self, volume: VolumeId, block: u64, blocks: u32) -> Seq {
-        let (_, changed) = self.newest_of(volume, block, blocks, self.log.next_number());
-        changed
-    }
-
     /// Begins to make the answer to the first question. `false` if that must wait.
     fn serve_plan(&mut self) -> bool {
         let Some(front) = self.serves.queue.front() else {
@@ -347,10 +276,7 @@ impl<M: Memory> Replica<M> {
         let (conn, volume, block) = (front.conn, front.volume, front.block);
         let (blocks, singly) = (front.blocks, front.singly);
         let has = front.has.clone();
-        let limit = match self.peers.iter().find(|p| p.conn == Some(conn)) {
-            Some(peer) => self.feed_limit(peer),
-            None => self.log.next_number(),
-        };
+        let limit = self.serve_limit(conn);
         let (held, changed) = self.newest_of(volume, block, blocks, limit);
         let through = self.log.tail_before(limit).id.seq;
         for h in &held {
@@ -436,9 +362,12 @@ impl<M: Memory> Replica<M> {
             left += 1;
             first = end;
         }
-        let recorded = (block..block + u64::from(blocks))
-            .map(|b| self.sums.sum(volume, b))
-            .collect();
+        let stored = self.blocks_stored(volume);
+        let recorded = |b: u64| match b < stored {
+            true => self.sums.sum(volume, b),
+            false => BlockSum::ZERO,
+        };
+        let recorded = (block..block + u64::from(blocks)).map(recorded).collect();
         let generation = self.applier.generation;
         let front = self.serves.queue.front_mut().expect("it was just there");
         front.plan = Some(Plan {

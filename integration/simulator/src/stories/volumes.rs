@@ -243,6 +243,24 @@ fn a_node_that_did_not_count_gets_it_with_the_log_and_waits_for_room() {
 }
 
 #[test]
+fn who_has_no_room_yet_gives_what_its_log_has_of_it() {
+    let mut c = serving(5, Options::default());
+    let id = c.resize(A, 0, AFTER, 5 * SECOND);
+    assert!(c.run_until(SECOND, |c| said(c, A, "changes the volumes")));
+    (c.nodes[B].no_room, c.nodes[C].no_room) = (true, true);
+    assert_eq!(c.answered(id), Ok(()));
+    c.must_write(A, 0, AFTER - 1, 1);
+    let there = c.nodes[A].view.admitted;
+    assert!(c.run_until(5 * SECOND, |c| c.nodes[A].view.applied == there));
+    c.nodes[A].disks.stores[0].rot(AFTER - 1, 5);
+    let read = c.read(A, 0, AFTER - 30, 30);
+    assert_eq!(c.outcome(read, 5 * SECOND), Some(Outcome::Done));
+    assert!([B, C].iter().all(|&n| c.blocks_at(n, 0) == BEFORE));
+    c.all_have(AFTER);
+    c.conclude();
+}
+
+#[test]
 fn who_has_no_room_for_what_clients_have_seen_is_not_promoted_and_says_why() {
     let mut c = serving(6, Options::default());
     let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
