@@ -142,9 +142,9 @@ check_scripts() {
 
 run_tests() {
     if cargo nextest --version > /dev/null 2>&1; then
-        cargo nextest run --locked --workspace --no-fail-fast --status-level skip
+        cargo nextest run --locked --cargo-profile sim --workspace --no-fail-fast --status-level skip
     else
-        cargo test --locked --workspace --no-fail-fast --all-targets
+        cargo test --locked --profile sim --workspace --no-fail-fast --all-targets
     fi
 }
 
@@ -177,7 +177,7 @@ if part build cargo build --locked --release --bins -p nbd-server -p tools -p in
     REPLICATOR_PROGRAMS=${logs%/*}/release
     export REPLICATOR_PROGRAMS
     suite tests run_tests
-    suite doctests cargo test --locked --workspace --doc
+    suite doctests cargo test --locked --profile sim --workspace --doc
     # A million operations of clients and more; always the same lives, so that a failure stays.
     if wanted simulator && part simulator cargo sim -- --seeds 1050 --from 1; then
         tail -n 3 "$logs/simulator.log" | head -n 2
