@@ -7,7 +7,7 @@ mod promising;
 use super::Replica;
 use crate::io::*;
 use crate::memory::Memory;
-use crate::meta::config::{ClusterConfig, ConfigAt, majority};
+use crate::meta::config::{ConfigAt, majority};
 use crate::replica::metadata::MetaVersion;
 use crate::types::*;
 use crate::wire::frame::{Frame, Report};
@@ -427,13 +427,13 @@ impl<M: Memory> Replica<M> {
             .max()
             .unwrap_or(0);
         let waiting = self.names(waits.iter().map(|(n, _)| *n));
-        if let Err(error) = self.enough(&adopted.config, &answers, &missing) {
+        if let Err(error) = self.enough(&adopted, &answers, &missing) {
             self.attempt_failed(error);
             return;
         }
         let ready = ready(&answers);
         let own_ready = ready.first().is_some_and(|(n, _)| *n == self.config.me);
-        if !own_ready || self.enough(&adopted.config, &ready, "").is_err() {
+        if !own_ready || self.enough(&adopted, &ready, "").is_err() {
             self.attempt_failed(AdminError::NoQuorum(format!(
                 "the lease of the last Primary is not over for {waiting} ({wait_ms} ms)"
             )));
@@ -462,16 +462,17 @@ impl<M: Memory> Replica<M> {
         let ready = ready(answers);
         !self.fresh()
             && ready.first().is_some_and(|(n, _)| *n == self.config.me)
-            && highest_config(answers).is_some_and(|c| self.enough(&c.config, &ready, "").is_ok())
+            && highest_config(answers).is_some_and(|c| self.enough(&c, &ready, "").is_ok())
     }
 
     /// Whether these nodes would make a promotion (protocol P2).
     fn enough(
         &self,
-        config: &ClusterConfig,
+        adopted: &ConfigAt,
         answers: &[(NodeId, Report)],
         missing: &str,
     ) -> Result<(), AdminError> {
+        let config = &adopted.config;
         let me = self.config.me;
         let fencing = |r: &Report| r.fences.of(me).is_fenced() && !planted!(FencedIsPromised);
         let counts = |r: &&(NodeId, Report)| !r.1.fresh && !r.1.damaged && !fencing(&r.1);
@@ -507,6 +508,9 @@ impl<M: Memory> Replica<M> {
                 config.voters(),
                 self.confirmation_hint(config),
             )));
+        }
+        if let Some(error) = self.lacks_one_of_two(adopted, answers) {
+            return Err(error);
         }
         if !config.is_member(self.metadata.wanted.incarnation) {
             return Err(AdminError::NoData(

@@ -306,7 +306,7 @@ impl<M: Memory> Replica<M> {
         let voters_needed = majority(config.voters());
         let members_needed = config.members() - majority(config.members()) + 1;
         if voters >= voters_needed && members >= members_needed {
-            return Ok(());
+            return self.lacks_one_of_two(&adopted, reports).map_or(Ok(()), Err);
         }
         let nodes = (0..).map(NodeId).take(self.config.nodes.len());
         let missing = nodes.filter(|n| reports.iter().all(|(r, _)| r != n));

@@ -359,12 +359,13 @@ impl<M: Memory> Replica<M> {
     pub(super) fn got_report(&mut self, conn: ConnId, report: Box<Report>) {
         let sb = &self.metadata.wanted;
         let me_fresh = self.fresh();
-        if !me_fresh && !report.fresh {
-            if report.uuid != sb.uuid {
-                let reason = DropReason::Unrelated("it belongs to another resource");
-                self.give_up(conn, reason, true);
-                return;
-            }
+        if !me_fresh && !report.fresh && report.uuid != sb.uuid {
+            let reason = DropReason::Unrelated("it belongs to another resource");
+            self.give_up(conn, reason, true);
+            return;
+        }
+        // Also who holds nothing yet has a history, once it is to join.
+        if report.uuid == sb.uuid && sb.uuid != ResourceUuid(0) {
             if report.history != sb.history {
                 let reason = DropReason::Unrelated("it belongs to another history");
                 let node = self.peer_of(conn).map(|p| p.node);

@@ -54,7 +54,8 @@ pub(super) struct Renewal {
 impl<M: Memory> Replica<M> {
     /// An operator gives this node's data up.
     pub(super) fn invalidate(&mut self, id: AdminId, deadline: Time, insists: bool) {
-        let given_up_already = self.fresh() && self.inconsistent() && self.renewal.is_none();
+        let given_up_already =
+            self.holds_nothing() && self.inconsistent() && self.renewal.is_none();
         let refused = self.invalidate_refused(insists);
         if given_up_already || refused.is_some() {
             let result = if given_up_already {
@@ -83,6 +84,11 @@ impl<M: Memory> Replica<M> {
             }
             None => self.falls_silent(),
         }
+    }
+
+    /// Whether this node has nothing of the resource, and is not to get it either.
+    fn holds_nothing(&self) -> bool {
+        self.fresh() && self.metadata.wanted.history == HistoryId(0)
     }
 
     /// Whether this life of the node has a part in the newest config.
@@ -114,7 +120,7 @@ impl<M: Memory> Replica<M> {
         if self.renewal.is_some() {
             return failed("this node's data is being given up already");
         }
-        if self.fresh() {
+        if self.holds_nothing() {
             return failed(
                 "this node holds nothing of the resource: replctl replace on the Primary lets it join",
             );

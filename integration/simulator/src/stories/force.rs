@@ -148,6 +148,58 @@ fn a_fence_of_the_others_is_not_ended_by_what_a_blank_node_heard_of_who_is_alone
     c.conclude();
 }
 
+/// E is to join B's world, and has not got it yet.
+fn joins_slowly(c: &mut Cluster) {
+    c.cut_both(A, E);
+    c.restart(E);
+    assert!(c.run_until(10 * SECOND, |c| c.connected(E, B)));
+    c.nodes[E].slow[JOURNAL] = 300;
+    c.run_for(SECOND);
+    let (deadline, peer) = (c.deadline(B, 30 * SECOND), node_id(E));
+    c.admin(B, AdminCommand::Replace { peer, deadline });
+    assert!(c.run_until(10 * SECOND, |c| said(c, E, "is to join")));
+}
+
+#[test]
+fn who_is_to_join_one_world_does_not_follow_the_other() {
+    for tenths in 0..10 {
+        let mut c = two_worlds(tenths, |_| ());
+        joins_slowly(&mut c);
+        c.run_for(tenths * 20 * MS);
+        c.heal();
+        c.run_for(3 * SECOND);
+        c.nodes[E].slow[JOURNAL] = 1;
+        c.until_follows(B, E);
+        assert!(!c.connected(A, E), "{tenths}");
+        c.must_write(A, 0, 6, 2);
+        c.conclude();
+    }
+}
+
+#[test]
+fn who_was_to_join_a_world_that_is_lost_gives_that_up() {
+    let mut c = two_worlds(7, |_| ());
+    joins_slowly(&mut c);
+    for node in [B, C, D] {
+        c.crash(node, POWER);
+    }
+    c.nodes[E].slow[JOURNAL] = 1;
+    c.heal();
+    until_apart(&mut c, A, E);
+    c.nodes[E].renews = true;
+    let (deadline, insists) = (c.deadline(E, SECOND), true);
+    let given_up = c.command(E, AdminCommand::Invalidate { deadline, insists });
+    assert_eq!(given_up, Ok(()));
+    let (deadline, peer) = (c.deadline(A, SECOND), node_id(E));
+    c.command(A, AdminCommand::Replace { peer, deadline })
+        .expect_err("it is met first");
+    c.run_for(2 * SECOND);
+    assert!(c.connected(A, E));
+    let (deadline, peer) = (c.deadline(A, 10 * SECOND), node_id(E));
+    let replaced = c.command(A, AdminCommand::Replace { peer, deadline });
+    assert_eq!(replaced, Ok(()));
+}
+
 #[test]
 fn what_is_forced_stays_so_over_restarts() {
     let mut c = serving(2, of_nodes(3));

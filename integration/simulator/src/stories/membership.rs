@@ -507,6 +507,38 @@ fn a_word_that_a_node_is_off_is_void_once_it_is_heard_of() {
 }
 
 #[test]
+fn of_two_nodes_nobody_goes_by_a_change_that_the_other_may_not_know_of() {
+    // A drops B, and goes off before B hears of it. B is promoted by somebody's word for that.
+    let mut refused = 0;
+    for tenths in 0..40 {
+        let mut c = serving(tenths, options(2, 0));
+        c.must_write(A, 0, 3, 2);
+        c.run_for(SECOND);
+        let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(B));
+        c.admin(A, AdminCommand::Drop { peer, deadline });
+        c.run_for(tenths * MS / 20);
+        c.isolate(A);
+        c.run_for(20 * MS);
+        c.crash(A, POWER);
+        c.run_for(3 * SECOND);
+        assert_eq!(c.confirms(B, A), Ok(()));
+        let promoted = c.promote(B, 5 * SECOND) == Ok(());
+        if promoted {
+            c.must_write(B, 0, 9, 2);
+        }
+        c.crash(B, POWER);
+        c.heal();
+        c.restart(A);
+        let alone = c.promote(A, 2 * SECOND);
+        assert!(!promoted || no_quorum(&alone), "{tenths}: {alone:?}");
+        refused += usize::from(promoted && said(&c, A, "is dropped"));
+        c.restart(B);
+        c.conclude();
+    }
+    assert!(refused > 0);
+}
+
+#[test]
 fn of_two_nodes_a_wiped_one_is_replaced_after_it_was_confirmed_to_be_off() {
     let mut c = serving(15, options(2, 0));
     c.must_write(A, 0, 3, 20);

@@ -82,7 +82,7 @@ impl<M: Memory> Replica<M> {
         } else {
             match highest_config(&grants) {
                 Some(adopted) if self.waits_for_members(&adopted.config, &grants) => return,
-                Some(adopted) => self.enough(&adopted.config, &grants, "").map(|()| adopted),
+                Some(adopted) => self.enough(&adopted, &grants, "").map(|()| adopted),
                 None => Err(AdminError::NoQuorum("nobody knows the config".into())),
             }
         };

@@ -16,12 +16,17 @@ pub(in crate::replica) struct Confirmation {
     pub(super) incarnation: Incarnation,
 }
 
+/// Whether two data nodes are all there is.
+fn are_two_alone(config: &ClusterConfig) -> bool {
+    let counting = || config.nodes.iter().filter(|n| n.counts());
+    counting().count() == 2 && counting().all(|n| n.voter && n.member)
+}
+
 /// The other one of two data nodes that are all there is.
 fn other_of_two(config: &ClusterConfig, own: Incarnation) -> Option<&Standing> {
-    let counting = || config.nodes.iter().filter(|n| n.counts());
-    let both = counting().count() == 2 && counting().all(|n| n.voter && n.member);
-    let other = counting().find(|n| n.incarnation != own);
-    other.filter(|_| both && config.is_member(own))
+    let mut counting = config.nodes.iter().filter(|n| n.counts());
+    let other = counting.find(|n| n.incarnation != own);
+    other.filter(|_| are_two_alone(config) && config.is_member(own))
 }
 
 impl<M: Memory> Replica<M> {
@@ -109,6 +114,39 @@ impl<M: Memory> Replica<M> {
             self.confirmed = None;
         }
         changed
+    }
+
+    /// Why nobody may go by a change of two data nodes alone that is pending: the vote of either may have been replaced by its
+    /// confirmed stop (protocol F3) by the other one, who need not know of the change. So both are needed, or the change itself has
+    /// one of them for confirmed to be off. Nothing could be committed without them (protocol M3).
+    pub(in crate::replica) fn lacks_one_of_two(
+        &self,
+        adopted: &ConfigAt,
+        answers: &[(NodeId, Report)],
+    ) -> Option<AdminError> {
+        let known = answers.iter().map(|(_, r)| r.committed).max();
+        let base = self.rules().first().filter(|c| c.at < adopted.at)?;
+        if known >= Some(adopted.at.seq) || !are_two_alone(&base.config) {
+            return None;
+        }
+        let has_vote = |n: &Standing| {
+            let answered = |(_, r): &(NodeId, Report)| r.incarnation == n.incarnation && !r.damaged;
+            let stopped = adopted
+                .config
+                .standing(n.incarnation)
+                .is_some_and(|s| s.stopped);
+            stopped || answers.iter().any(answered)
+        };
+        let lacking = base
+            .config
+            .nodes
+            .iter()
+            .filter(|n| n.counts())
+            .find(|n| !has_vote(n))?;
+        Some(AdminError::NoQuorum(format!(
+            "a change of the membership was under way among two data nodes alone, and {} may not know of it: both are needed",
+            lacking.name
+        )))
     }
 
     /// Whether a confirmed stop stands for the other node's vote in this node's promotion (protocol F3).
