@@ -86,7 +86,7 @@ impl Cluster {
 
     /// Everybody may be promoted again.
     pub(crate) fn unfence_all(&mut self, nodes: &[usize]) {
-        for _ in 0..3 {
+        for round in 0..3 {
             // Who is new knows nobody to let go.
             let fresh = |n: usize| {
                 self.nodes[n]
@@ -96,7 +96,9 @@ impl Cluster {
                     .is_some_and(|s| s.fresh())
             };
             let able = |&&n: &&usize| self.up(n) && !self.is_exile(n) && !fresh(n);
-            let Some(&teller) = nodes.iter().find(able) else {
+            let able: Vec<usize> = nodes.iter().filter(able).copied().collect();
+            // One that is told to give its data up does not do it.
+            let Some(&teller) = able.get(round % able.len().max(1)) else {
                 return;
             };
             let known = nodes.iter().map(|&n| &self.nodes[n].view);

@@ -65,11 +65,16 @@ pub(super) struct Applier {
     pub(super) stop_at: Option<Seq>,
     /// Apply whatever is committed, at once.
     pub(super) urgent: bool,
+    /// Records through this one may have been applied before the last start. Until they are again, the stores and the table hold parts
+    /// of them: they are as of no one record.
+    pub(super) former_until: Seq,
 }
 
 impl Applier {
-    pub(super) fn new() -> Self {
+    /// `former_until`: the last record that may have been applied before this start.
+    pub(super) fn new(former_until: Seq) -> Self {
         Self {
+            former_until,
             phase: Phase::Idle,
             end: 0,
             plan: ExtentMap::with_capacity(2 * WINDOW_RECORDS_MAX + 2),

@@ -372,6 +372,7 @@ impl<M: Memory> Replica<M> {
         let before = self.log.tail().id;
         self.log.cut_after(seq);
         self.writer.cut(self.log.next_number());
+        self.applier.former_until = self.applier.former_until.min(seq);
         // Its acknowledgements are taken back in the superblock before the first byte of them is overwritten.
         self.append_after = self.metadata.changed();
         self.log_info(format!(

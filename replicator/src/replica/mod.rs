@@ -294,6 +294,13 @@ impl<M: Memory> Replica<M> {
         let log = Log::new(scanned.parts, UNAPPLIED_MAX);
         let writer = Writer::from_entry(log.next_number());
         let position = log.tail().position;
+        let harmed_until = metadata.wanted.damaged_until.seq;
+        let former_until = log
+            .tail()
+            .id
+            .seq
+            .max(harmed_until)
+            .max(metadata.durable_committed);
         let inconsistent = metadata.wanted.resync.is_some_and(|r| r.in_place);
         let volumes = TableAt {
             at: log.applied_volumes_at(),
@@ -317,7 +324,7 @@ impl<M: Memory> Replica<M> {
             failed: None,
             disks_hang: false,
             overlay: ExtentMap::with_capacity(2 * UNAPPLIED_MAX + 4096),
-            applier: Applier::new(),
+            applier: Applier::new(former_until),
             sums,
             sums_pages_lost: sums_found.lost,
             pages,

@@ -287,6 +287,7 @@ impl<M: Memory> Replica<M> {
         };
         self.log.forget();
         self.writer.cut(self.log.next_number());
+        self.applier.former_until = Seq(0);
         self.evict_from = self.log.next_number();
         (self.committed, self.committed_told) = (Seq(0), Seq(0));
         self.metadata.durable_committed = Seq(0);

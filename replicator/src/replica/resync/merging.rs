@@ -106,6 +106,7 @@ impl<M: Memory> Replica<M> {
         self.log
             .restart(at, restart.epochs, restart.config, restart.volumes);
         self.writer.cut(self.log.next_number());
+        self.applier.former_until = Seq(0);
         self.evict_from = self.log.next_number();
         self.committed = self.committed.max(at.id.seq);
         self.repairs.forget();

@@ -201,8 +201,9 @@ impl<M: Memory> Replica<M> {
         let front = &mut self.verify.checks.queue[0];
         // What is asked of the sums alone is read at the record that they are to be as of, and only where they are in doubt.
         let doubts = !ask.read && matches!(front.state, State::Read | State::Reading { .. });
+        let wanted = ask.as_of.max(self.applier.former_until);
         if doubts {
-            self.applier.stop_at = Some(ask.as_of);
+            self.applier.stop_at = Some(wanted);
         }
         match front.state {
             State::Read if front.at == blocks.end => {
@@ -260,15 +261,19 @@ impl<M: Memory> Replica<M> {
                     return Step::Wait;
                 }
                 let as_of = self.sums_as_of();
-                if ask.sums && as_of == ask.as_of && self.verify.checks.queue[0].at < blocks.end {
+                if ask.sums
+                    && as_of == ask.as_of
+                    && as_of >= wanted
+                    && self.verify.checks.queue[0].at < blocks.end
+                {
                     self.verify.checks.queue[0].state = State::Read;
                     return Step::On;
                 }
-                if as_of >= ask.as_of || now.since(since) >= WAIT_NS {
+                if as_of >= wanted || now.since(since) >= WAIT_NS {
                     return Step::Answer;
                 }
                 // The table stops at this record, so that it can be compared with others that do.
-                self.applier.stop_at = Some(ask.as_of);
+                self.applier.stop_at = Some(wanted);
                 self.verify.checks.retry_at = Some(since.after(WAIT_NS));
                 Step::Wait
             }
@@ -462,9 +467,12 @@ impl<M: Memory> Replica<M> {
     /// The answer to the first question, about these blocks if anything can be said of them.
     fn checked(&self, blocks: Option<std::ops::Range<u64>>) -> Checked {
         let front = &self.verify.checks.queue[0];
+        // What was applied before the last start and is not again is in it as well: it is no image then.
+        let as_of = self.sums_as_of();
+        let is_whole = as_of >= self.applier.former_until;
         let mut checked = Checked {
             token: front.ask.token,
-            as_of: self.sums_as_of(),
+            as_of: if is_whole { as_of } else { Seq(0) },
             digest: 0,
             blocks: 0,
             unknown: 0,
