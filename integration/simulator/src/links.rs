@@ -3,6 +3,7 @@
 use replicator::journal::batch;
 use replicator::memory::Buffer;
 use replicator::types::*;
+use replicator::view::Membership;
 use replicator::wire::frame::{FRAME_BYTES_MAX, Frame, encode};
 
 use crate::harness::*;
@@ -75,7 +76,13 @@ impl Cluster {
             let given_up = c.gives_up[1 - side] || c.closed[1 - side];
             let heard = c.lives[1 - side] == self.nodes[to].life && !given_up;
             let append = heard && matches!(frame, Frame::Append { .. });
-            let has_part = config.is_member(life) || self.checks.newest_lists(node, life);
+            // Also by a config that has not come to the journal yet: it goes to all whom it makes members.
+            let peers = &self.nodes[node].view.peers;
+            let has_part = config.is_member(life)
+                || self.checks.newest_lists(node, life)
+                || peers
+                    .iter()
+                    .any(|p| usize::from(p.node.0) == to && p.membership == Membership::Full);
             if append && !has_part && !self.nodes[to].forced {
                 let knows = self.nodes[node].knows;
                 self.checks
