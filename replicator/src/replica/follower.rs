@@ -188,6 +188,12 @@ impl<M: Memory> Replica<M> {
                 self.incoming.pop_front();
                 continue;
             }
+            if let Item::Append(buffer) = &front.item
+                && self.needs_no_resync(conn, buffer)
+            {
+                self.resync_abandon();
+                continue;
+            }
             if self.stages(conn) {
                 let Some(item) = self.incoming.pop_front() else {
                     return;
