@@ -365,16 +365,15 @@ impl<M: Memory> Replica<M> {
             return;
         }
         // Also who holds nothing yet has a history, once it is to join.
-        if report.uuid == sb.uuid && sb.uuid != ResourceUuid(0) {
-            if report.history != sb.history {
-                let reason = DropReason::Unrelated("it belongs to another history");
-                let node = self.peer_of(conn).map(|p| p.node);
-                self.give_up(conn, reason, true);
-                if let Some(peer) = node.and_then(|n| self.peer_mut(n)) {
-                    peer.foreign = Some(report.incarnation);
-                }
-                return;
+        let same_resource = report.uuid == sb.uuid && sb.uuid != ResourceUuid(0);
+        if same_resource && report.history != sb.history {
+            let reason = DropReason::Unrelated("it belongs to another history");
+            let node = self.peer_of(conn).map(|p| p.node);
+            self.give_up(conn, reason, true);
+            if let Some(peer) = node.and_then(|n| self.peer_mut(n)) {
+                peer.foreign = Some(report.incarnation);
             }
+            return;
         }
         let sb = &self.metadata.wanted;
         let my_tail = self.kept();
