@@ -294,6 +294,8 @@ impl<M: Memory> Replica<M> {
             return;
         }
         self.serves.forget_resync(conn);
+        // The peer begins anew with each change of the volumes that its stream holds, and the stream begins before that until then.
+        self.applier.urgent |= !self.log.unapplied_volumes().is_empty();
         let has = staged != RecordId::NONE && self.log.contains(staged);
         let common = if has {
             staged.seq

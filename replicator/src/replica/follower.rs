@@ -191,7 +191,7 @@ impl<M: Memory> Replica<M> {
             if let Item::Append(buffer) = &front.item
                 && self.needs_no_resync(conn, buffer)
             {
-                self.resync_abandon();
+                self.is_fed_from_the_log();
                 continue;
             }
             if self.stages(conn) {
@@ -244,6 +244,12 @@ impl<M: Memory> Replica<M> {
         }
     }
 
+    /// The Primary's journal has what this node lacks, whatever it said before.
+    fn is_fed_from_the_log(&mut self) {
+        self.resync_abandon();
+        self.told_outdated = false;
+    }
+
     /// `false` if the batch must wait.
     fn take_batch(&mut self, conn: ConnId, header: &Header, buffer: M::Buffer) -> bool {
         let volumes = self.log.volumes_after(header.prev_id().seq);
@@ -271,7 +277,7 @@ impl<M: Memory> Replica<M> {
         let tail = self.log.tail();
         let same = planted!(SameNumberSameRecord) || self.log.contains(header.last_id());
         if header.last() <= tail.id.seq && same {
-            self.resync_abandon();
+            self.is_fed_from_the_log();
             self.matched = self.matched.max(header.last());
             return true;
         }
@@ -293,7 +299,7 @@ impl<M: Memory> Replica<M> {
             batch::descriptors(buffer.bytes(), header)
                 .flatten()
                 .collect();
-        self.resync_abandon();
+        self.is_fed_from_the_log();
         let volumes = batch::volumes_of(buffer.bytes(), header);
         self.log.append(header, records.into_iter(), config, buffer);
         if let Some(volumes) = volumes {
@@ -415,6 +421,9 @@ impl<M: Memory> Replica<M> {
         }
         if self.damaged() && self.kept() >= self.metadata.wanted.damaged_until {
             self.log_info("this node's log is whole again".into());
+            // All that was ever committed is in the log again, and nothing else was applied.
+            let tail = self.log.tail().id.seq;
+            self.applier.former_until = self.applier.former_until.min(tail);
             self.metadata.wanted.damaged_until = RecordId::NONE;
             self.metadata.changed();
         }

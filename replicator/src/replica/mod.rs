@@ -294,13 +294,8 @@ impl<M: Memory> Replica<M> {
         let log = Log::new(scanned.parts, UNAPPLIED_MAX);
         let writer = Writer::from_entry(log.next_number());
         let position = log.tail().position;
-        let harmed_until = metadata.wanted.damaged_until.seq;
-        let former_until = log
-            .tail()
-            .id
-            .seq
-            .max(harmed_until)
-            .max(metadata.durable_committed);
+        let lost_until = scanned.damaged_until.seq.max(metadata.durable_committed);
+        let former_until = log.tail().id.seq.max(lost_until);
         let inconsistent = metadata.wanted.resync.is_some_and(|r| r.in_place);
         let volumes = TableAt {
             at: log.applied_volumes_at(),

@@ -389,6 +389,9 @@ impl<M: Memory> Replica<M> {
                  it counts for nothing until it has caught up",
                 report.you_acked
             ));
+            // What was rolled back may have been applied before.
+            let former_until = self.applier.former_until.max(report.you_acked.seq);
+            self.applier.former_until = former_until;
             self.metadata.wanted.damaged_until = report.you_acked;
             self.metadata.changed();
         }

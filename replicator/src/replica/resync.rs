@@ -295,16 +295,25 @@ impl<M: Memory> Replica<M> {
     /// The Primary took this node for one that is past its journal by an old report, and has come to know better: it sends what
     /// is in this node's log or follows it, and heeds no question about a resync.
     pub(super) fn needs_no_resync(&self, conn: ConnId, batch: &M::Buffer) -> bool {
-        let asks = |r: &Resync| {
-            let first = r.phase == Phase::Ask && r.at.id == RecordId::NONE;
-            first && r.source == Some(conn) && !r.in_place
+        let begins = |r: &Resync| {
+            let unanswered = matches!(
+                r.phase,
+                Phase::Rest
+                    | Phase::Settle
+                    | Phase::Room
+                    | Phase::Clear(_)
+                    | Phase::Ask
+                    | Phase::Full(_)
+            );
+            let first = r.at.id == RecordId::NONE && !r.in_place;
+            unanswered && first && r.source == Some(conn)
         };
         let tail = self.log.tail();
         let follows = |h: &Header| {
             let next = h.prev_id() == tail.id && h.prev_checksum == tail.checksum;
             next || h.last() <= tail.id.seq && self.log.contains(h.last_id())
         };
-        self.resync.as_ref().is_some_and(asks)
+        self.resync.as_ref().is_some_and(begins)
             && batch::read_header(batch.bytes()).is_ok_and(|h| follows(&h))
     }
 

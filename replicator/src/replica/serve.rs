@@ -363,9 +363,12 @@ impl<M: Memory> Replica<M> {
             first = end;
         }
         let stored = self.blocks_stored(volume);
-        let recorded = |b: u64| match b < stored {
-            true => self.sums.sum(volume, b),
-            false => BlockSum::ZERO,
+        let recorded = |b: u64| {
+            if b < stored {
+                self.sums.sum(volume, b)
+            } else {
+                BlockSum::ZERO
+            }
         };
         let recorded = (block..block + u64::from(blocks)).map(recorded).collect();
         let generation = self.applier.generation;

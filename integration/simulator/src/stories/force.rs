@@ -3,8 +3,9 @@
 use replicator::types::BLOCK_BYTES_U64;
 use replicator::view::{ConnectionState, Health};
 
+use super::resync::fill_the_journal;
 use super::*;
-use crate::drive::STORE;
+use crate::drive::{STAGE, STORE};
 
 /// Forces a node and waits for the answer.
 fn forced(c: &mut Cluster, node: usize) -> AdminResult {
@@ -148,29 +149,36 @@ fn a_fence_of_the_others_is_not_ended_by_what_a_blank_node_heard_of_who_is_alone
     c.conclude();
 }
 
-/// E is to join B's world, and has not got it yet.
-fn joins_slowly(c: &mut Cluster) {
+/// E is to join B's world, and is in a resync: it has no log yet.
+fn joins_slowly(seed: u64) -> Cluster {
+    let mut c = two_worlds(seed, |_| ());
+    fill_the_journal(&mut c, B);
     c.cut_both(A, E);
     c.restart(E);
     assert!(c.run_until(10 * SECOND, |c| c.connected(E, B)));
-    c.nodes[E].slow[JOURNAL] = 300;
     c.run_for(SECOND);
+    slow_down(&mut c, 300);
     let (deadline, peer) = (c.deadline(B, 30 * SECOND), node_id(E));
     c.admin(B, AdminCommand::Replace { peer, deadline });
-    assert!(c.run_until(10 * SECOND, |c| said(c, E, "is to join")));
+    assert!(c.run_until(10 * SECOND, |c| said(c, E, "needs a resync")));
+    c
+}
+
+fn slow_down(c: &mut Cluster, times: u64) {
+    c.nodes[E].slow[STORE] = times;
+    c.nodes[E].slow[STAGE] = times;
 }
 
 #[test]
 fn who_is_to_join_one_world_does_not_follow_the_other() {
     for tenths in 0..10 {
-        let mut c = two_worlds(tenths, |_| ());
-        joins_slowly(&mut c);
+        let mut c = joins_slowly(tenths);
         c.run_for(tenths * 20 * MS);
         c.heal();
         c.run_for(3 * SECOND);
-        c.nodes[E].slow[JOURNAL] = 1;
-        c.until_follows(B, E);
         assert!(!c.connected(A, E), "{tenths}");
+        slow_down(&mut c, 1);
+        c.until_follows(B, E);
         c.must_write(A, 0, 6, 2);
         c.conclude();
     }
@@ -178,12 +186,11 @@ fn who_is_to_join_one_world_does_not_follow_the_other() {
 
 #[test]
 fn who_was_to_join_a_world_that_is_lost_gives_that_up() {
-    let mut c = two_worlds(7, |_| ());
-    joins_slowly(&mut c);
+    let mut c = joins_slowly(7);
     for node in [B, C, D] {
         c.crash(node, POWER);
     }
-    c.nodes[E].slow[JOURNAL] = 1;
+    slow_down(&mut c, 1);
     c.heal();
     until_apart(&mut c, A, E);
     c.nodes[E].renews = true;

@@ -1,6 +1,7 @@
 //! Nodes that are past the Primary's journal (protocol C2): what changed is pulled into the stage, and laid over the stores when
 //! it is whole. At each write of the superblock the harness compares the node's image with what was committed.
 
+use replicator::WithoutRoom;
 use replicator::io::{AdminCommand, DiskError};
 use replicator::types::Seq;
 use replicator::view::{Health, ReplicationState};
@@ -535,4 +536,37 @@ fn stores_that_are_being_merged_are_no_image_for_an_operator() {
     c.crash(C, POWER);
     c.restart_and_feed(A, C);
     c.conclude();
+}
+
+#[test]
+fn a_late_report_makes_nobody_wait_for_a_resync_that_is_not_needed() {
+    // What C says of itself to B is held up from when it was Inconsistent on, and is heard at once when B is Primary.
+    let mut vain = 0;
+    for tenths in 0..10 {
+        let mut c = past_the_journal(
+            tenths,
+            Options {
+                without_room: WithoutRoom::InPlace,
+                ..of_nodes(5)
+            },
+        );
+        c.nodes[C].stage_full = true;
+        c.nodes[C].slow[STORE] = 20;
+        c.restart(C);
+        assert!(c.run_until(10 * SECOND, |c| c.nodes[C].in_place));
+        c.hold(C, B, REPORT);
+        assert!(c.promote(B, 300 * MS).is_err(), "A serves");
+        c.nodes[C].slow[STORE] = 1;
+        c.until_follows(A, C);
+        assert!(c.promote(B, 300 * MS).is_err(), "A serves");
+        c.crash(A, POWER);
+        c.must_promote(B);
+        c.run_for(tenths * MS);
+        c.heal();
+        c.until_follows(B, C);
+        vain += usize::from(said(&c, B, "is Inconsistent"));
+        c.restart(A);
+        c.conclude();
+    }
+    assert!(vain > 0);
 }

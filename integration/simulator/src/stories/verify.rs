@@ -4,7 +4,7 @@ use replicator::view::FindingKind;
 use replicator::wire::frame::Verified;
 
 use super::*;
-use crate::drive::STORE;
+use crate::drive::{META, STORE};
 
 const VERIFY: AdminCommand = AdminCommand::Verify {
     repair: false,
@@ -401,6 +401,47 @@ fn a_disk_that_keeps_nothing_is_found_while_its_block_is_written_over() {
             c.conclude();
         }
     }
+}
+
+#[test]
+fn a_store_with_what_was_applied_before_a_power_cut_is_no_image_of_less() {
+    // C has applied what B never got, and its superblock has not come to say so. B compares as of its own last record.
+    let mut ahead = 0;
+    for tenths in 0..20 {
+        let mut c = at_rest(tenths, of_nodes(4));
+        c.must_write(A, 0, 0, 40);
+        assert!(c.run_until(50 * MS, |c| c.log_of(B) == c.log_of(A)));
+        let common = c.nodes[B].view.durable;
+        c.isolate(B);
+        c.must_write(A, 0, 60, 40);
+        // The superblock of C comes to know what is committed.
+        let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(D));
+        let dropped = c.command(A, AdminCommand::Drop { peer, deadline });
+        assert_eq!(dropped, Ok(()));
+        c.run_for(10 * MS + tenths * MS);
+        let floor = c.nodes[C].view.applied;
+        c.nodes[C].slow[META] = 3000;
+        let applies = |c: &Cluster| c.nodes[C].view.applied > floor;
+        assert!(c.run_until(2 * SECOND, applies));
+        for node in [A, C, D] {
+            c.crash(node, POWER);
+        }
+        c.nodes[C].slow[META] = 1;
+        let alone = |c: &Cluster| [A, C, D].iter().all(|&n| !c.connected(B, n));
+        assert!(c.run_until(8 * SECOND, alone));
+        c.heal();
+        c.restart(C);
+        // It is asked before it comes to apply anything again.
+        assert!(c.run_until(150 * MS, |c| c.connected(B, C)));
+        ahead += usize::from(floor < common && c.nodes[C].view.applied == floor);
+        let part = verified(&mut c, B, VERIFY);
+        assert!(part.finished, "{part:?}");
+        assert_eq!(part.differing, 0);
+        c.restart(A);
+        c.restart(D);
+        c.conclude();
+    }
+    assert!(ahead > 0);
 }
 
 /// B is alone, and has a record about block 3 of which nobody knows whether it is committed.

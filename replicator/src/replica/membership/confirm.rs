@@ -144,8 +144,9 @@ impl<M: Memory> Replica<M> {
             .filter(|n| n.counts())
             .find(|n| !has_vote(n))?;
         Some(AdminError::NoQuorum(format!(
-            "a change of the membership was under way among two data nodes alone, and {} may not know of it: both are needed",
-            lacking.name
+            "a change of the membership was under way among two data nodes alone, and {} may not know of it: both are needed; start {} \
+             and try again",
+            lacking.name, lacking.name
         )))
     }
 

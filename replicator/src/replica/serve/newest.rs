@@ -20,6 +20,7 @@ impl<M: Memory> Replica<M> {
         self.blocks_stored(volume).max(newest)
     }
 
+    /// Blocks that the stores have of a volume; 0 if they have none of it.
     pub(super) fn blocks_stored(&self, volume: VolumeId) -> u64 {
         if volume.0 < self.sums.volumes() {
             self.sums.blocks(volume)
