@@ -8,10 +8,12 @@ use std::ops::Deref;
 use std::rc::Rc;
 
 use replicator::io::DiskError;
+use replicator::memory::ALLOC_BLOCKS_MAX;
 use replicator::meta::superblock::{COPIES, Superblock, choose, copy_offset};
 use replicator::recover::BlockRead;
 use replicator::types::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
+use crate::memory::Shared;
 use crate::rng::Rng;
 
 const SECTOR: usize = 512;
@@ -37,9 +39,9 @@ pub(crate) struct Block {
 impl Block {
     pub(crate) fn zero() -> Self {
         thread_local! {
-            static ZERO: Rc<Vec<u8>> = Rc::new(vec![0; BLOCK_BYTES]);
+            static ZEROES: Rc<Vec<u8>> = Rc::new(vec![0; ALLOC_BLOCKS_MAX as usize * BLOCK_BYTES]);
         }
-        let bytes = ZERO.with(Rc::clone);
+        let bytes = ZEROES.with(Rc::clone);
         Self {
             bytes,
             at: 0,
@@ -59,6 +61,18 @@ impl Block {
     /// Whether it is the same memory. Nobody changes it while there are two handles.
     fn is(&self, other: &Self) -> bool {
         Rc::ptr_eq(&self.bytes, &other.bytes) && self.at == other.at
+    }
+
+    /// Memory that holds these blocks one after the other, and the first one's place there, if there is some.
+    pub(crate) fn in_one_piece(blocks: &[&Self]) -> Option<(Rc<Vec<u8>>, usize)> {
+        let first = blocks.first()?;
+        let follow = |(n, block): (usize, &&Self)| {
+            Rc::ptr_eq(&block.bytes, &first.bytes) && block.at == first.at + n * BLOCK_BYTES
+        };
+        let zero = Self::zero();
+        let zeroes = first.is(&zero) && blocks.iter().all(|block| block.is(&zero));
+        let whole = zeroes || blocks.iter().enumerate().all(follow);
+        whole.then(|| (Rc::clone(&first.bytes), first.at / BLOCK_BYTES))
     }
 
     /// The same bytes where they should not be.
@@ -240,15 +254,13 @@ impl Disk {
         Ok(())
     }
 
-    /// The same, into new memory.
-    pub(crate) fn read_new(&self, block: u64, blocks: u64) -> Result<Vec<u8>, DiskError> {
+    /// The same, in memory that is there, if it can be.
+    pub(crate) fn read_shared(&self, block: u64, blocks: u64) -> Result<Shared, DiskError> {
         self.readable(block, blocks)?;
         let zeroes = Block::zero();
-        let mut bytes = Vec::with_capacity(usize::try_from(blocks).expect("512") * BLOCK_BYTES);
-        for b in block..block + blocks {
-            bytes.extend_from_slice(self.block(b).unwrap_or(&zeroes));
-        }
-        Ok(bytes)
+        let held = |b| self.block(b).unwrap_or(&zeroes);
+        let held: Vec<&Block> = (block..block + blocks).map(held).collect();
+        Ok(Shared::of(&held))
     }
 
     fn readable(&self, block: u64, blocks: u64) -> Result<(), DiskError> {

@@ -8,7 +8,7 @@ use replicator::types::*;
 
 use crate::disk::{Block, Disk, Disks, ENOSPC, Fate, block_at};
 use crate::harness::*;
-use crate::memory::SimBuffer;
+use crate::memory::{Shared, SimBuffer};
 use crate::net::Net;
 use crate::volumes::litter;
 
@@ -34,7 +34,7 @@ enum What {
     Read {
         block: u64,
         buffer: SimBuffer,
-        early: Option<Result<Vec<u8>, DiskError>>,
+        early: Option<Result<Shared, DiskError>>,
     },
     Flush {
         mark: u64,
@@ -74,8 +74,8 @@ impl From<SideFile> for Which {
     }
 }
 
-fn read(disk: &Disk, block: u64, buffer: &SimBuffer) -> Result<Vec<u8>, DiskError> {
-    disk.read_new(block, u64::from(buffer.blocks()))
+fn read(disk: &Disk, block: u64, buffer: &SimBuffer) -> Result<Shared, DiskError> {
+    disk.read_shared(block, u64::from(buffer.blocks()))
 }
 
 impl Flight {
@@ -443,7 +443,7 @@ impl Cluster {
                 buffer,
                 early,
             } => match early.unwrap_or_else(|| read(disk, block, &buffer)) {
-                Ok(bytes) => buffer.fill(bytes),
+                Ok(read) => buffer.fill(read),
                 Err(error) => {
                     result = Err(error);
                     // A block that a store does not give is fetched from a peer.

@@ -26,8 +26,8 @@ struct Arena {
     blocks: u32,
     /// Others may look at these bytes for longer than the arena lives: disks and streams.
     bytes: Rc<Vec<u8>>,
-    /// What disk reads brought while there were several handles, by the byte where it begins.
-    late: RefCell<Vec<(usize, Rc<Vec<u8>>)>>,
+    /// What disk reads brought while there were several handles, by the block where it begins.
+    late: RefCell<Vec<(usize, Shared)>>,
 }
 
 impl Drop for Arena {
@@ -43,7 +43,7 @@ pub(crate) struct SimBuffer {
     arena: Rc<Arena>,
     first: usize,
     blocks: usize,
-    merged: OnceCell<(usize, Rc<Vec<u8>>)>,
+    merged: OnceCell<(usize, Shared)>,
 }
 
 impl Clone for SimBuffer {
@@ -62,16 +62,54 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    fn new(bytes: Vec<u8>) -> Self {
+        Self {
+            blocks: bytes.len() / BLOCK_BYTES,
+            bytes: Rc::new(bytes),
+            first: 0,
+        }
+    }
+
+    /// Blocks as one piece: the memory that they are in, if they follow each other there.
+    pub(crate) fn of(blocks: &[&Block]) -> Self {
+        if let Some((bytes, first)) = Block::in_one_piece(blocks) {
+            return Self {
+                bytes,
+                first,
+                blocks: blocks.len(),
+            };
+        }
+        let mut bytes = Vec::with_capacity(blocks.len() * BLOCK_BYTES);
+        for block in blocks {
+            bytes.extend_from_slice(block);
+        }
+        Self::new(bytes)
+    }
+
+    fn as_slice(&self) -> &[u8] {
+        let from = self.first * BLOCK_BYTES;
+        &self.bytes[from..from + self.blocks * BLOCK_BYTES]
+    }
+
+    /// A part of it.
+    fn slice(&self, first: usize, blocks: usize) -> Self {
+        assert!(first + blocks <= self.blocks, "the part is within");
+        Self {
+            bytes: Rc::clone(&self.bytes),
+            first: self.first + first,
+            blocks,
+        }
+    }
+
     pub(crate) fn blocks(&self) -> impl Iterator<Item = Block> {
         Block::all_of(&self.bytes, self.first, self.blocks)
     }
 
     /// Damages these bytes, and nobody else's.
     pub(crate) fn flip(&mut self, bit: u64) {
-        let from = self.first * BLOCK_BYTES;
-        let mut bytes = self.bytes[from..from + self.blocks * BLOCK_BYTES].to_vec();
+        let mut bytes = self.as_slice().to_vec();
         flip(&mut bytes, bit);
-        (self.bytes, self.first) = (Rc::new(bytes), 0);
+        *self = Self::new(bytes);
     }
 }
 
@@ -83,52 +121,56 @@ pub(crate) fn flip(bytes: &mut [u8], bit: u64) {
 
 impl SimBuffer {
     /// A disk read ended: fills this handle's blocks.
-    pub(crate) fn fill(&self, bytes: Vec<u8>) {
-        assert_eq!(bytes.len(), self.blocks * BLOCK_BYTES);
-        let at = self.first * BLOCK_BYTES;
-        self.arena.late.borrow_mut().push((at, Rc::new(bytes)));
+    pub(crate) fn fill(&self, read: Shared) {
+        assert_eq!(read.blocks, self.blocks);
+        self.arena.late.borrow_mut().push((self.first, read));
     }
 
     /// The bytes as they are now. Writing to the buffer later does not change them.
     pub(crate) fn share(&self) -> Shared {
         if self.arena.late.borrow().is_empty() {
-            return Shared {
-                bytes: Rc::clone(&self.arena.bytes),
-                first: self.first,
-                blocks: self.blocks,
-            };
+            return self.plain();
         }
+        self.merge().clone()
+    }
+
+    /// What it holds without what disk reads brought.
+    fn plain(&self) -> Shared {
         Shared {
-            bytes: Rc::clone(&self.merge().1),
-            first: 0,
+            bytes: Rc::clone(&self.arena.bytes),
+            first: self.first,
             blocks: self.blocks,
         }
     }
 
-    fn merge(&self) -> &(usize, Rc<Vec<u8>>) {
+    fn merge(&self) -> &Shared {
         let late = self.arena.late.borrow();
         let merged = self.merged.get_or_init(|| {
-            let from = self.first * BLOCK_BYTES;
-            if let [(at, bytes)] = late.as_slice()
-                && (*at, bytes.len()) == (from, self.blocks * BLOCK_BYTES)
-            {
-                return (1, Rc::clone(bytes));
+            let end = self.first + self.blocks;
+            let holds =
+                |(at, read): &&(usize, Shared)| *at <= self.first && end <= at + read.blocks;
+            if let Some((at, read)) = late.last().filter(holds) {
+                return (late.len(), read.slice(self.first - at, self.blocks));
             }
-            let mut bytes = self.arena.bytes[from..from + self.blocks * BLOCK_BYTES].to_vec();
-            merge(&late, from, &mut bytes);
-            (late.len(), Rc::new(bytes))
+            let mut bytes = self.plain().as_slice().to_vec();
+            merge(&late, self.first, &mut bytes);
+            (late.len(), Shared::new(bytes))
         });
         assert_eq!(merged.0, late.len(), "looked at before its read had ended");
-        merged
+        &merged.1
     }
 }
 
-fn merge(late: &[(usize, Rc<Vec<u8>>)], from: usize, out: &mut [u8]) {
-    for (at, bytes) in late {
-        let begin = (*at).max(from);
-        let end = (at + bytes.len()).min(from + out.len());
+/// Lays what disk reads brought over blocks that begin at `first`.
+fn merge(late: &[(usize, Shared)], first: usize, out: &mut [u8]) {
+    let blocks = out.len() / BLOCK_BYTES;
+    for (at, read) in late {
+        let begin = (*at).max(first);
+        let end = (at + read.blocks).min(first + blocks);
         if begin < end {
-            out[begin - from..end - from].copy_from_slice(&bytes[begin - at..end - at]);
+            let part = read.slice(begin - at, end - begin);
+            out[(begin - first) * BLOCK_BYTES..(end - first) * BLOCK_BYTES]
+                .copy_from_slice(part.as_slice());
         }
     }
 }
@@ -139,18 +181,24 @@ impl Buffer for SimBuffer {
             let from = self.first * BLOCK_BYTES;
             return &self.arena.bytes[from..from + self.blocks * BLOCK_BYTES];
         }
-        &self.merge().1
+        self.merge().as_slice()
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        self.merged = OnceCell::new();
         let arena = Rc::get_mut(&mut self.arena).expect("written to while another handle exists");
-        let plain = Rc::make_mut(&mut arena.bytes);
-        for (at, bytes) in arena.late.get_mut().drain(..) {
-            plain[at..at + bytes.len()].copy_from_slice(&bytes);
+        let late = arena.late.get_mut();
+        if Rc::get_mut(&mut arena.bytes).is_none() || !late.is_empty() {
+            // Others look at these bytes, or they are not in one place.
+            let from = self.first * BLOCK_BYTES;
+            let mut own = arena.bytes[from..from + self.blocks * BLOCK_BYTES].to_vec();
+            merge(late, self.first, &mut own);
+            arena.bytes = Rc::new(own);
+            (self.first, self.merged) = (0, OnceCell::new());
+            late.clear();
         }
+        let bytes = Rc::get_mut(&mut arena.bytes).expect("nobody else has it");
         let from = self.first * BLOCK_BYTES;
-        &mut plain[from..from + self.blocks * BLOCK_BYTES]
+        &mut bytes[from..from + self.blocks * BLOCK_BYTES]
     }
 
     fn slice(&self, first: u32, blocks: u32) -> Self {
@@ -235,7 +283,10 @@ impl Memory for SimMemory {
             return None;
         }
         let blocks = blocks as usize;
-        let bytes = Rc::new(vec![POISON; blocks * BLOCK_BYTES]);
+        thread_local! {
+            static POISONED: Rc<Vec<u8>> = Rc::new(vec![POISON; ALLOC_BLOCKS_MAX as usize * BLOCK_BYTES]);
+        }
+        let bytes = POISONED.with(Rc::clone);
         self.adopt(
             purpose,
             Shared {

@@ -28,13 +28,11 @@ fn filler(stamp: u64, unit: u64) -> u8 {
 /// The bytes that write `stamp` puts into units.
 pub(crate) fn content(stamp: u64, units: Range<u64>) -> Vec<u8> {
     let begin = unit_offset(units.start);
-    let length = unit_offset(units.end) - begin;
-    let mut out = vec![0; usize::try_from(length).expect("1 MiB")];
+    let at = |unit| usize::try_from(unit_offset(unit) - begin).expect("1 MiB");
+    let mut out = Vec::with_capacity(at(units.end));
     for unit in units {
-        let at = usize::try_from(unit_offset(unit) - begin).expect("1 MiB");
-        let end = usize::try_from(unit_offset(unit + 1) - begin).expect("1 MiB");
-        out[at..at + 8].copy_from_slice(&stamp.to_le_bytes());
-        out[at + 8..end].fill(filler(stamp, unit));
+        out.extend_from_slice(&stamp.to_le_bytes());
+        out.resize(at(unit + 1), filler(stamp, unit));
     }
     out
 }
