@@ -87,6 +87,26 @@ fn what_is_bad_is_named_and_then_mended_on_whatever_node_it_is() {
     }
 }
 
+#[test]
+fn what_nobody_has_keeps_no_other_block_from_being_mended() {
+    // One lost block, or more of them than are seen to at once, before one of which there are good copies.
+    for (seed, lost) in (50..).zip([1, 13, 30]) {
+        let mut c = at_rest(seed, Options::default());
+        for node in [A, B, C] {
+            for block in 0..lost {
+                c.nodes[node].disks.stores[0].rot(block, 20_000);
+            }
+        }
+        c.nodes[B].disks.stores[0].rot(lost, 20_000);
+        c.nodes[B].disks.stores[0].spoil(lost + 2);
+        let repaired = verified(&mut c, A, REPAIR);
+        assert!(repaired.finished && repaired.missed == 0);
+        assert_eq!((repaired.bad, repaired.left), (3 * lost + 2, 3 * lost));
+        assert!(!c.nodes[B].disks.stores[0].is_harmed(lost));
+        assert!(!c.nodes[B].disks.stores[0].is_harmed(lost + 2));
+    }
+}
+
 /// A node's stores and their checksums are both put back to what they were before the last writes, so that they fit each other.
 fn with_an_old_copy(seed: u64, node: usize, options: Options) -> Cluster {
     let mut c = at_rest(seed, options);

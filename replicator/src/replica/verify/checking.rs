@@ -65,8 +65,10 @@ struct Check<B> {
     singly: bool,
     bad: ArrayVec<u16, CHECKED_BLOCKS_MAX>,
     left: u16,
-    /// Bad ones among the blocks that are read over and over while they are mended.
+    /// Bad ones among the blocks that are read over and over while they are mended, when they were fewest.
     before: Option<usize>,
+    /// Those of these blocks that were seen to since then, from the first one of the read.
+    tried: BlockSet,
     /// Some of these blocks were not as recorded, and records up to this one were about to change that: all are read as of it, or
     /// of a later one.
     settled: Option<Seq>,
@@ -150,6 +152,7 @@ impl<M: Memory> Replica<M> {
             bad: ArrayVec::new(),
             left: 0,
             before: None,
+            tried: BlockSet::default(),
             settled: None,
             since: self.now,
         });
@@ -441,15 +444,27 @@ impl<M: Memory> Replica<M> {
                 front.bad.push(n);
             }
         }
-        let again = repair && !bad.is_empty() && front.before.is_none_or(|n| bad.len() < n);
-        if again {
-            if bad.iter().all(|&b| !self.found_bad_by_check(volume, b)) {
+        if front.before.is_none_or(|n| bad.len() < n) {
+            (front.before, front.tried) = (Some(bad.len()), BlockSet::default());
+        }
+        let nth = |block: u64| u32::try_from(block - at).expect("128 blocks");
+        let tried = front.tried;
+        let untried = || bad.iter().copied().filter(|&b| !tried.has(nth(b)));
+        if repair && untried().next().is_some() {
+            // Only so many are seen to at once, and nobody may have the first ones: the others follow.
+            let mut now_tried = tried;
+            for block in untried() {
+                if self.found_bad_by_check(volume, block) {
+                    now_tried.add(nth(block), 1);
+                }
+            }
+            if now_tried == tried {
                 // No place for another repair: the same once more, a little later.
                 self.verify.checks.not_before = self.now.after(RETRY_NS);
                 return;
             }
             let front = &mut self.verify.checks.queue[0];
-            front.before = Some(bad.len());
+            front.tried = now_tried;
             front.state = State::Mending;
             return;
         }
@@ -458,7 +473,7 @@ impl<M: Memory> Replica<M> {
         }
         let front = &mut self.verify.checks.queue[0];
         front.left += u16::try_from(bad.len()).expect("128 blocks");
-        front.before = None;
+        (front.before, front.tried) = (None, BlockSet::default());
         front.settled = None;
         front.singly = false;
         front.at += blocks;
