@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use replicator::io::AdminCommand;
 #[cfg(test)]
 use replicator::types::VolumeId;
-use replicator::view::FindingKind;
+use replicator::view::{FindingKind, Membership};
 
 use crate::disk::Disk;
 use crate::drive::{STORE, SUMS};
@@ -147,6 +147,9 @@ impl Cluster {
             if n.view.applied.0 < self.checks.chain_end().max(n.view.admitted.0) {
                 continue; // What is bad may just be written over.
             }
+            if self.is_out_for(node, other) {
+                continue; // An operator dropped it: its copy is none of those.
+            }
             for (volume, store) in n.disks.stores.iter().enumerate() {
                 let bad = store.harmed().find(|&b| self.is_bad(other, volume, b));
                 assert!(
@@ -155,6 +158,13 @@ impl Cluster {
                 );
             }
         }
+    }
+
+    /// Whether a peer counts for nothing, as a node knows: a verification leaves it out.
+    fn is_out_for(&self, node: usize, peer: usize) -> bool {
+        let peers = &self.nodes[node].view.peers;
+        let mut peers = peers.iter().filter(|p| p.node == node_id(peer));
+        peers.any(|p| p.membership == Membership::Out)
     }
 
     /// A node that sees all others verifies: that comes to an end, and finds nothing that is not mended, unless nobody has it.
@@ -196,7 +206,7 @@ impl Cluster {
         let whole = (0..self.options.nodes).all(|n| {
             let of = &self.nodes[n];
             let worn = |s: &Disk| s.harmed().any(|b| s.is_worn(b));
-            (n == node || self.is_fed(node, n))
+            (n == node || self.is_fed(node, n) && !self.is_out_for(node, n))
                 && !of.hurt
                 && !of.forced
                 && !of.sums_rotted
