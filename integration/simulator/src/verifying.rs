@@ -203,18 +203,21 @@ impl Cluster {
             self.nodes[node].view.verify
         );
         let view = &self.nodes[node].view.verify;
-        let whole = (0..self.options.nodes).all(|n| {
+        let of_these = |n: usize| !self.is_out_for(node, n);
+        let whole = (0..self.options.nodes).filter(|&n| of_these(n)).all(|n| {
             let of = &self.nodes[n];
             let worn = |s: &Disk| s.harmed().any(|b| s.is_worn(b));
-            (n == node || self.is_fed(node, n) && !self.is_out_for(node, n))
+            (n == node || self.is_fed(node, n))
                 && !of.hurt
                 && !of.forced
                 && !of.sums_rotted
                 && !of.disks.stores.iter().any(worn)
         });
         if whole && self.options.nodes > 1 && !self.checks.is_beyond() {
-            let bad = self.bad_blocks();
-            let has = |v, b| (0..self.options.nodes).any(|n| !bad.contains(&(n, v, b)));
+            let mut bad = self.bad_blocks();
+            bad.retain(|&(n, _, _)| of_these(n));
+            let nodes = (0..self.options.nodes).filter(|&n| of_these(n));
+            let has = |v, b| nodes.clone().any(|n| !bad.contains(&(n, v, b)));
             let mendable = bad.iter().find(|&&(_, v, b)| has(v, b));
             // Of what is left nobody has a good copy: it was told of, and nothing else was.
             let told = view
