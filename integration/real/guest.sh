@@ -7,7 +7,7 @@
 # this kernel's own: it starts itself anew, with the disks as they are.
 
 need_guest() {
-    need linux.uml unshare pgrep
+    need linux.uml unshare pgrep cc
     ls /usr/lib/uml/modules/*/kernel/drivers/block/nbd.ko > /dev/null 2>&1 || skip "no nbd.ko for User-mode Linux"
     unshare --pid --fork --mount-proc true 2> /dev/null || skip "no PID namespaces"
 }
@@ -20,6 +20,7 @@ boot() {
     mkdir -p "$share"
     cp "$here/guest-words.sh" "$share/"
     : >> "$share/progress"
+    cc -O2 -Wall -Wextra -Werror -shared -fPIC -o "$T/guest-registers.so" "$here/guest-registers.c" || die "cc"
     # This kernel may crash where it is about to start anew: then it is started anew from here, if the guest has
     # said that there would be a reset (a file reset-N in its Nth boot).
     # shellcheck disable=SC2016
@@ -28,7 +29,7 @@ boot() {
         until "$@"; do
             cd "$SHARE" && [ -e boots ] && [ -e "reset-$(wc -l < boots)" ] || exit
             while kill -KILL -- -1; do sleep 0.1; done # its threads, which hold the disks
-        done' guest linux.uml "mem=$memory" "umid=$name" "uml_dir=$T/uml" root=/dev/root rootfstype=hostfs rootflags=/ ro \
+        done' guest env LD_PRELOAD="$T/guest-registers.so" linux.uml "mem=$memory" "umid=$name" "uml_dir=$T/uml" root=/dev/root rootfstype=hostfs rootflags=/ ro \
         quiet panic=-1 con=null con0=null,fd:1 ssl=null random.trust_cpu=on "init=$init" "SHARE=$share" "$@" \
         < /dev/null > "$T/guest.log" 2>&1 &
     guest=$!
