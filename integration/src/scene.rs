@@ -294,6 +294,20 @@ impl Scene {
         result.unwrap_or_else(|error| panic!("{error}"));
     }
 
+    /// Waits until the log of a node has that. It is written by a thread of its own, so what follows from an event
+    /// may be seen before its line.
+    ///
+    /// # Panics
+    /// If that takes too long.
+    pub fn await_logged(&mut self, node: usize, text: &str) {
+        let what = format!("the log of {} says {text:?}", self.cluster.name(node));
+        let result = self.cluster.wait(&what, BOUND, |cluster| {
+            let log = cluster.log(node);
+            Ok(if log.contains(text) { Ok(()) } else { Err(log) })
+        });
+        result.unwrap_or_else(|error| panic!("{error}"));
+    }
+
     /// Waits until a Primary says of a peer how it counts: "member", "dropped", "out".
     ///
     /// # Panics

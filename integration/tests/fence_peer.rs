@@ -189,15 +189,7 @@ fn a_primary_without_a_lease_drops_its_clients_and_lets_the_watchdog_starve() {
     }
     drop(dropped(load));
     // The three share the device; two are gone, and the third one feeds it no more.
-    let log = scene.cluster.wait("it starves", BOUND, |cluster| {
-        let log = cluster.log(A);
-        Ok(if log.contains("the watchdog is not fed any more") {
-            Ok(())
-        } else {
-            Err(log)
-        })
-    });
-    log.expect("it does");
+    scene.await_logged(A, "the watchdog is not fed any more");
     let bytes = || std::fs::metadata(&device).expect("it is there").len();
     let before = bytes();
     scene.cluster.kill(A).expect("killed");

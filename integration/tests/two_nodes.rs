@@ -93,15 +93,7 @@ fn a_word_that_may_be_wrong_is_good_for_nothing() {
     scene.await_gone(B, A);
     confirmed(&scene, B, A);
     scene.cluster.start(A).expect("it starts again");
-    let heard = scene.cluster.wait("the word is void", BOUND, |cluster| {
-        let log = cluster.log(B);
-        Ok(if log.contains("is void") {
-            Ok(())
-        } else {
-            Err(log)
-        })
-    });
-    heard.expect("it is");
+    scene.await_logged(B, "is void");
     scene.cluster.kill(A).expect("killed");
     scene.await_gone(B, A);
     assert!(refused(&scene, B).contains("replctl confirm-stopped pbx-a"));

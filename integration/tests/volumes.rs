@@ -72,12 +72,7 @@ fn a_volume_grows_under_load() {
     assert_eq!(after.size(), 24 * MIB);
     assert_eq!(read(&mut after, 24 * MIB - 4096), [5; 4096]);
     scene.cluster.start(A).expect("it starts with the old file");
-    assert!(
-        scene
-            .cluster
-            .log(A)
-            .contains("write 25165824 there on every node")
-    );
+    scene.await_logged(A, "write 25165824 there on every node");
     let check = scene.cluster.ctl(A, &["check"], BOUND).expect("runs");
     assert!(
         check.stdout.contains("volume db has 25165824 bytes"),

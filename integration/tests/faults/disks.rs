@@ -56,15 +56,7 @@ fn await_blame(scene: &mut Scene, node: usize, disk: &Disk, health: &str, what: 
     for part in what {
         assert!(reason.contains(part), "no {part:?} in {reason:?}");
     }
-    // It is written by a thread of its own.
-    let logged = scene
-        .cluster
-        .wait("the log says so, too", BOUND, |cluster| {
-            let log = cluster.log(node);
-            let found = log.lines().any(|line| line.contains(&path));
-            Ok(if found { Ok(()) } else { Err(log) })
-        });
-    logged.expect("it does");
+    scene.await_logged(node, &path);
 }
 
 /// The disk is mended and the node started again: it follows by itself.
@@ -247,7 +239,7 @@ pub(crate) fn a_store_that_hangs_on_the_primary_moves_the_service() {
         "down",
         &["is not answered", "look at that device"],
     );
-    assert!(scene.cluster.log(0).contains("demoting"));
+    scene.await_logged(0, "demoting");
     let refused = scene.cluster.ctl(0, &["promote", "--timeout", "2"], BOUND);
     let refused = refused.expect("answers");
     assert_eq!(refused.code, exit::NO_DATA, "{}", refused.message());
@@ -286,7 +278,7 @@ pub(crate) fn a_journal_that_hangs_for_longer_than_memory_reaches_moves_the_serv
     scene.await_writes(&load, 20);
     disk.hang();
     let streams = dropped(load);
-    assert!(scene.cluster.log(0).contains("demoting"));
+    scene.await_logged(0, "demoting");
     scene.promote(1);
     scene.verify(1);
     let load = scene.work(1, streams);
@@ -360,7 +352,7 @@ pub(crate) fn metadata_that_hangs_on_the_primary_moves_the_service() {
     disk.hang();
     // Until the ring is full: what is applied can not be noted.
     let streams = dropped(load);
-    assert!(scene.cluster.log(0).contains("demoting"));
+    scene.await_logged(0, "demoting");
     scene.promote(1);
     scene.verify(1);
     let load = scene.work(1, streams);

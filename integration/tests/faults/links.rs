@@ -65,7 +65,7 @@ pub(crate) fn a_primary_cut_off_answers_nothing_once_another_one_serves() {
             });
         let reason = suspended.expect("by its own clock").health_reason;
         assert!(reason.contains("majority"), "{reason}");
-        assert!(scene.cluster.log(0).contains("the lease is over"));
+        scene.await_logged(0, "the lease is over");
         over.store(true, Ordering::Relaxed);
         let last = reading.join().expect("the reader");
         assert!(
