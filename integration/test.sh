@@ -3,7 +3,7 @@
 # QEMU's tools, file systems and the kernel's NBD client on a real cluster, also on the oldest kernel that is supported.
 #
 #   integration/test.sh              everything but hosts and units
-#   integration/test.sh PART...      only these: format lint scripts build tests doctests simulator planted
+#   integration/test.sh PART...      only these: format lint scripts build doctests simulator planted tests
 #                                    demo copy tools qemu reconnect fio flips filesystems compare postgres resync full alone metrics agents
 #                                    cluster soak kernel oldest hosts units
 #   integration/test.sh hosts units  what the README says of three hosts, and failover.md of failover,
@@ -11,9 +11,9 @@
 #                                    take minutes
 #   NO_INSTALL=1                     install nothing
 #
-# As root it installs the Debian packages that are missing, without starting or enabling a service. Else
-# it names them, and what needs them is skipped by name. Logs are in target/test-logs. The last line is
-# "N passed, N failed, N skipped"; each test of the suites counts, and each other part counts as one.
+# As root it installs the Debian packages that are missing, without starting or enabling a service, while the parts run
+# that need none. Else it names them, and what needs them is skipped by name. Logs are in target/test-logs. The
+# last line is "N passed, N failed, N skipped"; each test of the suites counts, and each other part counts as one.
 
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -160,29 +160,43 @@ for name in tests demo copy tools qemu reconnect fio flips filesystems compare p
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
-if [ -n "$missing" ]; then
-    if [ "$(id -u)" = 0 ] && [ -z "${NO_INSTALL:-}" ] && command -v apt-get > /dev/null; then
-        say "installing $missing"
-        # shellcheck disable=SC2086
-        install_packages $missing > "$logs/install.log" 2>&1 || { echo "could not install all of it:"; tail -n 5 "$logs/install.log"; }
-        missing=$(missing_packages | tr '\n' ' ')
-    fi
-    [ -z "$missing" ] || echo "missing packages: $missing(apt-get install $missing)"
+installer=
+if [ -n "$missing" ] && [ "$(id -u)" = 0 ] && [ -z "${NO_INSTALL:-}" ] && command -v apt-get > /dev/null; then
+    say "installing $missing"
+    # shellcheck disable=SC2086
+    install_packages $missing < /dev/null > "$logs/install.log" 2>&1 &
+    installer=$!
 fi
 
+# Waits for the packages, and names those that are still missing.
+packages_installed() {
+    if [ -n "$installer" ]; then
+        wait "$installer" || { echo "could not install all of it:"; tail -n 5 "$logs/install.log"; }
+        say "installed what was missing, $SECONDS s after the start"
+    fi
+    missing=$(missing_packages | tr '\n' ' ')
+    [ -z "$missing" ] || echo "missing packages: $missing(apt-get install $missing)"
+}
+
+# What needs none of the packages comes first: they are installed meanwhile.
 part format cargo fmt --all --check
 part lint cargo clippy --locked --workspace --all-targets -- -D warnings
 part scripts check_scripts
-if part build cargo build --locked --release --bins -p nbd-server -p tools -p integration; then
-    REPLICATOR_PROGRAMS=${logs%/*}/release
-    export REPLICATOR_PROGRAMS
-    suite tests run_tests
+part build cargo build --locked --release --bins -p nbd-server -p tools -p integration
+built=$?
+if [ $built = 0 ]; then
     suite doctests cargo test --locked --profile sim --workspace --doc
     # A million operations of clients and more; always the same lives, so that a failure stays.
     if wanted simulator && part simulator cargo sim -- --seeds 1050 --from 1; then
         tail -n 3 "$logs/simulator.log" | head -n 2
     fi
     part planted prove_checkers
+fi
+packages_installed
+if [ $built = 0 ]; then
+    REPLICATOR_PROGRAMS=${logs%/*}/release
+    export REPLICATOR_PROGRAMS
+    suite tests run_tests
     part demo cargo demo -- --json
     part copy integration/real/copy.sh
     part tools integration/real/tools.sh
