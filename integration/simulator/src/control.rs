@@ -6,7 +6,8 @@ use replicator::recover::read_superblock;
 use replicator::types::*;
 use replicator::view::{DiskState, Membership, ReplicationState};
 
-use crate::disk::{Disks, Reading};
+use crate::disk::Reading;
+use crate::disks::Disks;
 use crate::harness::*;
 use crate::rng::Rng;
 

@@ -6,7 +6,8 @@ use replicator::memory::Buffer;
 use replicator::meta::volumes::Volumes;
 use replicator::types::*;
 
-use crate::disk::{Block, Disk, Disks, ENOSPC, Fate, block_at};
+use crate::disk::{Block, Disk, ENOSPC, Fate, block_at};
+use crate::disks::Disks;
 use crate::harness::*;
 use crate::memory::{Shared, SimBuffer};
 use crate::net::Net;
@@ -217,7 +218,38 @@ impl Cluster {
         }
     }
 
+    /// No store is asked for what is behind the end of its file.
+    fn is_within_files(&self, node: usize, op: &DiskOp<SimBuffer>) {
+        let bytes_of = |buffer: &SimBuffer| u64::from(buffer.blocks()) * BLOCK_BYTES_U64;
+        let (volume, offset, bytes) = match op {
+            DiskOp::StoreWrite {
+                volume,
+                offset,
+                parts,
+            } => (*volume, *offset, parts.iter().map(bytes_of).sum()),
+            DiskOp::StoreZero {
+                volume,
+                offset,
+                length,
+                ..
+            } => (*volume, *offset, *length),
+            DiskOp::StoreRead {
+                volume,
+                offset,
+                buffer,
+            } => (*volume, *offset, bytes_of(buffer)),
+            _ => return,
+        };
+        let end = (offset + bytes).div_ceil(BLOCK_BYTES_U64);
+        let reaches = self.nodes[node].disks.reaches(volume, end);
+        assert!(
+            reaches,
+            "node {node}: store {volume} ends before block {end}"
+        );
+    }
+
     fn start_flight(&mut self, node: usize, ticket: Ticket, op: DiskOp<SimBuffer>) {
+        self.is_within_files(node, &op);
         if let DiskOp::StoreWrite { volume, offset, .. } | DiskOp::StoreZero { volume, offset, .. } =
             &op
             && !self.is_suspect(node, usize::from(volume.0), block_at(*offset), 1)
@@ -452,11 +484,7 @@ impl Cluster {
             },
             What::Flush { mark } => disk.flushed(mark),
             What::Room(volumes) => result = self.make_room(node, &volumes),
-            What::Fit(volumes) => {
-                for (volume, store) in (0..).map(VolumeId).zip(&mut n.disks.stores) {
-                    store.truncate(volumes.blocks(volume));
-                }
-            }
+            What::Fit(volumes) => n.disks.fitted(&volumes),
         }
         if result.is_err() {
             // A batch in two parts is not durable by the other one alone.
@@ -503,6 +531,7 @@ impl Cluster {
             let from = own.common_bytes(volumes, id) / BLOCK_BYTES_U64;
             litter(store, from, volumes.blocks(id), &mut self.rng.disks);
         }
+        n.disks.made_room(volumes);
         Ok(())
     }
 

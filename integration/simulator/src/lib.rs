@@ -8,6 +8,7 @@ mod cli;
 mod client;
 mod control;
 mod disk;
+mod disks;
 mod drive;
 mod exile;
 mod fences;

@@ -8,7 +8,8 @@ use replicator::store::sums::{BlockSum, SumTable, Table};
 use replicator::types::*;
 use replicator::wire::frame::Frame;
 
-use crate::disk::{Block, Disk, Disks, Reading};
+use crate::disk::{Block, Disk, Reading};
+use crate::disks::Disks;
 use crate::harness::*;
 
 /// What is staged of a volume.

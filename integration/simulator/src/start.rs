@@ -8,7 +8,8 @@ use replicator::types::*;
 use replicator::{Replica, ReplicaConfig};
 
 use crate::checks::{Batch, Proven};
-use crate::disk::{Disks, Reading};
+use crate::disk::Reading;
+use crate::disks::Disks;
 use crate::drive::KINDS;
 use crate::harness::*;
 use crate::memory::SimMemory;

@@ -175,7 +175,7 @@ impl<M: Memory> Replica<M> {
         let to = self.committed_number(self.committed);
         let to = self.stopped_at(to).max(from);
         self.applier.waits = false;
-        if self.repairs.write() || self.resync_has_stores() || self.is_renewing() {
+        if self.repairs.write() || self.resync_has_stores() || self.is_renewing() || self.unfit {
             // The end of that is an event, and no time has to pass for it.
             self.applier.waits = true;
             return;

@@ -85,8 +85,9 @@ use crate::wire::frame::{Changed, Compared};
 /// Records that the stores may lack, at most.
 pub const UNAPPLIED_MAX: usize = 1 << 16;
 
-/// Client memory below which no further requests are taken, in blocks.
-const CLIENT_BLOCKS_MIN: u32 = 128;
+/// Client memory below which no further requests are taken, in blocks. What the driver allocates of it for payloads that it has not
+/// handed in has to leave as much, or they could never be handed in.
+pub const CLIENT_BLOCKS_MIN: u32 = 128;
 
 /// What the driver may hand in right now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

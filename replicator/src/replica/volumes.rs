@@ -128,10 +128,14 @@ impl<M: Memory> Replica<M> {
 
     /// Sees to it that there is room for a table, and says whether there is.
     pub(super) fn has_room_for(&mut self, volumes: &Volumes) -> HasRoom {
+        // What a change before this one took away goes first: it would take the new room with it.
+        if self.unfit || self.fitting {
+            return HasRoom::NotYet;
+        }
         if self.room.ready.covers(volumes) {
             return HasRoom::Yes;
         }
-        if self.room.step != Step::Idle || self.fitting || self.restart.is_some() {
+        if self.room.step != Step::Idle || self.restart.is_some() {
             return HasRoom::NotYet;
         }
         if let Some((error, at)) = self.room.failed
@@ -360,7 +364,7 @@ impl<M: Memory> Replica<M> {
             self.room.failed = None;
         }
         if let Some(asked) = self.preparation.take() {
-            match self.has_room_for(&asked.volumes) {
+            match self.has_room_for_next(&asked.volumes) {
                 HasRoom::NotYet => self.preparation = Some(asked),
                 HasRoom::Yes => self.prepared(&asked, Ok(())),
                 HasRoom::No(error) => self.prepared(&asked, Err(error)),
@@ -373,6 +377,16 @@ impl<M: Memory> Replica<M> {
             leader.opened = true;
         }
         self.pump_change();
+    }
+
+    /// The same for a table that is to come behind all that this node's log has: until the stores have come to those, a place that is
+    /// given to another volume still belongs to the former one.
+    fn has_room_for_next(&mut self, volumes: &Volumes) -> HasRoom {
+        if self.log.unapplied_volumes().is_empty() {
+            return self.has_room_for(volumes);
+        }
+        self.applier.urgent = true;
+        self.room_complaint.map_or(HasRoom::NotYet, HasRoom::No)
     }
 
     fn prepared(&mut self, asked: &Preparation, result: Result<(), DiskError>) {

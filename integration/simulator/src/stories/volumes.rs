@@ -203,12 +203,20 @@ fn what_was_taken_away_is_not_given_to_a_peer_that_has_zeroes_there_again() {
     c.must_write(A, 0, BEFORE - 10, 10);
     c.until_fed(A);
     c.run_for(SECOND);
-    // B has both records, and its stores come to neither.
-    c.nodes[B].slow[META] = 1000;
+    // B was away: it has both records then, and its stores come to neither.
+    c.crash(B, POWER);
+    let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(B));
+    assert_eq!(c.command(A, AdminCommand::Drop { peer, deadline }), Ok(()));
     assert_eq!(c.resizes(A, BEFORE - 10), Ok(()));
     assert_eq!(c.resizes(A, BEFORE), Ok(()));
-    c.nodes[A].disks.stores[0].spoil(BEFORE - 3);
     let end = c.nodes[A].view.committed;
+    c.restart(B);
+    c.run_for(SECOND);
+    c.nodes[B].slow[META] = 1000;
+    let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(B));
+    c.admin(A, AdminCommand::Return { peer, deadline });
+    assert!(c.run_until(10 * SECOND, |c| c.nodes[B].view.durable >= end));
+    c.nodes[A].disks.stores[0].spoil(BEFORE - 3);
     let read = c.read(A, 0, BEFORE - 10, 10);
     assert_eq!(c.outcome(read, SECOND), Some(Outcome::Done));
     assert!(c.nodes[B].view.applied.0 + 1 < end.0, "B was asked before");
@@ -426,6 +434,49 @@ fn a_volume_comes_and_goes_and_another_one_takes_its_place() {
         let read = c.read(A, 2, 80, 30);
         assert_eq!(c.outcome(read, SECOND), Some(Outcome::Done), "zeroes");
         c.must_write(A, 2, 150, 10);
+        c.conclude();
+    }
+}
+
+#[test]
+fn a_volume_that_grows_right_after_it_was_made_smaller_has_its_room() {
+    for seed in 0..20 {
+        let mut c = serving(seed, Options::default());
+        c.start_clients(2, 3, MS);
+        c.run_for(50 * MS);
+        assert_eq!(c.resizes(A, 300), Ok(()));
+        // What is behind the end is not cut off yet.
+        assert_eq!(c.resizes(A, 500), Ok(()));
+        c.must_write(A, 0, 490, 10);
+        c.all_have(500);
+        c.run_for(SECOND);
+        c.read_all(A);
+        c.conclude();
+    }
+}
+
+#[test]
+fn a_place_is_given_to_another_volume_once_what_was_there_is_put_aside() {
+    for seed in 0..20 {
+        let mut c = serving(seed, Options::default());
+        c.start_clients(2, 3, MS);
+        let id = c.add_volume(A, 2, 100, 5 * SECOND);
+        assert_eq!(c.answered(id), Ok(()));
+        c.must_write(A, 2, 90, 10);
+        // One of them comes to it all later.
+        c.nodes[C].hung_until[META] = c.now + 400 * MS;
+        let id = c.remove_volume(A, 2, 5 * SECOND);
+        assert_eq!(c.answered(id), Ok(()));
+        let deadline = c.deadline(A, 5 * SECOND);
+        let other = AdminCommand::AddVolume {
+            volume: name("other"),
+            bytes: 200 * replicator::types::BLOCK_BYTES_U64,
+            deadline,
+        };
+        assert_eq!(c.command(A, other), Ok(()));
+        c.must_write(A, 2, 150, 10);
+        c.run_for(2 * SECOND);
+        assert!((A..=C).all(|n| c.blocks_at(n, 2) == 200));
         c.conclude();
     }
 }
