@@ -107,7 +107,7 @@ make_cluster() {
         done
         printf '\n[[volume]]\nname = "db"\nsize = "512MiB"\n\n[journal]\nsize = "512MiB"\n\n[tls]\ninsecure = true\n'
         # All disks are one disk, and it has others to serve.
-        printf '\n[policy]\ndisk_timeout_ms = 5000\n'
+        printf '\n[policy]\ndisk_timeout_ms = 20000\n'
     } > "$config"
     for n in "${names[@]}"; do
         ctl "$n" create || die "create of $n"

@@ -51,7 +51,10 @@ ocf-tester -n repl-test -o config="$config" -o node=pbx-a -o replctl="$(realpath
 say "and ocf:replicator:nbd"
 promote pbx-a
 ocf-tester -n repl-test-nbd -o volume=data -o socket="$(socket pbx-a)" -o device="$T/disk" "$agents/nbd" > "$T/nbd.log" 2>&1 || die "ocf-tester on nbd"
-losetup -a | grep -q "$T" && die "a loop device is left"
+# What is taken down may take a moment to be gone.
+no_loop() { ! losetup -a | grep -q "$1"; }
+no_server() { ! pgrep -f "nbdfuse.*$(socket "$1")" > /dev/null; }
+wait_for 20 "the loop device is gone" no_loop "$T"
 
 # The server is killed under the device: that it is gone is noticed, and it can be stopped.
 run() {
@@ -96,16 +99,16 @@ umount "$T/files"
 by_hand pbx-b 0 detach "$T/disk"
 by_hand pbx-b 0 detach "$T/disk"
 [ ! -e "$T/disk" ] || die "the link is left"
-losetup -a | grep -q "replicator-attached.*volume" && die "a loop device is left"
+wait_for 20 "the loop device is gone" no_loop "replicator-attached.*volume"
 by_hand pbx-b 0 attach data "$T/disk"
 mount "$T/disk" "$T/files" && [ "$(cat "$T/files/text")" = text ] || die "the file is not there"
 say "whoever still uses it when it is taken away by force gets errors, and nobody waits for that"
 by_hand pbx-b 0 detach --force --timeout 2 "$T/disk"
 [ ! -e "$T/disk" ] || die "the link is left"
-pgrep -f "nbdfuse.*$(socket pbx-b)" > /dev/null && die "nbdfuse is left"
+wait_for 20 "nbdfuse is gone" no_server pbx-b
 dd if="$T/files/text" of=/dev/null iflag=direct bs=4096 status=none 2> /dev/null && die "a file can be read without its disk"
 umount "$T/files" || die "umount"
-losetup -a | grep -q "replicator-attached.*volume" && die "a loop device is left"
+wait_for 20 "the loop device is gone" no_loop "replicator-attached.*volume"
 by_hand pbx-b 0 attach data "$T/disk"
 kill9 pbx-b
 by_hand pbx-b 0 detach "$T/disk"
@@ -152,9 +155,14 @@ mkdir "$T/fake"
 printf '#!/bin/sh\ncat "$FAKE_EVENTS"\nexec sleep 60\n' > "$T/fake/replctl"
 chmod 755 "$T/fake/replctl"
 event() { printf '{"time":"-","kind":"%s","what":"%s","name":"pbx","changes":{%s}}\n' "$1" "$2" "$3"; }
-# resets WHICH: whether those events reset the host
+# resets WHICH SECONDS: whether those events reset the host, within that time
 resets() {
-    FAKE_EVENTS=$T/events.$1 PATH=$T/fake:$PATH timeout 3 "$here/../../tools/reset-when-fenced" none touch "$T/reset.$1" 2> /dev/null
+    local watcher
+    FAKE_EVENTS=$T/events.$1 PATH=$T/fake:$PATH timeout "$2" "$here/../../tools/reset-when-fenced" none touch "$T/reset.$1" 2> /dev/null &
+    watcher=$!
+    while [ ! -e "$T/reset.$1" ] && kill -0 $watcher 2> /dev/null; do sleep 0.05; done
+    kill $watcher 2> /dev/null
+    wait $watcher 2> /dev/null
     [ -e "$T/reset.$1" ]
 }
 { event exists resource '"fenced":false,"role":"Primary"'; event change resource '"epoch":4,"fenced":true,"role":"Secondary"'; } > "$T/events.cut"
@@ -162,8 +170,8 @@ resets() {
 { event exists resource '"fenced":true,"role":"Secondary"'; event change resource '"fenced":true'; } > "$T/events.booted"
 { event exists resource '"fenced":false,"role":"Primary"'; event change peer '"fenced":true'; } > "$T/events.peer"
 { event exists resource '"fenced":false,"role":"Primary"'; event change resource '"role":"Secondary"'; event change resource '"fenced":true'; } > "$T/events.demoted"
-for which in cut frozen; do resets $which || die "a host that was $which does not reset itself"; done
-for which in booted peer demoted; do ! resets $which || die "a host resets itself: $which"; done
+for which in cut frozen; do resets $which 20 || die "a host that was $which does not reset itself"; done
+for which in booted peer demoted; do ! resets $which 3 || die "a host resets itself: $which"; done
 
 say "the configurations in docs/pacemaker.md are ones"
 page=$(realpath "$here/../../docs/pacemaker.md")

@@ -103,7 +103,7 @@ chmod 755 "$T"/usr/sbin/*
     done
     printf '\n[[volume]]\nname = "data"\nsize = "640MiB"\n\n[[volume]]\nname = "probe"\nsize = "4MiB"\n\n[journal]\nsize = "64MiB"\n'
     # All disks are one disk, and it has others to serve.
-    printf '\n[policy]\nmemory = "96MiB"\ndisk_timeout_ms = 5000\n\n[tls]\ninsecure = true\n'
+    printf '\n[policy]\nmemory = "96MiB"\ndisk_timeout_ms = 30000\n\n[tls]\ninsecure = true\n'
 } > "$T/pbx.toml"
 {
     echo "127.0.0.1 localhost"
@@ -200,7 +200,7 @@ on "$first" sh -ec "
     losetup -d \$loop
     fusermount3 -u /run/first
     wait" > "$T/first.log" 2>&1 || die "the file system and the database"
-wait_for 10 "it is demoted" on "$first" replctl --config "$T/pbx.toml" demote
+wait_for 60 "it is demoted" on "$first" replctl --config "$T/pbx.toml" demote
 made "$T/cluster.crm"
 for n in "${names[@]}"; do
     cp "$T/cluster.crm.xml" "$T/$n/var/lib/pacemaker/cib/cib.xml"

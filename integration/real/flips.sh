@@ -79,8 +79,12 @@ tally() {
     [ "$(integrity "$1" lost_blocks)" = 0 ] || die "$1 has lost blocks"
 }
 
+# newest NODE LINES: what its log says since it had so many lines
+newest() { tail -n "+$(($2 + 1))" "$T/$1.log"; }
+# Which is written by a thread of its own, maybe a moment after the node answers.
+recovered() { grep -q "the log was recovered" <(newest "$@"); }
+
 # restart NODE
-needs_a_primary="what this node has acknowledged is damaged or missing"
 restart() {
     local before
     before=$(wc -l < "$T/$1.log")
@@ -88,8 +92,9 @@ restart() {
     start "$1"
     wait_for 30 "$1 answers" answers "$1"
     if [ "$1" = $primary ]; then
-        # What rotted of its log may be acknowledged and in no store yet: then another node has to serve first, and the log says so.
-        if grep -q "$needs_a_primary" <(tail -n "+$((before + 1))" "$T/$1.log"); then
+        # What rotted of its log may be acknowledged and in no store yet: then another node has to serve first, and this is an error.
+        wait_for 30 "$1 says what it has recovered" recovered "$1" "$before"
+        if grep -q "ERROR the log was recovered" <(newest "$1" "$before"); then
             primary=$(other "$1" | head -n 1)
             say "the log of $1 has lost what is acknowledged; $primary serves"
         fi

@@ -12,7 +12,7 @@ scratch
 
 share_hosts "$here/hosts-guest.sh"
 boot_hosts hosts
-until_halted 200
+until_halted 600
 
 # What the shutdown left on pbx-a: a store that is the file system, cleanly unmounted, with all of it.
 debugfs -R "dump pbx/data.img $T/data.img" "$T/pbx-a.disk" 2> /dev/null

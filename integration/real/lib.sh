@@ -76,25 +76,31 @@ scratch() {
     die "no directory that can do O_DIRECT"
 }
 
-free_port() {
-    local port
+# free_ports COUNT: the first of so many ports in a row that nobody listens on
+free_ports() {
+    local base port
     while :; do
-        port=$((20000 + RANDOM % 12000))
-        (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null || break
+        base=$((20000 + RANDOM % 12000))
+        for ((port = base; port < base + $1; port++)); do
+            (exec 3<> "/dev/tcp/127.0.0.1/$port") 2> /dev/null && continue 2
+        done
+        break
     done
-    echo "$port"
+    echo "$base"
 }
 
 # cluster JOURNAL VOLUME=SIZE...: writes the config, formats and starts three nodes.
 # NBD_LISTEN=ADDRESS:PORT lets node i also listen on PORT + i, METRICS=PATH serves metrics there.
 cluster() {
-    local journal=$1 n i=0 volume
+    local journal=$1 n i=0 volume port
     shift
+    # All at once: nobody listens yet on those that were handed out before.
+    port=$(free_ports ${#names[@]})
     config=$T/pbx.toml
     {
         echo 'resource = "pbx"'
         for n in "${names[@]}"; do
-            printf '\n[[node]]\nname = "%s"\naddress = "127.0.0.1:%s"\n' "$n" "$(free_port)"
+            printf '\n[[node]]\nname = "%s"\naddress = "127.0.0.1:%s"\n' "$n" $((port + i))
             printf 'data_dir = "%s/%%n/data"\nrun_dir = "%s/%%n/run"\n' "$T" "$T"
             if [ -n "${NBD_LISTEN:-}" ]; then
                 printf 'nbd_listen = "%s:%s"\n' "${NBD_LISTEN%:*}" $((${NBD_LISTEN##*:} + i))
@@ -105,6 +111,8 @@ cluster() {
             printf '\n[[volume]]\nname = "%s"\nsize = "%s"\n' "${volume%=*}" "${volume#*=}"
         done
         printf '\n[journal]\nsize = "%s"\n' "$journal"
+        # All disks are one disk, and it has others to serve.
+        printf '\n[policy]\ndisk_timeout_ms = 30000\n'
         [ -z "${METRICS:-}" ] || printf '\n[metrics]\nlisten = "%s"\n' "$METRICS"
         [ -z "${NBD_LISTEN:-}" ] || printf '\n[tls]\ninsecure = true\n'
     } > "$config"

@@ -14,7 +14,7 @@ mkfs.ext4 -q -F "$T/disk"
 mkdir "$T/share"
 cp "$bin/repld" "$bin/replctl" "$here/../../tools/ocf/nbd" "$T/share/"
 boot oldest 640M "$here/oldest-guest.sh" "ubda=$T/disk"
-until_halted 180
+until_halted 600
 
 # What the guest left behind, looked at from outside.
 for n in "${names[@]}"; do

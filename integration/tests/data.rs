@@ -42,7 +42,9 @@ fn reads_and_writes_of_any_offset_and_length_agree_with_the_model() {
         Stream::new(6, recordings, 0..32 * MIB, read, Pace::unbounded(4)),
     ];
     let load = scene.work(0, streams);
-    scene.await_writes(&load, 4000);
+    while scene.tally.writes() < 4000 {
+        scene.await_writes(&load, 100);
+    }
     scene.finish(load);
     assert!(
         scene.tally.reads() > 100,

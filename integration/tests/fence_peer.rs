@@ -14,11 +14,14 @@ const A: usize = 0;
 const B: usize = 1;
 const C: usize = 2;
 
-/// Calls `repl-fence fence-peer` on a node as DRBD would, for a peer; its exit code and what it said.
-fn fence_peer(scene: &Scene, node: usize, peer: usize) -> (i32, String) {
+/// Calls `repl-fence fence-peer` on a node as DRBD would, for a peer; its exit code and what it said. What can be done has the time
+/// for it on a slow machine as well; what can not is waited for in vain.
+fn fence_peer(scene: &Scene, node: usize, peer: usize, seconds: &str) -> (i32, String) {
     let mut command = Command::new(scene.cluster.programs().repld.with_file_name("repl-fence"));
     command.arg("--config").arg(scene.cluster.config());
-    command.args(["fence-peer", "--timeout", "3"]).env_clear();
+    command
+        .args(["fence-peer", "--timeout", seconds])
+        .env_clear();
     command.env("DRBD_RESOURCE", "pbx");
     command.env("DRBD_MY_NODE_ID", node.to_string());
     command.env("DRBD_PEER_NODE_ID", peer.to_string());
@@ -37,18 +40,18 @@ fn repl_fence_answers_as_a_handler_for_what_it_verified_and_nothing_else() {
     let load = scene.work(A, scene.busy_streams());
     scene.await_writes(&load, 200);
     // A Primary that lives is not fenced by this; a Secondary that is connected knows that it is.
-    assert_eq!(fence_peer(&scene, B, A).0, 6);
-    assert_eq!(fence_peer(&scene, A, C).0, 4);
+    assert_eq!(fence_peer(&scene, B, A, "20").0, 6);
+    assert_eq!(fence_peer(&scene, A, C, "20").0, 4);
     scene.await_status(C, "it is fenced", |status| {
         status.health_reason.contains("this node is fenced")
     });
     scene.await_writes(&load, 100);
-    let (code, said) = fence_peer(&scene, A, A);
+    let (code, said) = fence_peer(&scene, A, A, "3");
     assert_eq!(code, 1, "{said}");
 
     // A frozen Primary is fenced without its help.
     scene.cluster.freeze(A).expect("frozen");
-    let (code, said) = fence_peer(&scene, B, A);
+    let (code, said) = fence_peer(&scene, B, A, "20");
     assert!(
         code == 5 && said.contains("was not reached"),
         "{code}: {said}"
@@ -63,10 +66,10 @@ fn repl_fence_answers_as_a_handler_for_what_it_verified_and_nothing_else() {
     scene.cluster.kill(A).expect("killed");
     scene.cluster.kill(C).expect("killed");
     scene.await_gone(B, C);
-    let (code, said) = fence_peer(&scene, B, C);
+    let (code, said) = fence_peer(&scene, B, C, "3");
     assert_eq!(code, 1, "{said}");
     scene.cluster.kill(B).expect("killed");
-    assert_eq!(fence_peer(&scene, B, C).0, 1);
+    assert_eq!(fence_peer(&scene, B, C, "3").0, 1);
 }
 
 /// Two nodes, and a handler that kills the process of the peer, whose number lies in `PLACE/NAME`, if it is to: then it ends with
@@ -152,7 +155,7 @@ fn a_handler_that_is_not_certain_leaves_io_waiting_until_the_peer_is_back() {
     let streams = scene.finish(load);
     scene.await_caught_up(B, A);
     scene.cluster.freeze(A).expect("frozen");
-    let promote = ["promote", "--timeout", "6"];
+    let promote = ["promote", "--timeout", "20"];
     let answer = scene.cluster.ctl(B, &promote, BOUND).expect("answers");
     assert_eq!(answer.code, exit::NO_QUORUM);
     let said = answer.message();

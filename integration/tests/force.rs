@@ -70,6 +70,11 @@ fn the_last_node_goes_on_alone_when_it_is_told_to_and_never_meets_the_others_aga
         let name = scene.cluster.name(node).to_owned();
         let connected = scene.cluster.expect_done(2, &["connect", &name]);
         connected.unwrap_or_else(|error| panic!("{error}"));
+        // It has to be there first, and to have said that it holds nothing.
+        scene.await_status(2, &format!("{name} is there, and new"), |status| {
+            let peer = status.peer(&name);
+            peer.is_some_and(|p| p.disk_state.as_deref() == Some("Inconsistent"))
+        });
         let (code, said) = scene.confirmed(2, &["replace", &name], &format!("{name}\n"));
         assert_eq!((code, said.as_str()), (exit::DONE, ""));
         scene.await_caught_up(node, 2);

@@ -70,6 +70,7 @@ fn who_resumes_hears_whether_the_copy_is_worth_anything() {
 
     // A peer that is away is named, and does not keep the others from it.
     scene.cluster.kill(2).expect("killed");
+    scene.await_gone(0, 2);
     let (code, text) = ctl(&scene, 0, &["suspend-io"]);
     assert_eq!(code, exit::DONE, "{text}");
     assert!(text.contains("pbx-c"), "{text}");

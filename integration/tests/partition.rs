@@ -47,7 +47,7 @@ fn a_primary_that_is_cut_off_answers_nothing_once_another_one_serves() {
         let last = reading.join().expect("the reader");
         assert!(
             last < promoted,
-            "a read was answered {:?} after another node served",
+            "a read was answered that was asked for {:?} after another node served",
             last - promoted
         );
 

@@ -70,7 +70,7 @@ fn a_resource_does_not_begin_with_a_seed() {
     for node in 0..3 {
         scene.cluster.start(node).expect("it starts");
     }
-    let refused = scene.cluster.ctl(0, &["promote", "--timeout", "5"], BOUND);
+    let refused = scene.cluster.ctl(0, &["promote", "--timeout", "20"], BOUND);
     let refused = refused.expect("answers");
     assert_eq!(refused.code, exit::NO_DATA, "{}", refused.message());
     assert!(refused.message().contains("copy the image"));
@@ -127,7 +127,7 @@ fn nodes_that_were_left_behind_give_their_data_up_and_are_three_again() {
         let connected = scene.cluster.expect_done(2, &["connect", &name]);
         connected.unwrap_or_else(|error| panic!("{error}"));
         let mut replaced = (exit::FAILED, String::new());
-        for _ in 0..20 {
+        for _ in 0..300 {
             // It has to be there first.
             replaced = scene.confirmed(2, &["replace", &name], &format!("{name}\n"));
             if replaced.0 == exit::DONE {

@@ -381,7 +381,7 @@ fn thousands_of_silent_connections_keep_nobody_away() {
         .ctl(0, &["status"], BOUND)
         .expect("replctl runs");
     assert_eq!(status.code, exit::DONE, "{}", status.message());
-    assert!(status.took < Duration::from_secs(5), "{:?}", status.took);
+    assert!(status.took < Duration::from_secs(20), "{:?}", status.took);
     let mut client = scene.open(0, "recordings");
     client.read_at(0, &mut [0; 512]).expect("served");
     client.disconnect().expect("goodbye");

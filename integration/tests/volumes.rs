@@ -4,6 +4,7 @@
 use integration::{BOUND, MIB, Scene, small};
 use nbd_server::nbd::client::Client;
 use tools::cluster::exit;
+use tools::demo::stop_cleanly;
 
 const A: usize = 0;
 const B: usize = 1;
@@ -88,9 +89,7 @@ fn a_volume_grows_under_load() {
     scene.finish(load);
     drop((before, after));
     scene.verify(B);
-    let (code, text) = ctl(&scene, B, &["demote", "--force"]);
-    assert_eq!(code, exit::DONE, "{text}");
-    scene.cluster.terminate_all().expect("stopped");
+    stop_cleanly(&mut scene.cluster, B).unwrap_or_else(|error| panic!("{error}"));
     let image = |node| std::fs::read(scene.cluster.store(node, "db")).expect("the store is a file");
     let images = [A, B, C].map(image);
     assert!(

@@ -329,10 +329,9 @@ fn an_idle_node_says_that_it_lives() {
     let first = node.handle.snapshot().at;
     let begun = Instant::now();
     node.wait_for(|s| s.at.since(first) > 500_000_000);
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(20));
     let a = node.handle.snapshot().at;
-    std::thread::sleep(Duration::from_millis(300));
-    assert!(node.handle.snapshot().at > a);
+    node.wait_for(|s| s.at > a);
     node.stop();
 }
 

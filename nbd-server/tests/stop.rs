@@ -37,9 +37,9 @@ fn sigterm_stops_the_data_thread_and_removes_the_sockets() {
             let _ = ready.send(());
         })
     });
-    is_ready.recv_timeout(Duration::from_secs(10)).unwrap();
+    is_ready.recv_timeout(Duration::from_secs(30)).unwrap();
     kill(Pid::this(), Signal::SIGTERM).unwrap();
-    let message = from_control.recv_timeout(Duration::from_secs(10)).unwrap();
+    let message = from_control.recv_timeout(Duration::from_secs(30)).unwrap();
     assert!(matches!(
         message,
         ToData::Command {

@@ -448,7 +448,7 @@ impl Node {
 
     /// Waits until the snapshot is as wanted.
     pub fn wait_for(&self, wanted: impl Fn(&Snapshot) -> bool) -> Snapshot {
-        for _ in 0..2000 {
+        for _ in 0..12_000 {
             let snapshot = self.handle.snapshot();
             if wanted(&snapshot) {
                 return snapshot;
