@@ -140,12 +140,23 @@ impl Client {
             | Request::Failover { timeout_ms }
             | Request::Drop { timeout_ms, .. }
             | Request::Return { timeout_ms, .. }
-            | Request::Replace { timeout_ms, .. } => {
+            | Request::Replace { timeout_ms, .. }
+            | Request::Resize { timeout_ms, .. }
+            | Request::AddVolume { timeout_ms, .. }
+            | Request::RemoveVolume { timeout_ms, .. } => {
                 ANSWER_TIMEOUT.saturating_add(Duration::from_millis(*timeout_ms))
             }
             // A demote first commits and applies what is pending.
             Request::Demote { .. } => Duration::from_secs(120),
-            _ => ANSWER_TIMEOUT,
+            Request::Status
+            | Request::Watch
+            | Request::Events
+            | Request::ConfirmStopped { .. }
+            | Request::ResumeIo
+            | Request::Verify { .. }
+            | Request::StopVerify
+            | Request::Connect { .. }
+            | Request::Disconnect { .. } => ANSWER_TIMEOUT,
         };
         self.next(Some(timeout.min(Duration::from_secs(1 << 30))))
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
@@ -20,7 +20,7 @@ use super::waiting::Place;
 use crate::admin::{
     AdminError, ExitCode, LineBuffer, Request, Response, Status, changes, timestamp, to_line,
 };
-use crate::config::Config;
+use crate::config::{Config, NodeRole};
 use crate::handle::{DataCommand, Stream, ToData};
 
 /// How long a connection may wait with its first request.
@@ -33,6 +33,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long it may take to apply what is pending.
 const DEMOTE_TIMEOUT: Duration = Duration::from_secs(110);
+/// How long to wait for a disk that does not answer.
+const SILENCE_PAUSE: Duration = Duration::from_millis(100);
 /// How often watchers hear something when nothing changes.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -187,15 +189,13 @@ impl Shared {
         match request {
             Request::Status => Ok(Response::Status(Box::new(self.status()))),
             Request::Promote { timeout_ms, force } => {
-                let timeout_ms = timeout_ms.min(86_400_000);
-                let timeout = COMMAND_TIMEOUT + Duration::from_millis(timeout_ms);
-                let command = if force {
-                    DataCommand::Force { timeout_ms }
-                } else {
-                    DataCommand::Promote { timeout_ms }
-                };
                 let promotion = (!force).then(|| self.fencing.promotion());
-                let promoted = self.command(command, timeout).await;
+                let promoted = if force {
+                    self.change(timeout_ms, |timeout_ms| DataCommand::Force { timeout_ms })
+                        .await
+                } else {
+                    self.promote(timeout_ms).await
+                };
                 drop(promotion);
                 promoted.map_err(|error| match self.fencing.note(&self.config) {
                     Some(note) => AdminError::new(error.code, format!("{}; {note}", error.message)),
@@ -241,6 +241,7 @@ impl Shared {
             Request::StopVerify => {
                 self.command(DataCommand::StopVerify, COMMAND_TIMEOUT)
                     .await?;
+                self.status.borrow_mut().dates.stopped();
                 done(None)
             }
             Request::Connect { peer } => {
@@ -367,6 +368,10 @@ impl Shared {
 
     /// A volume that there is, and its size.
     fn volume(&self, name: &str) -> Result<(Name, u64), AdminError> {
+        if self.node().role == NodeRole::Witness {
+            let text = "this node is a witness and has no volumes: run it on the Primary";
+            return Err(AdminError::new(ExitCode::OtherPrimary, text));
+        }
         let volumes = self.volumes().unwrap_or_default();
         if let Some((_, volume)) = volumes.find(name) {
             return Ok((volume.name, volume.bytes));
@@ -393,6 +398,24 @@ impl Shared {
         let name =
             Name::from(&volume.name).map_err(|_| usage("the name is too long".to_owned()))?;
         Ok((name, volume.size_bytes))
+    }
+
+    /// Makes this node Primary. A disk of it that does not answer now may do so in time.
+    async fn promote(&self, timeout_ms: u64) -> Result<(), AdminError> {
+        let mut left = Duration::from_millis(timeout_ms.min(86_400_000));
+        let deadline = Instant::now() + left;
+        loop {
+            let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            let command = DataCommand::Promote { timeout_ms };
+            let promoted = self.command(command, COMMAND_TIMEOUT + left).await;
+            let has_data = |error: &AdminError| error.code != ExitCode::NotUpToDate;
+            let silent = self.data.snapshot().trouble.silence.is_some();
+            if promoted.as_ref().map_or_else(has_data, |()| true) || !silent || left.is_zero() {
+                return promoted;
+            }
+            tokio::time::sleep(SILENCE_PAUSE.min(left)).await;
+            left = deadline.saturating_duration_since(Instant::now());
+        }
     }
 
     /// Changes what nodes may do, how they count, or the volumes.
@@ -505,19 +528,34 @@ impl Shared {
     /// What to say when it costs the quorum to lose this peer.
     fn disconnect_notice(&self, peer: NodeId) -> Option<String> {
         let view = self.data.snapshot().view;
-        let others = view
-            .peers
-            .iter()
-            .filter(|other| other.node != peer && other.connection == ConnectionState::Connected);
-        let left = 1 + others.count();
-        let needed = majority(self.config.nodes.len());
-        (view.quorum && left < needed).then(|| {
-            let name = &self.config.nodes[usize::from(peer.0)].name;
-            format!(
-                "without {name} this node reaches {left} of {} nodes: the quorum of {needed} is lost; \
-                 run replctl connect {name} to restore it",
-                self.config.nodes.len()
-            )
-        })
+        let name = &self.config.nodes[usize::from(peer.0)].name;
+        // Before the first promotion nobody knows who counts, and all do.
+        let counts = |m| matches!(m, Membership::Full | Membership::Unknown);
+        // Of those that count a majority is needed, and one of the data nodes among them.
+        let lost = |what: &str, of: &dyn Fn(Role) -> bool| {
+            let own = usize::from(counts(view.membership) && of(view.role));
+            let others = || {
+                view.peers
+                    .iter()
+                    .filter(|p| counts(p.membership) && of(p.role))
+            };
+            let reached =
+                |p: &&PeerView| p.node != peer && p.connection == ConnectionState::Connected;
+            let (all, left) = (
+                own + others().count(),
+                own + others().filter(reached).count(),
+            );
+            let needed = majority(all);
+            (left < needed).then(|| {
+                format!(
+                    "without {name} this node reaches {left} of the {all} {what} that count: the quorum of {needed} is \
+                     lost; run replctl connect {name} to restore it"
+                )
+            })
+        };
+        if !view.quorum {
+            return None;
+        }
+        lost("nodes", &|_| true).or_else(|| lost("data nodes", &|role| role != Role::Witness))
     }
 }

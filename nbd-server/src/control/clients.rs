@@ -48,7 +48,7 @@ async fn take(shared: &Rc<Shared>, accepted: io::Result<Stream>) {
         return;
     }
     let transmitting: u32 = shared.data.snapshot().nbd_clients.iter().sum();
-    if transmitting + shared.nbd_waiting.taken() >= NBD_CONNECTIONS_MAX {
+    if transmitting >= NBD_CONNECTIONS_MAX {
         tracing::warn!("an NBD client is turned away: there are too many");
         return;
     }

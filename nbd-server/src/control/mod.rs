@@ -47,6 +47,7 @@ use crate::admin::Status;
 use crate::config::{Config, Node};
 use crate::handle::{DataCommand, DataHandle, ToControl, ToData};
 use crate::nbd::{Export, ExportTable, ExportTableError};
+use crate::reactor::CLIENTS_MAX;
 
 use listen::Slots;
 use peers::Link;
@@ -56,8 +57,8 @@ use waiting::WaitingRoom;
 /// Open files without which a daemon does not start: disks, rings, and a few connections of each kind.
 pub const FILES_MIN: u64 = 256;
 
-/// The most NBD connections, negotiating or in transmission.
-pub const NBD_CONNECTIONS_MAX: u32 = 1024;
+/// The most NBD connections in transmission.
+pub const NBD_CONNECTIONS_MAX: u32 = CLIENTS_MAX as u32;
 /// The most NBD connections that have not chosen an export yet.
 pub const NBD_NEGOTIATING_MAX: u32 = 100;
 /// The most connections of operators.

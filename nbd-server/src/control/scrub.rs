@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use replicator::meta::volumes::Volumes;
 use replicator::types::NODES_MAX;
 use replicator::view::{FindingKind, View};
 use replicator::wire::frame::Verified;
@@ -109,7 +110,7 @@ impl Dates {
     }
 
     /// Takes note of one that ended.
-    fn note(&mut self, config: &Config, view: &View) {
+    fn note(&mut self, config: &Config, volumes: &Volumes, view: &View) {
         if view.verify.ended == self.seen {
             return;
         }
@@ -123,7 +124,8 @@ impl Dates {
         let findings = view.verify.findings.iter().filter_map(|f| {
             Some(VerifyFinding {
                 node: name(usize::from(f.node.0))?,
-                volume: config.volumes.get(usize::from(f.volume.0))?.name.clone(),
+                // A volume's place in the table is not its place in the config file.
+                volume: volumes.get(f.volume)?.name.to_string(),
                 block: f.block,
                 kind: match f.kind {
                     FindingKind::Bad => "bad",
@@ -151,6 +153,14 @@ impl Dates {
         self.save();
     }
 
+    /// An operator ended one. If it was due, that was it: the next one comes when the next one is due.
+    pub(super) fn stopped(&mut self) {
+        if self.next().is_some_and(|at| now() >= at) {
+            self.kept.counts_from = now();
+            self.save();
+        }
+    }
+
     /// When all copies were last known to be sound and equal, in seconds.
     pub(super) fn clean_at(&self) -> Option<u64> {
         self.kept.clean_at
@@ -161,8 +171,13 @@ impl Dates {
     }
 
     /// What operators see.
-    pub(super) fn status(&mut self, config: &Config, view: &View) -> VerifyStatus {
-        self.note(config, view);
+    pub(super) fn status(
+        &mut self,
+        config: &Config,
+        volumes: &Volumes,
+        view: &View,
+    ) -> VerifyStatus {
+        self.note(config, volumes, view);
         let by = view
             .verify
             .by
@@ -217,10 +232,11 @@ pub(super) async fn run(shared: Rc<Shared>) {
     let mut not_before = Instant::now();
     loop {
         changed.mark_unchanged();
-        let view = shared.data.snapshot().view;
+        let snapshot = shared.data.snapshot();
+        let view = snapshot.view;
         let next = {
             let mut status = shared.status.borrow_mut();
-            status.dates.note(&shared.config, &view);
+            status.dates.note(&shared.config, &snapshot.volumes, &view);
             status.dates.next()
         };
         let is_due = next.is_some_and(|at| now() >= at) && Instant::now() >= not_before;
@@ -241,3 +257,6 @@ pub(super) async fn run(shared: Rc<Shared>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

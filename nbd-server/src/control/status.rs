@@ -186,7 +186,7 @@ impl StatusBuilder {
                 lost_blocks: known(view.integrity.lost_blocks),
                 sums_pages_lost: seen.then_some(view.integrity.sums_pages_lost),
             },
-            verify: self.dates.status(config, view),
+            verify: self.dates.status(config, &snapshot.volumes, view),
         }
     }
 

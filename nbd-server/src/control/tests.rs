@@ -2,6 +2,7 @@
 
 mod fencing;
 mod metrics;
+mod operators;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -29,7 +30,7 @@ use crate::handle::{DataCommand, DataError, DataHandle, Snapshot, Stream, ToCont
 use crate::meters::Meters;
 use crate::nbd::Terms;
 
-const WAIT: Duration = Duration::from_secs(10);
+const WAIT: Duration = Duration::from_secs(30);
 
 struct Daemon {
     config: Arc<Config>,

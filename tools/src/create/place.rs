@@ -129,7 +129,10 @@ impl Place {
                     file.sync_all()
                 })
                 .map_err(|error| no_space(error, "extend", path, bytes)),
-            Self::Device { .. } => Ok(()),
+            // What is recorded of its blocks must not be durable before they are.
+            Self::Device { file, path, .. } => file
+                .sync_all()
+                .map_err(|error| no_space(error, "sync", path, bytes)),
         }
     }
 

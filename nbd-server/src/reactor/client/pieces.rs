@@ -4,6 +4,7 @@ use replicator::io::{
     ClientOp, HEADER_BLOCKS, Input, READ_BYTES_MAX, WRITE_BYTES_MAX, WriteData, ZERO_BYTES_MAX,
 };
 use replicator::memory::{Buffer, Memory, Purpose};
+use replicator::replica::CLIENT_BLOCKS_MIN;
 use replicator::types::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
 use super::{Client, CloseReason, Intake, JOBS_MAX, READ_AHEAD};
@@ -289,13 +290,14 @@ impl Client {
 
 impl Piece {
     /// Memory for the next of `left` bytes from `offset` on: as large a piece as the core takes, or smaller ones while no
-    /// such gap is free.
+    /// such gap is free. What the core needs to take any request is left: pieces that nobody may hand in would be held for ever.
     fn alloc(memory: &mut Pool, offset: u64, left: u64) -> Option<Self> {
         let mut most = u64::from(WRITE_BYTES_MAX);
         loop {
             let length = piece_bytes(offset, left, most);
             let blocks = HEADER_BLOCKS + blocks_touched(offset, length);
-            if let Some(buffer) = memory.alloc(Purpose::Client, blocks) {
+            let fits = memory.free_blocks(Purpose::Client) >= blocks + CLIENT_BLOCKS_MIN;
+            if fits && let Some(buffer) = memory.alloc(Purpose::Client, blocks) {
                 let start = HEADER_BLOCKS as usize * BLOCK_BYTES;
                 return Some(Self {
                     buffer,
@@ -355,13 +357,19 @@ mod tests {
         let whole = Piece::alloc(&mut pool, 4095, 4 << 20).unwrap();
         assert_eq!(whole.length, (1 << 20) - 4095);
         let second = Piece::alloc(&mut pool, 1 << 20, 3 << 20).unwrap();
-        assert_eq!(second.length, 512 << 10);
+        assert_eq!(second.length, 256 << 10);
         while Piece::alloc(&mut pool, 0, 1 << 20).is_some_and(|piece| {
             std::mem::forget(piece);
             true
         }) {}
         assert!(Piece::alloc(&mut pool, 0, 1 << 20).is_none());
         assert!(Piece::alloc(&mut pool, 0, 20_000).is_some());
+        // Else no piece could be handed in, and all would wait for ever.
+        while Piece::alloc(&mut pool, 0, 4096).is_some_and(|piece| {
+            std::mem::forget(piece);
+            true
+        }) {}
+        assert!(pool.free_blocks(Purpose::Client) >= CLIENT_BLOCKS_MIN);
     }
 
     #[test]

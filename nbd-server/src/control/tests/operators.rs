@@ -1,0 +1,107 @@
+//! What operators are told.
+
+use replicator::view::Membership;
+
+use super::*;
+
+fn refused(code: u8, message: &str) -> DataError {
+    DataError {
+        code,
+        message: message.to_owned(),
+    }
+}
+
+/// Asks for something on a thread of its own.
+fn asking(daemon: &Daemon, request: Request) -> JoinHandle<Response> {
+    let mut client = daemon.client();
+    std::thread::spawn(move || client.call(&request).unwrap())
+}
+
+fn disconnect(daemon: &Daemon, peer: &str) -> Option<String> {
+    let peer = peer.to_owned();
+    let asking = asking(daemon, Request::Disconnect { peer });
+    let ToData::Command { answer, .. } = daemon.next() else {
+        panic!()
+    };
+    answer.send(Ok(())).unwrap();
+    match asking.join().unwrap() {
+        Response::Done { notice } => notice,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_disconnect_tells_of_a_lost_quorum_by_the_nodes_that_count() {
+    let dir = TempDir::new().unwrap();
+    let daemon = Daemon::start(&config(&dir, 3), 0);
+    let peer = |node, membership| PeerView {
+        node: NodeId(node),
+        connection: ConnectionState::Connected,
+        membership,
+        ..PeerView::default()
+    };
+    // One is connected and counts for nothing.
+    daemon.publish(|snapshot| {
+        snapshot.view.quorum = true;
+        snapshot.view.membership = Membership::Full;
+        snapshot.view.peers.push(peer(1, Membership::Full));
+        snapshot.view.peers.push(peer(2, Membership::Out));
+    });
+    let notice = disconnect(&daemon, "b").unwrap();
+    assert!(
+        notice.contains("1 of the 2 nodes that count: the quorum of 2 is lost"),
+        "{notice}"
+    );
+    assert_eq!(disconnect(&daemon, "c"), None);
+    // A witness alone is no majority of the data nodes.
+    daemon.publish(|snapshot| {
+        snapshot.view.peers[1] = PeerView {
+            role: Role::Witness,
+            ..peer(2, Membership::Full)
+        };
+    });
+    let notice = disconnect(&daemon, "b").unwrap();
+    assert!(notice.contains("1 of the 2 data nodes"), "{notice}");
+    assert_eq!(disconnect(&daemon, "c"), None);
+}
+
+#[test]
+fn a_promotion_waits_for_a_disk_that_does_not_answer_for_a_moment() {
+    let dir = TempDir::new().unwrap();
+    let daemon = Daemon::start(&config(&dir, 1), 0);
+    daemon.publish(|s| s.trouble.silence = Some("/dev/vg0/j: flushing".into()));
+    let (timeout_ms, force) = (60_000, false);
+    let promote = || asking(&daemon, Request::Promote { timeout_ms, force });
+    let answers = |result: Result<(), DataError>| {
+        let ToData::Command { command, answer } = daemon.next() else {
+            panic!()
+        };
+        assert!(matches!(
+            command,
+            DataCommand::Promote {
+                timeout_ms: 1..=60_000
+            }
+        ));
+        answer.send(result).unwrap();
+    };
+    let promoting = promote();
+    answers(Err(refused(17, "the disk is silent")));
+    answers(Err(refused(17, "the disk is silent")));
+    answers(Ok(()));
+    assert_eq!(promoting.join().unwrap(), Response::Done { notice: None });
+    // Whatever else is wrong is said at once.
+    let promoting = promote();
+    answers(Err(refused(17, "the disk is silent")));
+    answers(Err(refused(11, "b is Primary")));
+    let Response::Error(error) = promoting.join().unwrap() else {
+        panic!()
+    };
+    assert_eq!(error.code, ExitCode::OtherPrimary);
+    daemon.publish(|s| s.trouble.silence = None);
+    let promoting = promote();
+    answers(Err(refused(17, "it is Inconsistent")));
+    let Response::Error(error) = promoting.join().unwrap() else {
+        panic!()
+    };
+    assert_eq!(error.code, ExitCode::NotUpToDate);
+}
