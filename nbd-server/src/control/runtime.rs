@@ -12,9 +12,17 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio_uring::net::UnixStream as UringStream;
 
 use crate::handle::Stream;
+
+/// How long a connection is silent before the other host is asked whether it is there.
+const KEEP_IDLE_SECONDS: u32 = 30;
+/// How long until it is asked again.
+const KEEP_INTERVAL_SECONDS: u32 = 10;
+/// How often it is asked in vain before the connection ends.
+const KEEP_COUNT: u32 = 3;
 
 /// Runs futures on the thread that made it.
 pub struct Runtime(tokio_uring::Runtime);
@@ -37,6 +45,16 @@ impl Runtime {
 /// Runs a task beside the others, until the runtime ends.
 pub fn spawn(task: impl Future<Output = ()> + 'static) {
     tokio_uring::spawn(task);
+}
+
+/// Lets the kernel ask now and then whether the other host is still there. An idle client whose host died would count as attached for
+/// ever, and keep its volume from being made smaller and this node from being demoted.
+fn keep_alive(stream: &std::net::TcpStream) -> io::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &KEEP_IDLE_SECONDS)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &KEEP_INTERVAL_SECONDS)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &KEEP_COUNT)?;
+    Ok(())
 }
 
 /// A connected stream socket.
@@ -62,6 +80,7 @@ impl Socket {
             Stream::Tcp(stream) => {
                 stream.set_nonblocking(false)?;
                 stream.set_nodelay(true)?;
+                keep_alive(stream)?;
                 stream.try_clone()?.into()
             }
         };

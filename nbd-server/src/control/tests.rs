@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EventFd;
+use nix::sys::socket::sockopt::KeepAlive;
 use replicator::meta::config::Name;
 use replicator::meta::volumes::VolumeRecord;
 use replicator::types::{NodeId, Time};
@@ -450,6 +451,9 @@ fn clients_are_refused_or_handed_over_with_what_they_sent_early() {
             }
             (Stream::Tcp(mut stream), true) => {
                 assert!(stream.nodelay().unwrap());
+                // A host that dies is noticed, also where nobody writes.
+                let kept = nix::sys::socket::getsockopt(&stream, KeepAlive);
+                assert_eq!(kept, Ok(true));
                 tcp.write_all(b"more").unwrap();
                 stream.read_exact(&mut buffer[..4]).unwrap();
             }
