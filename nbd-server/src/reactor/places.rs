@@ -14,6 +14,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::eventfd::EventFd;
 use nix::unistd::{Whence, lseek};
 use replicator::io::{DiskError, VolumeTrouble};
+use replicator::meta::superblock::VolumeRecord;
 use replicator::meta::volumes::Volumes;
 use replicator::store::sums;
 use replicator::types::{Ticket, VolumeId};
@@ -137,11 +138,9 @@ impl Places {
             if self.stores.len() <= place {
                 self.stores.resize(place + 1, None);
             }
-            let known = self
-                .volumes
-                .find(&volume.name)
-                .map(|(id, _)| usize::from(id.0));
-            let path = match known.and_then(|known| self.stores[known].clone()) {
+            // A volume of that name at another place is another volume: it was removed, and its store may not be used for this one.
+            let before = self.volumes.get(id).filter(|v| v.name == volume.name);
+            let path = match before.and_then(|_| self.stores[place].clone()) {
                 Some(path) => {
                     lengthen(&path, volume.bytes)?;
                     path
@@ -171,19 +170,22 @@ impl Places {
     }
 
     fn fit(mut self, volumes: &Volumes) -> Result<Self, DiskError> {
-        for (place, store) in (0..).zip(&mut self.stores) {
+        let before = &self.volumes;
+        let kept = |id: VolumeId| {
+            let same = |v: &&VolumeRecord| before.get(id).is_none_or(|b| b.name == v.name);
+            volumes.get(id).filter(same)
+        };
+        let places = (0..).map(VolumeId).zip(&self.stores);
+        let used = places.filter(|(id, _)| kept(*id).is_some());
+        let used: Vec<PathBuf> = used.filter_map(|(_, store)| store.clone()).collect();
+        for (id, store) in (0..).map(VolumeId).zip(&mut self.stores) {
             let Some(path) = store.clone() else { continue };
-            let id = VolumeId(place);
-            let kept = volumes.get(id).filter(|v| {
-                let before = self.volumes.get(id);
-                before.is_none_or(|b| b.name == v.name)
-            });
             let is_file = std::fs::metadata(&path).is_ok_and(|m| m.is_file());
-            match kept {
+            match kept(id) {
                 Some(volume) if is_file => shorten(&path, volume.bytes)?,
                 Some(_) => {}
                 None => {
-                    if is_file {
+                    if is_file && !used.contains(&path) {
                         put_aside(&path)?;
                     }
                     *store = None;

@@ -102,7 +102,8 @@ impl<M: Memory> Replica<M> {
         };
         let (deadline, ask_at) = (waiting.deadline, waiting.ask_at);
         let committed = self.serving() && self.lease_runs() && self.committed == self.admitted();
-        let rests = self.applies_nothing() && self.room_is_idle() && !self.repairs.write();
+        let files_rest = self.room_is_idle() && !self.unfit && !self.fitting;
+        let rests = self.applies_nothing() && files_rest && !self.repairs.write();
         let drained = committed && self.all_applied() && rests;
         let late = self.now >= deadline;
         // What is copied shall hold no block that is known to be bad.

@@ -184,6 +184,8 @@ impl<M: Memory> Replica<M> {
             return;
         }
         self.resync = None;
+        // It may have been about volumes that nobody brings any more.
+        self.room_complaint = None;
         if self.metadata.wanted.resync.take().is_some() {
             // Only a superblock that does not speak of it any more lets its room go.
             self.stage_is_waste = Some(self.metadata.changed());

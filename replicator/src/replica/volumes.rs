@@ -72,6 +72,16 @@ pub(super) struct Preparation {
     volumes: Volumes,
 }
 
+/// How far a node is with making room for a change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum RoomAsk {
+    /// Its stores are not known to have come to the change before this one: a place that is given to another volume may still
+    /// be the former one's there, and records about that may be on their way.
+    Waits,
+    Sent,
+    Granted,
+}
+
 /// A change that an operator wants, on the Primary.
 #[derive(Debug)]
 pub(super) struct Change {
@@ -81,8 +91,8 @@ pub(super) struct Change {
     /// What it is, for logs.
     text: String,
     token: u64,
-    /// Who is asked, and whether he has said yes.
-    asked: arrayvec::ArrayVec<(ConnId, NodeId, bool), NODES_MAX>,
+    /// Who has to make room, and how far that is.
+    asked: arrayvec::ArrayVec<(ConnId, NodeId, RoomAsk), NODES_MAX>,
     /// The record that makes it.
     record: Option<Seq>,
 }
@@ -128,6 +138,9 @@ impl<M: Memory> Replica<M> {
 
     /// Sees to it that there is room for a table, and says whether there is.
     pub(super) fn has_room_for(&mut self, volumes: &Volumes) -> HasRoom {
+        if self.volumes().covers(volumes) {
+            return HasRoom::Yes;
+        }
         // What a change before this one took away goes first: it would take the new room with it.
         if self.unfit || self.fitting {
             return HasRoom::NotYet;
@@ -247,7 +260,9 @@ impl<M: Memory> Replica<M> {
         let Some(asked) = change.asked.iter_mut().find(|a| a.0 == conn) else {
             return;
         };
-        asked.2 |= result.is_ok();
+        if result.is_ok() {
+            asked.2 = RoomAsk::Granted;
+        }
         if let Err(error) = result {
             let name = self.config.nodes[usize::from(asked.1.0)];
             self.change_fails(format!("{name}: {error}; nothing is changed on any node"));
@@ -287,7 +302,7 @@ impl<M: Memory> Replica<M> {
             let node = self.node_named(&member.name);
             let peer = node.and_then(|n| self.peer(n));
             let here = peer.filter(|p| p.incarnation() == Some(member.incarnation));
-            match here.and_then(|p| Some((p.conn?, p.node, false))) {
+            match here.and_then(|p| Some((p.conn?, p.node, RoomAsk::Waits))) {
                 Some(peer) => asked.push(peer),
                 None => missing.push(member.name.as_str()),
             }
@@ -304,10 +319,6 @@ impl<M: Memory> Replica<M> {
             return;
         }
         let token = self.next_token();
-        for &(conn, ..) in &asked {
-            let volumes = Box::new(target.clone());
-            self.send(conn, Frame::Prepare { token, volumes });
-        }
         self.room.failed = None;
         self.change = Some(Change {
             id,
@@ -385,13 +396,32 @@ impl<M: Memory> Replica<M> {
         if self.log.unapplied_volumes().is_empty() {
             return self.has_room_for(volumes);
         }
+        // With that it is tried again at once what may have failed before.
         self.applier.urgent = true;
-        self.room_complaint.map_or(HasRoom::NotYet, HasRoom::No)
+        let failed = self.room.failed.map(|(error, _)| error);
+        failed.map_or(HasRoom::NotYet, HasRoom::No)
     }
 
     fn prepared(&mut self, asked: &Preparation, result: Result<(), DiskError>) {
         let token = asked.token;
         self.send(asked.conn, Frame::Prepared { token, result });
+    }
+
+    /// Asks for room whoever has come to the change before.
+    fn ask_for_room(&mut self) {
+        let at = self.log.applied_volumes_at();
+        let Some(mut change) = self.change.take() else {
+            return;
+        };
+        for (conn, node, asked) in &mut change.asked {
+            let applied = self.peer(*node).map_or(Seq(0), |p| p.applied);
+            if *asked == RoomAsk::Waits && applied >= at {
+                *asked = RoomAsk::Sent;
+                let (token, volumes) = (change.token, Box::new(change.target.clone()));
+                self.send(*conn, Frame::Prepare { token, volumes });
+            }
+        }
+        self.change = Some(change);
     }
 
     fn pump_change(&mut self) {
@@ -416,7 +446,8 @@ impl<M: Memory> Replica<M> {
             return;
         }
         let target = change.target.clone();
-        let all = change.asked.iter().all(|a| a.2) || planted!(RoomAsItIs);
+        let all = change.asked.iter().all(|a| a.2 == RoomAsk::Granted) || planted!(RoomAsItIs);
+        self.ask_for_room();
         match self.has_room_for(&target) {
             HasRoom::No(error) => {
                 let name = self.config.nodes[usize::from(self.config.me.0)];
@@ -431,14 +462,19 @@ impl<M: Memory> Replica<M> {
         }
         if late {
             let Some(change) = &self.change else { return };
-            let silent: Vec<_> = change.asked.iter().filter(|a| !a.2).collect();
-            let names: Vec<_> = silent
-                .iter()
-                .map(|a| self.config.nodes[usize::from(a.1.0)].as_str())
-                .collect();
-            let text = match names.as_slice() {
-                [] => "the change could not be made in time".into(),
-                names => format!("{} has not made room in time", names.join(", ")),
+            let who = |how: RoomAsk| {
+                let those = change.asked.iter().filter(|a| a.2 == how);
+                let names = those.map(|a| self.config.nodes[usize::from(a.1.0)].as_str());
+                names.collect::<Vec<_>>().join(", ")
+            };
+            let text = match (who(RoomAsk::Waits), who(RoomAsk::Sent)) {
+                (names, _) if !names.is_empty() => format!(
+                    "the stores of {names} have not come to the change before this one in time, as their status says"
+                ),
+                (_, names) if !names.is_empty() => {
+                    format!("{names} has not made room in time")
+                }
+                _ => "the change could not be made in time".into(),
             };
             self.change_fails(format!(
                 "{text}; nothing is changed on any node. A device that has to be zeroed takes long: give it more time with --timeout"
@@ -557,7 +593,7 @@ impl<M: Memory> Replica<M> {
     /// What is not needed any more goes, once a restart would not look for it.
     pub(super) fn pump_unfit(&mut self) {
         let settled = self.applier.is_idle() && self.metadata.is_settled();
-        if self.unfit && settled && self.room.step == Step::Idle {
+        if self.unfit && !self.fitting && settled && self.room.step == Step::Idle {
             self.unfit = false;
             self.fitting = true;
             let volumes = Box::new(self.volumes().clone());

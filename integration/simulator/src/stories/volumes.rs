@@ -7,7 +7,7 @@ use replicator::view::{Health, ReplicationState};
 use super::*;
 use crate::client::Kind;
 use crate::disk::{Disk, LITTER};
-use crate::drive::{META, STORE};
+use crate::drive::{JOURNAL, META, STORE};
 use crate::oracle::UNITS_PER_BLOCK;
 
 /// Blocks that volume 0 has, and that it gets.
@@ -479,6 +479,61 @@ fn a_place_is_given_to_another_volume_once_what_was_there_is_put_aside() {
         assert!((A..=C).all(|n| c.blocks_at(n, 2) == 200));
         c.conclude();
     }
+}
+
+#[test]
+fn whoever_has_not_heard_yet_that_a_volume_is_gone_gives_its_place_to_nobody() {
+    for seed in 0..10 {
+        let mut c = serving(seed, Options::default());
+        let id = c.add_volume(A, 2, 100, 5 * SECOND);
+        assert_eq!(c.answered(id), Ok(()));
+        c.must_write(A, 2, 90, 10);
+        c.run_for(SECOND);
+        // C is behind by more than it is sent in advance, so the removal is not on its way there.
+        c.nodes[C].hung_until[JOURNAL] = c.now + 1500 * MS;
+        for _ in 0..6 {
+            c.must_write(A, 0, 50, 250);
+        }
+        let id = c.remove_volume(A, 2, 5 * SECOND);
+        assert_eq!(c.answered(id), Ok(()));
+        let deadline = c.deadline(A, 10 * SECOND);
+        let other = AdminCommand::AddVolume {
+            volume: name("other"),
+            bytes: 200 * replicator::types::BLOCK_BYTES_U64,
+            deadline,
+        };
+        let id = c.admin(A, other);
+        c.run_for(300 * MS);
+        assert!(
+            !c.admin_results.contains_key(&id),
+            "C has to have come to it"
+        );
+        assert_eq!(c.answered(id), Ok(()));
+        c.must_write(A, 2, 150, 10);
+        c.run_for(2 * SECOND);
+        assert!((A..=C).all(|n| c.blocks_at(n, 2) == 200));
+        c.conclude();
+    }
+}
+
+#[test]
+fn who_has_not_come_to_the_change_before_is_named() {
+    let mut c = serving(1, Options::default());
+    c.nodes[C].hung_until[META] = c.now + 4 * SECOND;
+    assert_eq!(c.resizes(A, 300), Ok(()));
+    let id = c.resize(A, 0, AFTER, SECOND);
+    let refused = c.answered(id);
+    assert!(
+        failed(
+            &refused,
+            "the stores of cat have not come to the change before this one"
+        ),
+        "{refused:?}"
+    );
+    c.run_for(4 * SECOND);
+    assert_eq!(c.resizes(A, AFTER), Ok(()));
+    c.all_have(AFTER);
+    c.conclude();
 }
 
 #[test]

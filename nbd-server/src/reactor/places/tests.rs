@@ -77,6 +77,42 @@ fn a_new_volume_goes_where_the_config_file_says_if_nothing_is_there() {
 }
 
 #[test]
+fn a_store_is_never_that_of_two_volumes() {
+    let dir = TempDir::new().unwrap();
+    let two = one().with(name("mail"), MIB).unwrap();
+    // Both were removed while this node was away, and added again in the other order.
+    let table = |names: [&str; 2]| {
+        let record = |text| VolumeRecord {
+            name: name(text),
+            bytes: MIB,
+        };
+        names.into_iter().map(record).collect::<Volumes>()
+    };
+    let swapped = table(["mail", "db"]);
+    for file in ["db.img", "mail.img"] {
+        let before = places(&dir, &two);
+        std::fs::write(dir.path().join(file), [1; 4096]).unwrap();
+        let refused = before.make_room(&swapped).unwrap_err();
+        assert_eq!(refused, VolumeTrouble::NotBlank.into(), "{file}");
+    }
+    // Nothing is in them: then they may be used.
+    let made = places(&dir, &two).make_room(&swapped).unwrap();
+    let path = |name: &str| Some(dir.path().join(name));
+    assert_eq!(made.stores, [path("mail.img"), path("db.img")]);
+    made.fit(&swapped).unwrap();
+    assert_eq!(
+        (length(&dir, "mail.img"), length(&dir, "db.img")),
+        (MIB, MIB)
+    );
+    // One has got another's place, and nobody has that any more.
+    let moved = table(["mail", "gone"]);
+    let moved = moved.without("gone").unwrap();
+    let made = places(&dir, &two).make_room(&moved).unwrap();
+    made.fit(&moved).unwrap();
+    assert_eq!(length(&dir, "mail.img"), MIB);
+}
+
+#[test]
 fn the_store_of_a_volume_that_is_gone_is_kept_under_another_name() {
     let dir = TempDir::new().unwrap();
     for kept in ["db.img.removed", "db.img.removed.1"] {
