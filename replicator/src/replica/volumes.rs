@@ -115,6 +115,7 @@ impl<M: Memory> Replica<M> {
 
     /// Sees to it that there is room for a table, and says whether there is.
     pub(super) fn has_room_for(&mut self, volumes: &Volumes) -> HasRoom {
+        // What takes something away needs none.
         if self.volumes().covers(volumes) {
             return HasRoom::Yes;
         }

@@ -2,6 +2,7 @@
 //! each write of a superblock, and at each start, the harness compares its table of volumes with the log's at that place.
 
 use replicator::io::DiskError;
+use replicator::types::BLOCK_BYTES_U64;
 use replicator::view::{Health, ReplicationState};
 
 use super::*;
@@ -33,6 +34,32 @@ impl Cluster {
     fn all_have(&mut self, blocks: u64) {
         let have = |c: &Cluster| (A..=C).all(|n| c.up(n) && c.blocks_at(n, 0) == blocks);
         assert!(self.run_until(20 * SECOND, have));
+    }
+
+    /// A volume of 100 blocks with something in it.
+    fn has_a_third_volume(&mut self) {
+        let id = self.add_volume(A, 2, 100, 5 * SECOND);
+        assert_eq!(self.answered(id), Ok(()));
+        self.must_write(A, 2, 90, 10);
+    }
+
+    /// Asks for a volume of another name, which gets the place of the third one.
+    fn adds_another(&mut self) -> u64 {
+        let deadline = self.deadline(A, 10 * SECOND);
+        let other = AdminCommand::AddVolume {
+            volume: name("other"),
+            bytes: 200 * BLOCK_BYTES_U64,
+            deadline,
+        };
+        self.admin(A, other)
+    }
+
+    fn all_have_the_other(mut self, id: u64) {
+        assert_eq!(self.answered(id), Ok(()));
+        self.must_write(A, 2, 150, 10);
+        self.run_for(2 * SECOND);
+        assert!((A..=C).all(|n| self.blocks_at(n, 2) == 200));
+        self.conclude();
     }
 
     /// Nothing is left of what a device had.
@@ -205,8 +232,7 @@ fn what_was_taken_away_is_not_given_to_a_peer_that_has_zeroes_there_again() {
     c.run_for(SECOND);
     // B was away: it has both records then, and its stores come to neither.
     c.crash(B, POWER);
-    let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(B));
-    assert_eq!(c.command(A, AdminCommand::Drop { peer, deadline }), Ok(()));
+    assert_eq!(c.drops(A, B), Ok(()));
     assert_eq!(c.resizes(A, BEFORE - 10), Ok(()));
     assert_eq!(c.resizes(A, BEFORE), Ok(()));
     let end = c.nodes[A].view.committed;
@@ -228,8 +254,7 @@ fn what_was_taken_away_is_not_given_to_a_peer_that_has_zeroes_there_again() {
 #[test]
 fn a_node_that_did_not_count_gets_it_with_the_log_and_waits_for_room() {
     let mut c = serving(5, Options::default());
-    let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
-    assert_eq!(c.command(A, AdminCommand::Drop { peer, deadline }), Ok(()));
+    assert_eq!(c.drops(A, C), Ok(()));
     c.crash(C, POWER);
     assert_eq!(c.resizes(A, AFTER), Ok(()));
     c.must_write(A, 0, AFTER - 1, 1);
@@ -271,8 +296,7 @@ fn who_has_no_room_yet_gives_what_its_log_has_of_it() {
 #[test]
 fn who_has_no_room_for_what_clients_have_seen_is_not_promoted_and_says_why() {
     let mut c = serving(6, Options::default());
-    let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
-    assert_eq!(c.command(A, AdminCommand::Drop { peer, deadline }), Ok(()));
+    assert_eq!(c.drops(A, C), Ok(()));
     c.crash(C, POWER);
     assert_eq!(c.resizes(A, AFTER), Ok(()));
     c.restart(C);
@@ -307,8 +331,7 @@ fn past_the_journal(seed: u64) -> Cluster {
     c.must_write(A, 0, 0, 8);
     c.until_fed(A);
     c.run_for(SECOND);
-    let (deadline, peer) = (c.deadline(A, 5 * SECOND), node_id(C));
-    assert_eq!(c.command(A, AdminCommand::Drop { peer, deadline }), Ok(()));
+    assert_eq!(c.drops(A, C), Ok(()));
     c.crash(C, POWER);
     c
 }
@@ -416,9 +439,7 @@ fn a_volume_comes_and_goes_and_another_one_takes_its_place() {
     for seed in 0..3 {
         let mut c = serving(seed, Options::default());
         c.start_clients(2, 3, MS);
-        let id = c.add_volume(A, 2, 100, 5 * SECOND);
-        assert_eq!(c.answered(id), Ok(()));
-        c.must_write(A, 2, 90, 10);
+        c.has_a_third_volume();
         c.run_for(100 * MS);
         let id = c.remove_volume(A, 2, 5 * SECOND);
         assert_eq!(c.answered(id), Ok(()));
@@ -460,24 +481,13 @@ fn a_place_is_given_to_another_volume_once_what_was_there_is_put_aside() {
     for seed in 0..20 {
         let mut c = serving(seed, Options::default());
         c.start_clients(2, 3, MS);
-        let id = c.add_volume(A, 2, 100, 5 * SECOND);
-        assert_eq!(c.answered(id), Ok(()));
-        c.must_write(A, 2, 90, 10);
+        c.has_a_third_volume();
         // One of them comes to it all later.
         c.nodes[C].hung_until[META] = c.now + 400 * MS;
         let id = c.remove_volume(A, 2, 5 * SECOND);
         assert_eq!(c.answered(id), Ok(()));
-        let deadline = c.deadline(A, 5 * SECOND);
-        let other = AdminCommand::AddVolume {
-            volume: name("other"),
-            bytes: 200 * replicator::types::BLOCK_BYTES_U64,
-            deadline,
-        };
-        assert_eq!(c.command(A, other), Ok(()));
-        c.must_write(A, 2, 150, 10);
-        c.run_for(2 * SECOND);
-        assert!((A..=C).all(|n| c.blocks_at(n, 2) == 200));
-        c.conclude();
+        let id = c.adds_another();
+        c.all_have_the_other(id);
     }
 }
 
@@ -485,9 +495,7 @@ fn a_place_is_given_to_another_volume_once_what_was_there_is_put_aside() {
 fn whoever_has_not_heard_yet_that_a_volume_is_gone_gives_its_place_to_nobody() {
     for seed in 0..10 {
         let mut c = serving(seed, Options::default());
-        let id = c.add_volume(A, 2, 100, 5 * SECOND);
-        assert_eq!(c.answered(id), Ok(()));
-        c.must_write(A, 2, 90, 10);
+        c.has_a_third_volume();
         c.run_for(SECOND);
         // C is behind by more than it is sent in advance, so the removal is not on its way there.
         c.nodes[C].hung_until[JOURNAL] = c.now + 1500 * MS;
@@ -496,23 +504,13 @@ fn whoever_has_not_heard_yet_that_a_volume_is_gone_gives_its_place_to_nobody() {
         }
         let id = c.remove_volume(A, 2, 5 * SECOND);
         assert_eq!(c.answered(id), Ok(()));
-        let deadline = c.deadline(A, 10 * SECOND);
-        let other = AdminCommand::AddVolume {
-            volume: name("other"),
-            bytes: 200 * replicator::types::BLOCK_BYTES_U64,
-            deadline,
-        };
-        let id = c.admin(A, other);
+        let id = c.adds_another();
         c.run_for(300 * MS);
         assert!(
             !c.admin_results.contains_key(&id),
             "C has to have come to it"
         );
-        assert_eq!(c.answered(id), Ok(()));
-        c.must_write(A, 2, 150, 10);
-        c.run_for(2 * SECOND);
-        assert!((A..=C).all(|n| c.blocks_at(n, 2) == 200));
-        c.conclude();
+        c.all_have_the_other(id);
     }
 }
 

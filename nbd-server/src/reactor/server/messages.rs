@@ -102,11 +102,9 @@ impl<C: Core> Server<C> {
             return;
         }
         let now = self.engine.now;
-        // Where another node is Primary, the core says so.
-        let view = self.engine.core.view();
-        let by_nobody = !view.serving && view.primary.is_none();
-        if let (DataCommand::Promote { .. }, true, Some(silence)) =
-            (command, by_nobody, &self.disks.watch().trouble().silence)
+        let serving = self.engine.core.view().serving;
+        if let (DataCommand::Promote { .. }, false, Some(silence)) =
+            (command, serving, &self.disks.watch().trouble().silence)
         {
             let message = format!("{silence}; promote another node, or look at that device");
             self.commands.answer(answer, Err(refusal(17, &message)));
