@@ -327,6 +327,43 @@ pub(crate) fn disks_that_hang_on_a_secondary_stop_nobody() {
     }
 }
 
+/// Its journal and metadata would let it: it is the clients who would wait for that store.
+pub(crate) fn a_node_whose_store_hangs_does_not_take_over_from_a_frozen_primary() {
+    let spec = Spec {
+        disk_timeout_ms: Some(4000),
+        ..roomy()
+    };
+    let (mut scene, mut disks) = serving(spec, &[(2, File::Store)], Duration::ZERO);
+    let disk = disks.pop().expect("one was wanted");
+    let load = scene.work(0, scene.calm_streams());
+    scene.await_writes(&load, 200);
+    disk.hang();
+    scene.await_writes(&load, 100);
+    await_blame(&mut scene, 2, &disk, "down", &["is not answered"]);
+    let promote = |scene: &Scene, seconds| {
+        let answer = scene
+            .cluster
+            .ctl(2, &["promote", "--timeout", seconds], BOUND);
+        let answer = answer.expect("answers");
+        (answer.code, answer.message())
+    };
+    let (code, said) = promote(&scene, "1");
+    assert_eq!(code, exit::OTHER_PRIMARY, "{said}");
+    scene.cluster.freeze(0).expect("frozen");
+    let (code, said) = promote(&scene, "8");
+    assert_eq!(code, exit::NO_DATA, "{said}");
+    scene.promote(1);
+    scene.cluster.thaw(0).expect("thawed");
+    let streams = dropped(load);
+    disk.wake();
+    let load = scene.work(1, streams);
+    scene.await_writes(&load, 100);
+    scene.finish(load);
+    scene.await_caught_up(2, 1);
+    scene.verify(1);
+    scene.stop_and_compare(1);
+}
+
 /// Waits until the Primary shows the third node's disk so.
 fn await_disk_state(scene: &mut Scene, state: &str) {
     let what = format!("its disk is {state} to the Primary");

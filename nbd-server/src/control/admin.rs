@@ -9,7 +9,7 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::geteuid;
 use replicator::meta::config::{Name, majority};
 use replicator::types::NodeId;
-use replicator::view::{ConnectionState, Membership, PeerView, Role};
+use replicator::view::{ConnectionState, Membership, PeerView, Role, View};
 use tokio::sync::oneshot;
 
 use super::Shared;
@@ -33,7 +33,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(8);
 /// How long it may take to apply what is pending.
 const DEMOTE_TIMEOUT: Duration = Duration::from_secs(110);
-/// How long to wait for a disk that does not answer.
+/// How long until it is tried again with a disk that does not answer.
 const SILENCE_PAUSE: Duration = Duration::from_millis(100);
 /// How often watchers hear something when nothing changes.
 const TICK: Duration = Duration::from_secs(1);
@@ -239,9 +239,12 @@ impl Shared {
                 done(None)
             }
             Request::StopVerify => {
+                // One that is due begins as soon as no other one runs, so the date is moved first.
+                if self.data.snapshot().view.verify.running.is_some() {
+                    self.status.borrow_mut().dates.skip();
+                }
                 self.command(DataCommand::StopVerify, COMMAND_TIMEOUT)
                     .await?;
-                self.status.borrow_mut().dates.stopped();
                 done(None)
             }
             Request::Connect { peer } => {
@@ -368,9 +371,21 @@ impl Shared {
 
     /// A volume that there is, and its size.
     fn volume(&self, name: &str) -> Result<(Name, u64), AdminError> {
+        // A witness knows of no volumes, and says what any other Secondary does.
         if self.node().role == NodeRole::Witness {
-            let text = "this node is a witness and has no volumes: run it on the Primary";
-            return Err(AdminError::new(ExitCode::OtherPrimary, text));
+            return Err(match self.data.snapshot().view.primary {
+                Some(primary) => AdminError::new(
+                    ExitCode::OtherPrimary,
+                    format!(
+                        "{} is Primary: volumes are changed there",
+                        self.name_of(primary)
+                    ),
+                ),
+                None => AdminError::new(
+                    ExitCode::Failed,
+                    "this node is not Primary: volumes are changed on the Primary",
+                ),
+            });
         }
         let volumes = self.volumes().unwrap_or_default();
         if let Some((_, volume)) = volumes.find(name) {
@@ -407,11 +422,21 @@ impl Shared {
         loop {
             let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
             let command = DataCommand::Promote { timeout_ms };
-            let promoted = self.command(command, COMMAND_TIMEOUT + left).await;
-            let has_data = |error: &AdminError| error.code != ExitCode::NotUpToDate;
-            let silent = self.data.snapshot().trouble.silence.is_some();
-            if promoted.as_ref().map_or_else(has_data, |()| true) || !silent || left.is_zero() {
-                return promoted;
+            let error = match self.command(command, COMMAND_TIMEOUT + left).await {
+                Err(error) if error.code == ExitCode::NotUpToDate => error,
+                other => return other,
+            };
+            let snapshot = self.data.snapshot();
+            if snapshot.trouble.silence.is_none() {
+                return Err(error);
+            }
+            if left.is_zero() {
+                // One that froze is not known as Primary any more by now.
+                let primary = snapshot.view.primary.map(|p| self.name_of(p));
+                return Err(primary.map_or(error.clone(), |name| {
+                    let text = format!("{name} is Primary; {}", error.message);
+                    AdminError::new(ExitCode::OtherPrimary, text)
+                }));
             }
             tokio::time::sleep(SILENCE_PAUSE.min(left)).await;
             left = deadline.saturating_duration_since(Instant::now());
@@ -432,23 +457,17 @@ impl Shared {
     /// What redundancy is left without a node.
     fn left_notice(&self, dropped: NodeId) -> Option<String> {
         let view = self.data.snapshot().view;
-        let counts = |p: &&PeerView| p.node != dropped && p.membership == Membership::Full;
-        let (mut voters, mut members) = (1, 1);
-        for peer in view.peers.iter().filter(counts) {
-            voters += 1;
-            members += usize::from(peer.role != Role::Witness);
-        }
-        let spare = (voters - majority(voters)).min(members - majority(members));
-        let name = |node: NodeId| self.config.nodes[usize::from(node.0)].name.as_str();
+        let (voters, members) = counted(&view, |p| p.node != dropped);
+        let of = |all: usize| all.saturating_sub(majority(all));
+        let spare = of(voters).min(of(members));
+        let name = self.name_of(dropped);
         let bears = match spare {
             0 => "none of them can be lost without I/O being suspended".to_owned(),
             n => format!("{n} of them can be lost"),
         };
         Some(format!(
-            "{} counts no more: {members} data nodes and {} witnesses are left, and {bears}; replctl return {} takes it back",
-            name(dropped),
+            "{name} counts no more: {members} data nodes and {} witnesses are left, and {bears}; replctl return {name} takes it back",
             voters - members,
-            name(dropped)
         ))
     }
 
@@ -528,34 +547,40 @@ impl Shared {
     /// What to say when it costs the quorum to lose this peer.
     fn disconnect_notice(&self, peer: NodeId) -> Option<String> {
         let view = self.data.snapshot().view;
-        let name = &self.config.nodes[usize::from(peer.0)].name;
-        // Before the first promotion nobody knows who counts, and all do.
-        let counts = |m| matches!(m, Membership::Full | Membership::Unknown);
-        // Of those that count a majority is needed, and one of the data nodes among them.
-        let lost = |what: &str, of: &dyn Fn(Role) -> bool| {
-            let own = usize::from(counts(view.membership) && of(view.role));
-            let others = || {
-                view.peers
-                    .iter()
-                    .filter(|p| counts(p.membership) && of(p.role))
-            };
-            let reached =
-                |p: &&PeerView| p.node != peer && p.connection == ConnectionState::Connected;
-            let (all, left) = (
-                own + others().count(),
-                own + others().filter(reached).count(),
-            );
-            let needed = majority(all);
-            (left < needed).then(|| {
-                format!(
-                    "without {name} this node reaches {left} of the {all} {what} that count: the quorum of {needed} is \
-                     lost; run replctl connect {name} to restore it"
-                )
-            })
+        let (voters, members) = counted(&view, |_| true);
+        let (reached, of_members) = counted(&view, |p| {
+            p.node != peer && p.connection == ConnectionState::Connected
+        });
+        let (what, left, all) = if reached < majority(voters) {
+            ("nodes", reached, voters)
+        } else {
+            ("data nodes", of_members, members)
         };
-        if !view.quorum {
-            return None;
-        }
-        lost("nodes", &|_| true).or_else(|| lost("data nodes", &|role| role != Role::Witness))
+        let needed = majority(all);
+        (view.quorum && left < needed).then(|| {
+            let name = self.name_of(peer);
+            format!(
+                "without {name} this node reaches {left} of the {all} {what} that count: the quorum of {needed} is lost; \
+                 run replctl connect {name} to restore it"
+            )
+        })
     }
+
+    fn name_of(&self, node: NodeId) -> &str {
+        &self.config.nodes[usize::from(node.0)].name
+    }
+}
+
+/// How many nodes count, of this one and of such peers: all that vote, and the data nodes among them. It takes a majority of both.
+/// Before the first promotion nobody knows who counts, and all do.
+fn counted(view: &View, which: impl Fn(&PeerView) -> bool) -> (usize, usize) {
+    let all = view.membership == Membership::Unknown;
+    let counts = |membership| all || membership == Membership::Full;
+    let peers = view.peers.iter().filter(|p| which(p));
+    let peers = peers.map(|p| (p.membership, p.role));
+    let nodes = peers.chain([(view.membership, view.role)]);
+    let voters = nodes.filter(|(membership, _)| counts(*membership));
+    voters.fold((0, 0), |(voters, members), (_, role)| {
+        (voters + 1, members + usize::from(role != Role::Witness))
+    })
 }

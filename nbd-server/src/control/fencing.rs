@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use replicator::types::NodeId;
+use replicator::meta::volumes::Volumes;
+use replicator::types::{NodeId, VolumeId};
 use replicator::view::{ConnectionState, DiskState, Membership, Role, Suspended, View};
 use tokio::sync::oneshot;
 
@@ -155,7 +156,8 @@ async fn call(shared: &Shared, fence_peer: &FencePeer, peer: usize, view: &View)
     shared.fencing.said.replace(None);
     shared.fencing.running.set(Some(peer));
     shared.bump();
-    let command = command(&shared.config, shared.me, peer, fence_peer, view);
+    let volumes = shared.data.snapshot().volumes;
+    let command = command(&shared.config, shared.me, peer, fence_peer, view, &volumes);
     let result = run_to_end(command, fence_peer.timeout).await;
     shared.fencing.running.set(None);
     let said = match result.map(|status| (status.code(), status)) {
@@ -200,11 +202,13 @@ fn command(
     peer: usize,
     fence_peer: &FencePeer,
     view: &View,
+    volumes: &Volumes,
 ) -> Command {
     let mut command = Command::new(&fence_peer.handler);
     let (own, other) = (&config.nodes[me], &config.nodes[peer]);
     let family = |address: std::net::SocketAddr| if address.is_ipv4() { "ipv4" } else { "ipv6" };
-    let volumes: Vec<_> = (0..config.volumes.len()).map(|n| n.to_string()).collect();
+    let minors: Vec<_> = volumes.iter().map(|(id, _)| id.0.to_string()).collect();
+    let minors = minors.join(" ");
     let up_to_date = u64::from(matches!(
         view.disk_state,
         DiskState::UpToDate | DiskState::Consistent
@@ -228,16 +232,22 @@ fn command(
         .env("DRBD_PEER_ADDRESS", other.address.ip().to_string())
         .env("DRBD_PEER_AF", family(other.address))
         .env("DRBD_CSTATE", "Connecting")
-        .env("DRBD_VOLUME", volumes.join(" "))
-        .env("DRBD_MINOR", volumes.join(" "))
+        .env("DRBD_VOLUME", &minors)
+        .env("DRBD_MINOR", &minors)
         .env("UP_TO_DATE_NODES", format!("0x{up_to_date:08X}"))
         .stdin(Stdio::null())
         .process_group(0);
     for (id, node) in config.nodes.iter().enumerate() {
         command.env(format!("DRBD_NODE_ID_{id}"), &node.name);
     }
-    for (id, volume) in config.volumes.iter().enumerate() {
-        command.env(format!("DRBD_BACKING_DEV_{id}"), own.store_path(volume));
+    for (VolumeId(id), volume) in volumes.iter() {
+        let volume = config
+            .volumes
+            .iter()
+            .find(|v| v.name == volume.name.as_str());
+        if let Some(volume) = volume {
+            command.env(format!("DRBD_BACKING_DEV_{id}"), own.store_path(volume));
+        }
         command.env(format!("DRBD_MINOR_{id}"), id.to_string());
     }
     command

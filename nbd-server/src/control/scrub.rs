@@ -153,8 +153,8 @@ impl Dates {
         self.save();
     }
 
-    /// An operator ended one. If it was due, that was it: the next one comes when the next one is due.
-    pub(super) fn stopped(&mut self) {
+    /// An operator ends one. If it was due, that was it: the next one comes when the next one is due.
+    pub(super) fn skip(&mut self) {
         if self.next().is_some_and(|at| now() >= at) {
             self.kept.counts_from = now();
             self.save();

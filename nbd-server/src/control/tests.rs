@@ -141,6 +141,11 @@ impl Drop for Daemon {
 
 /// A config on ports that were free a moment ago.
 fn config(dir: &TempDir, nodes: usize) -> Arc<Config> {
+    let text = config_text(dir, nodes);
+    Arc::new(Config::parse(Path::new("pbx.toml"), &text).unwrap())
+}
+
+fn config_text(dir: &TempDir, nodes: usize) -> String {
     let held: Vec<_> = (0..2 * nodes)
         .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
         .collect();
@@ -158,7 +163,7 @@ fn config(dir: &TempDir, nodes: usize) -> Arc<Config> {
             dir = dir.path().display(),
         ));
     }
-    Arc::new(Config::parse(Path::new("pbx.toml"), &text).unwrap())
+    text
 }
 
 #[test]

@@ -50,10 +50,10 @@ fn one_that_was_due_and_that_an_operator_ended_is_due_again_when_the_next_one_is
     let began = now();
     // One that nobody was waiting for does not move the date.
     dates.kept.counts_from = began - day + 3600;
-    dates.stopped();
+    dates.skip();
     assert_eq!(dates.next(), Some(began + 3600));
     dates.kept.counts_from = began - day - 5;
     assert!(dates.next().unwrap() <= now());
-    dates.stopped();
+    dates.skip();
     assert!(dates.next().unwrap() >= began + day);
 }

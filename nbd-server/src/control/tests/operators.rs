@@ -1,6 +1,7 @@
 //! What operators are told.
 
 use replicator::view::Membership;
+use replicator::wire::frame::Verified;
 
 use super::*;
 
@@ -104,4 +105,89 @@ fn a_promotion_waits_for_a_disk_that_does_not_answer_for_a_moment() {
         panic!()
     };
     assert_eq!(error.code, ExitCode::NotUpToDate);
+}
+
+#[test]
+fn a_promotion_that_a_silent_disk_held_up_names_another_primary_first() {
+    let dir = TempDir::new().unwrap();
+    let daemon = Daemon::start(&config(&dir, 2), 0);
+    daemon.publish(|s| {
+        s.trouble.silence = Some("/dev/vg0/j: flushing".into());
+        s.view.primary = Some(NodeId(1));
+    });
+    let request = Request::Promote {
+        timeout_ms: 0,
+        force: false,
+    };
+    let promoting = asking(&daemon, request);
+    let ToData::Command { answer, .. } = daemon.next() else {
+        panic!()
+    };
+    answer.send(Err(refused(17, "the disk is silent"))).unwrap();
+    let Response::Error(error) = promoting.join().unwrap() else {
+        panic!()
+    };
+    assert_eq!(error.code, ExitCode::OtherPrimary);
+    assert_eq!(error.message, "b is Primary; the disk is silent");
+}
+
+#[test]
+fn a_verification_that_an_operator_ends_is_not_due_when_it_ends() {
+    let dir = TempDir::new().unwrap();
+    let config = config(&dir, 1);
+    std::fs::create_dir_all(&config.nodes[0].data_dir).unwrap();
+    std::fs::write(config.nodes[0].verify_file(), "{\"counts_from\": 1}").unwrap();
+    let daemon = Daemon::start(&config, 0);
+    let next = || {
+        let Response::Status(status) = daemon.call(&Request::Status) else {
+            panic!()
+        };
+        status.verify.next.unwrap()
+    };
+    assert!(next().starts_with("1970"), "{}", next());
+    // Nothing runs here: nothing was left out by it.
+    let stopping = asking(&daemon, Request::StopVerify);
+    let answer = |result| {
+        let ToData::Command { command, answer } = daemon.next() else {
+            panic!()
+        };
+        assert_eq!(command, DataCommand::StopVerify);
+        answer.send(result).unwrap();
+    };
+    answer(Err(refused(1, "none runs here")));
+    stopping.join().unwrap();
+    assert!(next().starts_with("1970"), "{}", next());
+    // What is due begins by itself as soon as it has ended, so by then it may not be due.
+    daemon.publish(|s| {
+        s.view.verify.by = Some(NodeId(0));
+        s.view.verify.running = Some(Verified::default());
+    });
+    let stopping = asking(&daemon, Request::StopVerify);
+    let ToData::Command { answer, .. } = daemon.next() else {
+        panic!()
+    };
+    assert!(!next().starts_with("1970"), "{}", next());
+    answer.send(Ok(())).unwrap();
+    stopping.join().unwrap();
+}
+
+#[test]
+fn a_witness_names_the_primary_for_changes_of_the_volumes() {
+    let dir = TempDir::new().unwrap();
+    let text = config_text(&dir, 3).replace("name = \"c\"\n", "name = \"c\"\nrole = \"witness\"\n");
+    let config = Config::parse(Path::new("pbx.toml"), &text).unwrap();
+    let daemon = Daemon::start(&Arc::new(config), 2);
+    let remove = Request::RemoveVolume {
+        volume: "db".to_owned(),
+        timeout_ms: 1000,
+    };
+    assert_eq!(daemon.error(&remove).0, ExitCode::Failed);
+    daemon.publish(|s| s.view.primary = Some(NodeId(1)));
+    assert_eq!(
+        daemon.error(&remove),
+        (
+            ExitCode::OtherPrimary,
+            "b is Primary: volumes are changed there".to_owned()
+        )
+    );
 }
