@@ -131,35 +131,40 @@ impl Client {
     /// Any but [`ClientError::Absent`].
     pub fn call(&mut self, request: &Request) -> Result<Response, ClientError> {
         self.send(request)?;
-        let timeout = match request {
-            Request::Promote { timeout_ms, .. }
-            | Request::SuspendIo { timeout_ms }
-            | Request::Invalidate { timeout_ms, .. }
-            | Request::Fence { timeout_ms, .. }
-            | Request::Unfence { timeout_ms, .. }
-            | Request::Failover { timeout_ms }
-            | Request::Drop { timeout_ms, .. }
-            | Request::Return { timeout_ms, .. }
-            | Request::Replace { timeout_ms, .. }
-            | Request::Resize { timeout_ms, .. }
-            | Request::AddVolume { timeout_ms, .. }
-            | Request::RemoveVolume { timeout_ms, .. } => {
-                ANSWER_TIMEOUT.saturating_add(Duration::from_millis(*timeout_ms))
-            }
-            // A demote first commits and applies what is pending.
-            Request::Demote { .. } => Duration::from_secs(120),
-            Request::Status
-            | Request::Watch
-            | Request::Events
-            | Request::ConfirmStopped { .. }
-            | Request::ResumeIo
-            | Request::Verify { .. }
-            | Request::StopVerify
-            | Request::Connect { .. }
-            | Request::Disconnect { .. } => ANSWER_TIMEOUT,
-        };
-        self.next(Some(timeout.min(Duration::from_secs(1 << 30))))
+        self.next(Some(patience(request)))
     }
+}
+
+/// How long the answer to a request may take.
+pub(super) fn patience(request: &Request) -> Duration {
+    let timeout = match request {
+        Request::Promote { timeout_ms, .. }
+        | Request::SuspendIo { timeout_ms }
+        | Request::Invalidate { timeout_ms, .. }
+        | Request::Fence { timeout_ms, .. }
+        | Request::Unfence { timeout_ms, .. }
+        | Request::Failover { timeout_ms }
+        | Request::Drop { timeout_ms, .. }
+        | Request::Return { timeout_ms, .. }
+        | Request::Replace { timeout_ms, .. }
+        | Request::Resize { timeout_ms, .. }
+        | Request::AddVolume { timeout_ms, .. }
+        | Request::RemoveVolume { timeout_ms, .. } => {
+            ANSWER_TIMEOUT.saturating_add(Duration::from_millis(*timeout_ms))
+        }
+        // A demote first commits and applies what is pending.
+        Request::Demote { .. } => Duration::from_secs(120),
+        Request::Status
+        | Request::Watch
+        | Request::Events
+        | Request::ConfirmStopped { .. }
+        | Request::ResumeIo
+        | Request::Verify { .. }
+        | Request::StopVerify
+        | Request::Connect { .. }
+        | Request::Disconnect { .. } => ANSWER_TIMEOUT,
+    };
+    timeout.min(Duration::from_secs(1 << 30))
 }
 
 /// The status of the node whose admin socket this is.

@@ -213,3 +213,30 @@ fn lines_are_cut_and_bounded() {
     lines.push(&vec![b'x'; LINE_BYTES_MAX]);
     assert_eq!(lines.next_line(), Err(LineError::TooLong));
 }
+
+#[test]
+fn whoever_asks_waits_for_longer_than_what_was_asked_may_take() {
+    let (volume, peer, timeout_ms) = (String::from("db"), String::from("b"), 3_600_000);
+    let requests = [
+        Request::Promote {
+            timeout_ms,
+            force: false,
+        },
+        Request::Resize {
+            volume: volume.clone(),
+            size: 1 << 30,
+            force: false,
+            timeout_ms,
+        },
+        Request::AddVolume {
+            volume: volume.clone(),
+            timeout_ms,
+        },
+        Request::RemoveVolume { volume, timeout_ms },
+        Request::Return { peer, timeout_ms },
+    ];
+    for request in requests {
+        let patience = client::patience(&request);
+        assert!(patience > Duration::from_millis(timeout_ms), "{request:?}");
+    }
+}
