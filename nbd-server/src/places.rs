@@ -2,11 +2,10 @@
 //! where they are, and what they were when the node was created: it may be older, or newer.
 
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use nbd_server::config::{Config, Node, NodeRole, Volume};
-use nbd_server::reactor::places::{Finder, Places};
+use nbd_server::reactor::places::{Finder, Places, Store};
 use replicator::io::DiskError;
 use replicator::meta::config::Name;
 use replicator::meta::volumes::{VolumeRecord, Volumes};
@@ -49,7 +48,6 @@ pub(crate) fn of(config: &Config, node: &Node) -> Result<Places, Failure> {
     });
     if node.role == NodeRole::Witness {
         return Ok(Places {
-            volumes: Volumes::default(),
             stores: Vec::new(),
             sums: None,
             stage: None,
@@ -75,7 +73,7 @@ pub(crate) fn of(config: &Config, node: &Node) -> Result<Places, Failure> {
             superblock.volumes.clone()
         }
     };
-    let store = |v: &VolumeRecord| -> Result<Option<PathBuf>, Failure> {
+    let store = |v: &VolumeRecord| -> Result<Option<Store>, Failure> {
         if v.bytes == 0 {
             return Ok(None);
         }
@@ -90,15 +88,19 @@ pub(crate) fn of(config: &Config, node: &Node) -> Result<Places, Failure> {
                 path.display()
             )));
         }
-        Ok(Some(path))
+        let (name, bytes) = (v.name, v.bytes);
+        Ok(Some(Store { name, bytes, path }))
     };
-    Ok(Places {
+    let places = Places {
         stores: volumes.slots().map(store).collect::<Result<_, _>>()?,
-        volumes,
         sums: Some(node.sums_path()),
         stage: Some(node.stage_path()),
         finder,
-    })
+    };
+    if found.is_some_and(|s| s.resync.is_some_and(|r| r.merging)) {
+        places.complete().map_err(Failure::failed)?;
+    }
+    Ok(places)
 }
 
 fn list(volumes: &Volumes) -> String {

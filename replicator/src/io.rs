@@ -410,12 +410,16 @@ pub enum DiskOp<B> {
         file: SideFile,
     },
     /// Make stores, and the files beside them, as long as these volumes need, durably, and never shorter. What is new need not read
-    /// as zeroes.
+    /// as zeroes. Where a volume can not have its place yet ([`Volumes::may_have`]), the store that is there stays, and the new
+    /// one is made by [`DiskOp::Fit`].
     MakeRoom {
-        /// The volumes.
+        /// Those whose stores they are.
+        own: Box<Volumes>,
+        /// Those that are to come.
         volumes: Box<Volumes>,
     },
-    /// Give back what stores and files have beyond these volumes; put aside the stores of volumes that are gone.
+    /// Give back what stores and files have beyond these volumes; put aside the stores of volumes that are gone, and make those that
+    /// are not there. What is new need not read as zeroes.
     Fit {
         /// The volumes.
         volumes: Box<Volumes>,

@@ -69,30 +69,52 @@ impl Disks {
     }
 
     /// Files are as long as these volumes need, or longer.
-    ///
-    /// # Panics
-    /// If one of them takes the place of another volume's file, which was not put aside.
-    pub(crate) fn made_room(&mut self, volumes: &Volumes) {
-        for (id, volume) in volumes.iter() {
-            let file = &mut self.files[usize::from(id.0)];
-            match file.of {
-                Some(of) => assert_eq!(of, volume.name, "the file of {of} is still in place {id}"),
-                None => file.of = Some(volume.name),
+    /// The files of volumes that the node has stay where they are.
+    pub(crate) fn made_room(&mut self, own: &Volumes, volumes: &Volumes) {
+        for (id, volume) in volumes.iter().filter(|(id, v)| own.may_have(*id, &v.name)) {
+            if !self.is_of(id, &volume.name) {
+                // It was made for a volume that did not come.
+                self.lose(id);
             }
+            let file = &mut self.files[usize::from(id.0)];
+            file.of = Some(volume.name);
             file.end = file.end.map(|end| end.max(volumes.blocks(id)));
         }
     }
 
-    /// Files are no longer than these volumes need, and those of others are put aside.
-    pub(crate) fn fitted(&mut self, volumes: &Volumes) {
-        let places = (0..).map(VolumeId).zip(&mut self.stores);
-        for ((id, store), file) in places.zip(&mut self.files) {
-            store.truncate(volumes.blocks(id));
-            *file = StoreFile {
-                of: volumes.get(id).map(|v| v.name),
-                end: Some(volumes.blocks(id)),
-            };
+    /// Files are no longer than these volumes need, and those of others are put aside. Returns whose files are new.
+    pub(crate) fn fitted(&mut self, volumes: &Volumes) -> Vec<VolumeId> {
+        let mut made = Vec::new();
+        for place in 0..self.stores.len() {
+            let id = VolumeId(u16::try_from(place).expect("few"));
+            let volume = volumes.get(id);
+            if let Some(volume) = volume.filter(|v| !self.is_of(id, &v.name)) {
+                self.lose(id);
+                self.files[place].of = Some(volume.name);
+                made.push(id);
+            }
+            self.stores[place].truncate(volumes.blocks(id));
+            self.files[place].of = volume.map(|v| v.name);
+            self.files[place].end = Some(volumes.blocks(id));
         }
+        made
+    }
+
+    /// The file of a store is put aside.
+    pub(crate) fn lose(&mut self, id: VolumeId) {
+        let place = usize::from(id.0);
+        self.stores[place].truncate(0);
+        self.files[place] = StoreFile {
+            of: None,
+            end: Some(0),
+        };
+    }
+
+    /// Whether the file of a store was made for a volume of this name, as far as it is known.
+    pub(crate) fn is_of(&self, id: VolumeId, name: &Name) -> bool {
+        self.files[usize::from(id.0)]
+            .of
+            .is_none_or(|of| of == *name)
     }
 
     /// Whether a store's file has blocks up to `end`.

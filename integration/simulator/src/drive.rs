@@ -40,10 +40,10 @@ enum What {
     Flush {
         mark: u64,
     },
-    /// Room is made for volumes.
-    Room(Volumes),
+    /// Room is made for the second volumes, while the first ones are the node's.
+    Room(Box<Volumes>, Box<Volumes>),
     /// What is behind the ends of volumes is given back.
-    Fit(Volumes),
+    Fit(Box<Volumes>),
 }
 
 /// Kinds of disks, as far as faults are concerned.
@@ -113,7 +113,7 @@ impl What {
             Self::Write { block, data, .. } => block << 20 | (data.len() as u64) << 2,
             Self::Read { block, .. } => block << 20 | 1,
             Self::Flush { mark } => mark << 20 | 2,
-            Self::Room(volumes) | Self::Fit(volumes) => u64::from(volumes.digest()) << 20 | 3,
+            Self::Room(_, volumes) | Self::Fit(volumes) => u64::from(volumes.digest()) << 20 | 3,
         }
     }
 }
@@ -241,11 +241,19 @@ impl Cluster {
             _ => return,
         };
         let end = (offset + bytes).div_ceil(BLOCK_BYTES_U64);
-        let reaches = self.nodes[node].disks.reaches(volume, end);
+        let disks = &self.nodes[node].disks;
         assert!(
-            reaches,
+            disks.reaches(volume, end),
             "node {node}: store {volume} ends before block {end}"
         );
+        let own = self.volumes_at(node);
+        if let Some(own) = own.get(volume) {
+            assert!(
+                disks.is_of(volume, &own.name),
+                "node {node}: store {volume} is not that of {}",
+                own.name
+            );
+        }
     }
 
     fn start_flight(&mut self, node: usize, ticket: Ticket, op: DiskOp<SimBuffer>) {
@@ -294,8 +302,8 @@ impl Cluster {
                 let which = Which::Store(usize::from(volume.0));
                 (which, self.read_of(node, which, block_at(offset), buffer))
             }
-            DiskOp::MakeRoom { volumes } => (Which::Store(0), What::Room(*volumes)),
-            DiskOp::Fit { volumes } => (Which::Store(0), What::Fit(*volumes)),
+            DiskOp::MakeRoom { own, volumes } => (Which::Store(0), What::Room(own, volumes)),
+            DiskOp::Fit { volumes } => (Which::Store(0), What::Fit(volumes)),
             DiskOp::StoreFlush { volume } => {
                 let which = Which::Store(usize::from(volume.0));
                 (which, self.flush_of(node, which))
@@ -483,8 +491,8 @@ impl Cluster {
                 }
             },
             What::Flush { mark } => disk.flushed(mark),
-            What::Room(volumes) => result = self.make_room(node, &volumes),
-            What::Fit(volumes) => n.disks.fitted(&volumes),
+            What::Room(own, volumes) => result = self.make_room(node, &own, &volumes),
+            What::Fit(volumes) => result = self.fit(node, &volumes),
         }
         if result.is_err() {
             // A batch in two parts is not durable by the other one alone.
@@ -521,17 +529,39 @@ impl Cluster {
     }
 
     /// Stores get longer: what is there then is what a device happens to have.
-    fn make_room(&mut self, node: usize, volumes: &Volumes) -> Result<(), DiskError> {
+    fn make_room(
+        &mut self,
+        node: usize,
+        own: &Volumes,
+        volumes: &Volumes,
+    ) -> Result<(), DiskError> {
         if std::mem::take(&mut self.nodes[node].no_room) {
             return Err(DiskError::Os(ENOSPC));
         }
-        let own = self.volumes_at(node);
         let n = &mut self.nodes[node];
-        for (id, store) in (0..).map(VolumeId).zip(&mut n.disks.stores) {
+        n.disks.made_room(own, volumes);
+        for (id, volume) in volumes.iter().filter(|(id, v)| own.may_have(*id, &v.name)) {
             let from = own.common_bytes(volumes, id) / BLOCK_BYTES_U64;
-            litter(store, from, volumes.blocks(id), &mut self.rng.disks);
+            let store = &mut n.disks.stores[usize::from(id.0)];
+            let to = volume.bytes / BLOCK_BYTES_U64;
+            litter(store, from, to, &mut self.rng.disks);
         }
-        n.disks.made_room(volumes);
+        Ok(())
+    }
+
+    /// Stores are those of these volumes, and no longer.
+    fn fit(&mut self, node: usize, volumes: &Volumes) -> Result<(), DiskError> {
+        let n = &mut self.nodes[node];
+        let made = n.disks.fitted(volumes);
+        for id in made {
+            // Their files are not there yet.
+            if std::mem::take(&mut n.no_room) {
+                n.disks.lose(id);
+                return Err(DiskError::Os(ENOSPC));
+            }
+            let store = &mut n.disks.stores[usize::from(id.0)];
+            litter(store, 0, volumes.blocks(id), &mut self.rng.disks);
+        }
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! whatever a device had there.
 
 use replicator::io::AdminCommand;
+use replicator::meta::config::Name;
 use replicator::meta::superblock::{Superblock, VolumeRecord};
 use replicator::meta::volumes::Volumes;
 use replicator::types::*;
@@ -64,7 +65,7 @@ impl Cluster {
     pub(crate) fn resize(&mut self, node: usize, volume: usize, blocks: u64, time: u64) -> u64 {
         let deadline = self.deadline(node, time);
         let command = AdminCommand::Resize {
-            volume: name(&format!("v{volume}")),
+            volume: self.name_at(node, volume),
             bytes: blocks * BLOCK_BYTES_U64,
             deadline,
         };
@@ -76,11 +77,19 @@ impl Cluster {
         id
     }
 
-    /// Adds a volume, as an operator does.
-    pub(crate) fn add_volume(&mut self, node: usize, volume: usize, blocks: u64, time: u64) -> u64 {
+    /// What a node calls the volume that has a place, or had it at first.
+    fn name_at(&self, node: usize, volume: usize) -> Name {
+        let volumes = self.volumes_at(node);
+        volumes
+            .get(id_of(volume))
+            .map_or_else(|| name(&format!("v{volume}")), |v| v.name)
+    }
+
+    /// Adds a volume, as an operator does. It gets the first place that is free.
+    pub(crate) fn add_volume(&mut self, node: usize, volume: &str, blocks: u64, time: u64) -> u64 {
         let deadline = self.deadline(node, time);
         let command = AdminCommand::AddVolume {
-            volume: name(&format!("v{volume}")),
+            volume: name(volume),
             bytes: blocks * BLOCK_BYTES_U64,
             deadline,
         };
@@ -91,7 +100,7 @@ impl Cluster {
     pub(crate) fn remove_volume(&mut self, node: usize, volume: usize, time: u64) -> u64 {
         let deadline = self.deadline(node, time);
         let command = AdminCommand::RemoveVolume {
-            volume: name(&format!("v{volume}")),
+            volume: self.name_at(node, volume),
             deadline,
         };
         let id = self.admin(node, command);
@@ -184,7 +193,13 @@ pub(crate) fn change_volumes(c: &mut Cluster, rng: &mut Rng) -> bool {
     let now = c.blocks_at(node, volume);
     match (now, rng.below(100)) {
         (0, _) => {
-            c.add_volume(node, volume, rng.between(20, 200), time);
+            // Now and then it is another volume that gets the place.
+            let name = if (c.now / US).is_multiple_of(2) {
+                "v2"
+            } else {
+                "other"
+            };
+            c.add_volume(node, name, rng.between(20, 200), time);
         }
         // Clients of these two are always there.
         (_, 0..=39) if volume >= 2 => {

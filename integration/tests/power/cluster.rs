@@ -136,7 +136,7 @@ impl Node {
             journal: Some(path("journal")),
             meta: path("meta"),
             places: Places::fixed(
-                volumes().into_iter().collect(),
+                &volumes().into_iter().collect(),
                 stores.into_iter(),
                 path("sums"),
                 path("stage"),

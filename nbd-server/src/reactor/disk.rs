@@ -13,10 +13,9 @@ use nix::libc;
 use nix::sys::eventfd::EventFd;
 use replicator::io::{DiskError, DiskOp, PARTS_MAX, Parts, SideFile};
 use replicator::memory::Buffer;
-use replicator::meta::volumes::Volumes;
 use replicator::types::{BLOCK_BYTES, Ticket, Time, VolumeId};
 
-use super::file::DirectFile;
+use super::file::{DirectFile, OpenedFile};
 use super::places::{Moved, Movers, Places, Wanted};
 use super::pool::{Pool, PoolBuffer};
 use super::record::{Event, Recorder};
@@ -192,8 +191,10 @@ impl Disks {
         op: DiskOp<PoolBuffer>,
     ) {
         let op = match op {
-            DiskOp::MakeRoom { volumes } => return self.begin_move(ticket, Wanted::Room, *volumes),
-            DiskOp::Fit { volumes } => return self.begin_move(ticket, Wanted::Fit, *volumes),
+            DiskOp::MakeRoom { own, volumes } => {
+                return self.begin_move(ticket, Wanted::Room { own, volumes });
+            }
+            DiskOp::Fit { volumes } => return self.begin_move(ticket, Wanted::Fit { volumes }),
             other => other,
         };
         let total = |parts: &Parts<PoolBuffer>| {
@@ -448,36 +449,27 @@ impl Disks {
     }
 
     /// Lengths of files are changed by a thread of their own.
-    fn begin_move(&mut self, ticket: Ticket, wanted: Wanted, volumes: Volumes) {
+    fn begin_move(&mut self, ticket: Ticket, wanted: Wanted) {
         match &self.places {
-            Some(places) => self.movers.begin(ticket, wanted, places.clone(), volumes),
+            Some(places) => self.movers.begin(ticket, wanted, places.clone()),
             None => self.ended.push_back((ticket, Err(DiskError::Short))),
         }
     }
 
     /// Takes over files whose lengths have changed; tells where the stores are.
     pub fn moved(&mut self) -> Option<Option<Vec<Option<PathBuf>>>> {
-        let Moved { ticket, result } = self.movers.ended()?;
-        let result = result.and_then(|places| {
-            let open = |path: &PathBuf| {
-                DirectFile::open(path).map_err(|error| {
-                    tracing::error!("{error}");
-                    DiskError::Os(Errno::EIO as i32)
-                })
-            };
-            let open = |path: &Option<PathBuf>| path.as_ref().map(open).transpose();
-            let stores = places.stores.iter().map(open);
-            self.files.stores = stores.collect::<Result<_, _>>()?;
-            self.files.sums = open(&places.sums)?;
-            self.files.stage = open(&places.stage)?;
-            let stores = places.stores.clone();
-            self.places = Some(places);
-            Ok(stores)
+        let Moved {
+            ticket,
+            places,
+            result,
+        } = self.movers.ended()?;
+        let stores = result.is_ok().then(|| places.paths());
+        self.places = Some(places);
+        let result = result.map(|opened| {
+            let file = |file: Option<OpenedFile>| file.map(DirectFile::from);
+            self.files.stores = opened.stores.into_iter().map(file).collect();
+            (self.files.sums, self.files.stage) = (file(opened.sums), file(opened.stage));
         });
-        let (stores, result) = match result {
-            Ok(stores) => (Some(stores), Ok(())),
-            Err(error) => (None, Err(error)),
-        };
         self.ended.push_back((ticket, result));
         Some(stores)
     }

@@ -63,7 +63,27 @@ pub struct DirectFile {
     may_block: bool,
 }
 
-impl DirectFile {
+/// The same before the data thread has it: opening can take long, and may be done by another one.
+#[derive(Debug)]
+pub struct OpenedFile {
+    fd: OwnedFd,
+    bytes: u64,
+    path: PathBuf,
+    may_block: bool,
+}
+
+impl From<OpenedFile> for DirectFile {
+    fn from(file: OpenedFile) -> Self {
+        Self {
+            fd: Rc::new(file.fd),
+            bytes: file.bytes,
+            path: file.path.into(),
+            may_block: file.may_block,
+        }
+    }
+}
+
+impl OpenedFile {
     /// Opens an existing file or device for reading and writing, and makes durable what is in it.
     ///
     /// # Errors
@@ -98,11 +118,21 @@ impl DirectFile {
         }
         let may_block = may_block(&file).map_err(|errno| other(errno.into()))?;
         Ok(Self {
-            fd: Rc::new(file.into()),
+            fd: file.into(),
             bytes,
-            path: path.into(),
+            path: path.to_owned(),
             may_block,
         })
+    }
+}
+
+impl DirectFile {
+    /// Opens an existing file or device, as [`OpenedFile::open`] does.
+    ///
+    /// # Errors
+    /// It can not be opened so.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        OpenedFile::open(path).map(Self::from)
     }
 
     /// Its size.

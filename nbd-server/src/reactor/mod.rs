@@ -207,28 +207,27 @@ pub fn prepare<C: Core>(
     let meta = DirectFile::open(&params.meta)?;
     let places = params.places;
     let mut stores = Vec::with_capacity(places.stores.len());
-    for (path, volume_bytes) in places.stores.iter().zip(places.volumes.sizes()) {
-        let Some(path) = path else {
+    for place in &places.stores {
+        let Some(place) = place else {
             stores.push(None);
             continue;
         };
-        let store = DirectFile::open(path)?;
-        if store.bytes() < volume_bytes {
+        let store = DirectFile::open(&place.path)?;
+        if store.bytes() < place.bytes {
             return Err(ReactorError::StoreTooSmall {
-                path: path.clone(),
+                path: place.path.clone(),
                 bytes: store.bytes(),
-                volume_bytes,
+                volume_bytes: place.bytes,
             });
         }
         stores.push(Some(store));
     }
-    let volumes = || places.volumes.sizes();
     let open = |path: &Option<PathBuf>, bytes| {
         let open = |path: &PathBuf| open_side(path, bytes);
         path.as_ref().map(open).transpose()
     };
-    let sums = open(&places.sums, sums::file_bytes(volumes()))?;
-    let stage = open(&places.stage, volumes().sum())?;
+    let sums = open(&places.sums, sums::file_bytes(places.sizes()))?;
+    let stage = open(&places.stage, places.sizes().sum())?;
     let memory_bytes = params.memory_bytes.max(MEMORY_BYTES_MIN);
     let no_memory = |error| ReactorError::Memory {
         bytes: data_path_bytes(memory_bytes),
@@ -263,7 +262,7 @@ pub fn prepare<C: Core>(
         .ok_or_else(used_up)?
         .recorded(params.recorder.clone())
         .metered(Arc::clone(&params.control.meters));
-    let mapper = Mapper::start(&places.stores, params.control.bell.clone())?;
+    let mapper = Mapper::start(&places.paths(), params.control.bell.clone())?;
     let disks = disks.at(places, params.control.bell.clone());
     Ok(Server::new(Parts {
         core,

@@ -1,5 +1,5 @@
 //! Stores, and the files beside them, that get longer or shorter while the data path runs. Lengths are changed and made durable by a
-//! thread of their own, for each time: a file system may take as long as it likes for that. Then the data thread opens them anew.
+//! thread of their own, for each time, which opens them anew then: a file system may take as long as it likes for that.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -14,10 +14,12 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::eventfd::EventFd;
 use nix::unistd::{Whence, lseek};
 use replicator::io::{DiskError, VolumeTrouble};
-use replicator::meta::superblock::VolumeRecord;
-use replicator::meta::volumes::Volumes;
+use replicator::meta::config::Name;
+use replicator::meta::volumes::{VolumeRecord, Volumes};
 use replicator::store::sums;
 use replicator::types::{Ticket, VolumeId};
+
+use super::file::OpenedFile;
 
 /// How much of both ends of a device has to be zero for it to count as blank.
 const ENDS_BYTES: u64 = 1 << 20;
@@ -26,13 +28,22 @@ const ENDS_BYTES: u64 = 1 << 20;
 /// file as it is now; `None` if that knows no such volume.
 pub type Finder = Arc<dyn Fn(&str) -> Option<(PathBuf, u64)> + Send + Sync>;
 
+/// The store of a volume.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Store {
+    /// What the volume is called.
+    pub name: Name,
+    /// How long the store has to be.
+    pub bytes: u64,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
 /// Where everything is.
 #[derive(Clone)]
 pub struct Places {
-    /// The volumes whose stores are known.
-    pub volumes: Volumes,
     /// The stores, by the ids of the volumes.
-    pub stores: Vec<Option<PathBuf>>,
+    pub stores: Vec<Option<Store>>,
     /// The table of checksums; a witness has none.
     pub sums: Option<PathBuf>,
     /// What a resync has brought until it is whole.
@@ -50,12 +61,31 @@ impl std::fmt::Debug for Places {
 }
 
 /// What is to be done.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Debug)]
 pub enum Wanted {
-    /// Nothing may be shorter than the volumes need.
-    Room,
-    /// Nothing need be longer, and stores of volumes that are gone are put aside.
-    Fit,
+    /// Nothing may be shorter than volumes need. The stores of those that the node has stay.
+    Room {
+        /// Those that the node has.
+        own: Box<Volumes>,
+        /// Those that are to come.
+        volumes: Box<Volumes>,
+    },
+    /// Nothing need be longer, stores of volumes that are gone are put aside, and those that are missing are made.
+    Fit {
+        /// Those that the node has.
+        volumes: Box<Volumes>,
+    },
+}
+
+/// Everything, opened anew.
+#[derive(Debug)]
+pub struct Opened {
+    /// The stores, by the ids of the volumes.
+    pub stores: Vec<Option<OpenedFile>>,
+    /// The table of checksums.
+    pub sums: Option<OpenedFile>,
+    /// What a resync has brought until it is whole.
+    pub stage: Option<OpenedFile>,
 }
 
 /// How that ended, and where everything is now.
@@ -63,8 +93,10 @@ pub enum Wanted {
 pub struct Moved {
     /// Of which operation.
     pub ticket: Ticket,
-    /// How.
-    pub result: Result<Places, DiskError>,
+    /// Where everything is, also if it could not be done: a part of it may have been.
+    pub places: Places,
+    /// What the data path goes on with.
+    pub result: Result<Opened, DiskError>,
 }
 
 /// Starts such threads, and has what they did.
@@ -83,31 +115,31 @@ impl Movers {
     }
 
     /// Begins.
-    pub fn begin(&self, ticket: Ticket, wanted: Wanted, places: Places, volumes: Volumes) {
+    pub fn begin(&self, ticket: Ticket, wanted: Wanted, places: Places) {
+        let before = places.clone();
         let (tell, bell) = (self.tell.clone(), self.bell.clone());
-        let work = move || {
-            let result = match wanted {
-                Wanted::Room => places.make_room(&volumes),
-                Wanted::Fit => places.fit(&volumes),
-            };
-            // The data thread may have ended.
-            let _ = tell.send(Moved { ticket, result });
-            if let Some(bell) = bell {
-                let _ = bell.write(1);
-            }
-        };
+        let work = move || tell_of(&tell, bell.as_deref(), places.changed(ticket, &wanted));
         if let Err(error) = thread::Builder::new().name("places".to_owned()).spawn(work) {
-            let result = Err(os(&error));
-            let _ = self.tell.send(Moved { ticket, result });
-            if let Some(bell) = &self.bell {
-                let _ = bell.write(1);
-            }
+            let moved = Moved {
+                ticket,
+                places: before,
+                result: Err(os(&error)),
+            };
+            tell_of(&self.tell, self.bell.as_deref(), moved);
         }
     }
 
     /// The next that has ended.
     pub fn ended(&self) -> Option<Moved> {
         self.done.try_recv().ok()
+    }
+}
+
+fn tell_of(tell: &Sender<Moved>, bell: Option<&EventFd>, moved: Moved) {
+    // The data thread may have ended.
+    let _ = tell.send(moved);
+    if let Some(bell) = bell {
+        let _ = bell.write(1);
     }
 }
 
@@ -118,45 +150,115 @@ fn os(error: &io::Error) -> DiskError {
 impl Places {
     /// Stores that never change, one for each volume.
     pub fn fixed(
-        volumes: Volumes,
+        volumes: &Volumes,
         stores: impl Iterator<Item = PathBuf>,
         sums: PathBuf,
         stage: PathBuf,
     ) -> Self {
+        let store = |(path, volume): (PathBuf, &VolumeRecord)| {
+            let (name, bytes) = (volume.name, volume.bytes);
+            Some(Store { name, bytes, path })
+        };
         Self {
-            volumes,
-            stores: stores.map(Some).collect(),
+            stores: stores.zip(volumes.slots()).map(store).collect(),
             sums: Some(sums),
             stage: Some(stage),
             finder: Arc::new(|_| None),
         }
     }
 
-    fn make_room(mut self, volumes: &Volumes) -> Result<Self, DiskError> {
+    /// How long each store has to be, by the ids of the volumes; 0 where there is none.
+    pub fn sizes(&self) -> impl Iterator<Item = u64> + Clone {
+        self.stores
+            .iter()
+            .map(|s| s.as_ref().map_or(0, |s| s.bytes))
+    }
+
+    /// Where the stores are, by the ids of the volumes.
+    pub fn paths(&self) -> Vec<Option<PathBuf>> {
+        let path = |store: &Option<Store>| store.as_ref().map(|s| s.path.clone());
+        self.stores.iter().map(path).collect()
+    }
+
+    /// Makes all stores as long as they have to be. What a resync has staged becomes the image before they are, and the node may have
+    /// stopped in between.
+    ///
+    /// # Errors
+    /// Which one can not be so long.
+    pub fn complete(&self) -> Result<(), String> {
+        self.stores.iter().flatten().try_for_each(|store| {
+            let result = lengthen(&store.path, store.bytes);
+            result.map_err(|error| format!("{}: {error}", store.path.display()))
+        })
+    }
+
+    /// Does what is wanted, and opens everything: both may take long.
+    fn changed(mut self, ticket: Ticket, wanted: &Wanted) -> Moved {
+        let done = match wanted {
+            Wanted::Room { own, volumes } => self.make_room(own, volumes),
+            Wanted::Fit { volumes } => self.fit(volumes),
+        };
+        let result = done.and_then(|()| self.open());
+        Moved {
+            ticket,
+            places: self,
+            result,
+        }
+    }
+
+    fn open(&self) -> Result<Opened, DiskError> {
+        let open = |path: &PathBuf| {
+            OpenedFile::open(path).map_err(|error| {
+                tracing::error!("{error}");
+                DiskError::Os(Errno::EIO as i32)
+            })
+        };
+        let of_store = |store: &Option<Store>| store.as_ref().map(|s| open(&s.path)).transpose();
+        Ok(Opened {
+            stores: self.stores.iter().map(of_store).collect::<Result<_, _>>()?,
+            sums: self.sums.as_ref().map(open).transpose()?,
+            stage: self.stage.as_ref().map(open).transpose()?,
+        })
+    }
+
+    /// Where the store of a volume goes that has none.
+    fn place_for(&self, volume: &VolumeRecord) -> Result<Store, DiskError> {
+        let found = (self.finder)(&volume.name);
+        let (path, bytes) = found.ok_or(VolumeTrouble::NotInConfig)?;
+        if bytes != volume.bytes {
+            return Err(VolumeTrouble::OtherSize { bytes }.into());
+        }
+        Ok(Store {
+            name: volume.name,
+            bytes,
+            path,
+        })
+    }
+
+    fn make_room(&mut self, own: &Volumes, volumes: &Volumes) -> Result<(), DiskError> {
         for (id, volume) in volumes.iter() {
             let place = usize::from(id.0);
             if self.stores.len() <= place {
                 self.stores.resize(place + 1, None);
             }
-            // A volume of that name at another place is another volume: it was removed, and its store may not be used for this one.
-            let before = self.volumes.get(id).filter(|v| v.name == volume.name);
-            let path = match before.and_then(|_| self.stores[place].clone()) {
-                Some(path) => {
-                    lengthen(&path, volume.bytes)?;
-                    path
-                }
-                None => {
-                    let found = (self.finder)(&volume.name);
-                    let (path, bytes) = found.ok_or(VolumeTrouble::NotInConfig)?;
-                    if bytes != volume.bytes {
-                        return Err(VolumeTrouble::OtherSize { bytes }.into());
-                    }
-                    blank(&path)?;
-                    lengthen(&path, volume.bytes)?;
-                    path
-                }
-            };
-            self.stores[place] = Some(path);
+            let may_have = own.may_have(id, &volume.name);
+            // One of another name was made for a change that did not come.
+            let here = self.stores[place].as_mut();
+            if let Some(store) = here.filter(|s| may_have && s.name == volume.name) {
+                lengthen(&store.path, volume.bytes)?;
+                store.bytes = store.bytes.max(volume.bytes);
+                continue;
+            }
+            let store = self.place_for(volume)?;
+            // A file that a volume has until then will be put aside. A device can not be: whoever has it is asked to wipe it.
+            let waits = !may_have && self.is_file_of(own, &store.path);
+            if !waits {
+                blank(&store.path)?;
+                lengthen(&store.path, volume.bytes)?;
+            }
+            if may_have {
+                self.stores[place] = Some(store);
+            }
         }
         if let Some(sums) = &self.sums {
             lengthen(sums, sums::file_bytes(volumes.sizes()))?;
@@ -165,36 +267,63 @@ impl Places {
         if let Some(stage) = &self.stage {
             lengthen(stage, volumes.sizes().sum())?;
         }
-        self.volumes = volumes.clone();
-        Ok(self)
+        Ok(())
     }
 
-    fn fit(mut self, volumes: &Volumes) -> Result<Self, DiskError> {
-        let before = &self.volumes;
-        let kept = |id: VolumeId| {
-            let same = |v: &&VolumeRecord| before.get(id).is_none_or(|b| b.name == v.name);
-            volumes.get(id).filter(same)
+    /// Whether this is the file of a volume that the node has.
+    fn is_file_of(&self, own: &Volumes, path: &Path) -> bool {
+        let stores = (0..).map(VolumeId).zip(&self.stores);
+        let mut of_own = stores.filter_map(|(id, store)| {
+            let store = store.as_ref()?;
+            own.get(id).filter(|v| v.name == store.name).map(|_| store)
+        });
+        of_own.any(|store| store.path == path) && is_file(path)
+    }
+
+    fn fit(&mut self, volumes: &Volumes) -> Result<(), DiskError> {
+        let kept = |id: VolumeId, store: &Store| {
+            let volume = volumes.get(id);
+            volume.filter(|v| v.name == store.name).copied()
         };
-        let places = (0..).map(VolumeId).zip(&self.stores);
-        let used = places.filter(|(id, _)| kept(*id).is_some());
-        let used: Vec<PathBuf> = used.filter_map(|(_, store)| store.clone()).collect();
-        for (id, store) in (0..).map(VolumeId).zip(&mut self.stores) {
-            let Some(path) = store.clone() else { continue };
-            let is_file = std::fs::metadata(&path).is_ok_and(|m| m.is_file());
-            match kept(id) {
-                Some(volume) if is_file => shorten(&path, volume.bytes)?,
-                Some(_) => {}
-                None => {
-                    if is_file && !used.contains(&path) {
-                        put_aside(&path)?;
+        let stores = (0..).map(VolumeId).zip(&self.stores);
+        let stores =
+            stores.filter_map(|(id, store)| store.as_ref().filter(|s| kept(id, s).is_some()));
+        let used: Vec<PathBuf> = stores.map(|store| store.path.clone()).collect();
+        for (id, place) in (0..).map(VolumeId).zip(&mut self.stores) {
+            let Some(store) = place else { continue };
+            match kept(id, store) {
+                Some(volume) => {
+                    if is_file(&store.path) {
+                        shorten(&store.path, volume.bytes)?;
                     }
-                    *store = None;
+                    store.bytes = volume.bytes;
+                }
+                None => {
+                    if is_file(&store.path) && !used.contains(&store.path) {
+                        put_aside(&store.path)?;
+                    }
+                    *place = None;
                 }
             }
         }
-        self.volumes = volumes.clone();
-        Ok(self)
+        for (id, volume) in volumes.iter() {
+            let place = usize::from(id.0);
+            if self.stores.len() <= place {
+                self.stores.resize(place + 1, None);
+            }
+            if self.stores[place].is_none() {
+                let store = self.place_for(volume)?;
+                blank(&store.path)?;
+                lengthen(&store.path, store.bytes)?;
+                self.stores[place] = Some(store);
+            }
+        }
+        Ok(())
     }
+}
+
+fn is_file(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|m| m.is_file())
 }
 
 /// Makes a file as long as it has to be; one that is not there is made. A device has the size that it has.

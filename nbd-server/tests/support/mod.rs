@@ -359,7 +359,7 @@ impl Node {
             journal: Some(dir.path().join("journal")),
             meta: dir.path().join("meta"),
             places: Places::fixed(
-                volumes(),
+                &volumes(),
                 std::iter::once(dir.path().join("store")),
                 dir.path().join("sums"),
                 dir.path().join("stage"),

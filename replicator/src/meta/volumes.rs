@@ -137,6 +137,14 @@ impl Volumes {
         }
     }
 
+    /// Whether a volume can have a store at a place while these are the node's: not if the place is another one's, or if a volume of
+    /// that name is at another place.
+    #[must_use]
+    pub fn may_have(&self, id: VolumeId, name: &str) -> bool {
+        self.get(id).is_none_or(|v| v.name.as_str() == name)
+            && self.find(name).is_none_or(|(at, _)| at == id)
+    }
+
     /// A number that is the same for equal tables.
     #[must_use]
     pub fn digest(&self) -> u32 {

@@ -302,6 +302,7 @@ impl<M: Memory> Replica<M> {
             at: log.applied_volumes_at(),
             volumes: log.applied_volumes().clone(),
         };
+        let unfit = metadata.wanted.resync.is_some_and(|r| r.merging);
         let resync = Self::resync_of(metadata.wanted.resync, staged, position, now, volumes);
         let peers = (0..config.nodes.len())
             .map(|n| NodeId(u8::try_from(n).expect("at most 8 nodes")))
@@ -337,7 +338,7 @@ impl<M: Memory> Replica<M> {
             room: Room::new(log.applied_volumes().clone()),
             preparation: None,
             change: None,
-            unfit: false,
+            unfit,
             fitting: false,
             room_complaint: None,
             merge: None,

@@ -92,7 +92,7 @@ impl<M: Memory> Replica<M> {
         Some(Resync {
             serial,
             phase: if mark.merging {
-                Phase::Merge
+                Phase::Stores
             } else {
                 Phase::Rest
             },
@@ -138,7 +138,7 @@ impl<M: Memory> Replica<M> {
         self.resync.as_ref().is_some_and(|r| {
             matches!(
                 r.phase,
-                Phase::Mark(_) | Phase::Merge | Phase::Flush(_) | Phase::End(_)
+                Phase::Mark(_) | Phase::Stores | Phase::Merge | Phase::Flush(_) | Phase::End(_)
             )
         })
     }
@@ -289,7 +289,7 @@ impl<M: Memory> Replica<M> {
             r.source == Some(conn)
                 && !matches!(
                     r.phase,
-                    Phase::Merge | Phase::Flush(_) | Phase::End(_) | Phase::Last(_)
+                    Phase::Stores | Phase::Merge | Phase::Flush(_) | Phase::End(_) | Phase::Last(_)
                 )
         })
     }
@@ -326,7 +326,12 @@ impl<M: Memory> Replica<M> {
             return;
         };
         match resync.phase {
-            Phase::Rest | Phase::Ask | Phase::Clear(_) | Phase::Flush(_) | Phase::Last(_) => {}
+            Phase::Rest
+            | Phase::Ask
+            | Phase::Clear(_)
+            | Phase::Stores
+            | Phase::Flush(_)
+            | Phase::Last(_) => {}
             Phase::Full(until) => {
                 if now >= until && !renewing {
                     resync.phase = Phase::Settle;

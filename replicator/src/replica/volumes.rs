@@ -138,15 +138,16 @@ impl<M: Memory> Replica<M> {
         self.room.failed = None;
         self.room.target = volumes.clone();
         self.room.step = Step::Files;
+        let own = Box::new(self.volumes().clone());
         let volumes = Box::new(volumes.clone());
-        self.disk(Pending::Room, DiskOp::MakeRoom { volumes });
+        self.disk(Pending::Room, DiskOp::MakeRoom { own, volumes });
         HasRoom::NotYet
     }
 
     fn pieces_of_room(&self) -> Vec<Piece> {
         let mut pieces = Vec::new();
         let (own, target) = (self.volumes(), &self.room.target);
-        for (id, volume) in target.iter() {
+        for (id, volume) in target.iter().filter(|(id, v)| own.may_have(*id, &v.name)) {
             let kept = own.common_bytes(target, id);
             let mut from = kept;
             while from < volume.bytes && !planted!(RoomAsItIs) {
@@ -206,7 +207,10 @@ impl<M: Memory> Replica<M> {
     }
 
     fn flush_room(&mut self) {
-        let ids: Vec<_> = self.room.target.iter().map(|(id, _)| id).collect();
+        let own = self.volumes();
+        let made = self.room.target.iter();
+        let made = made.filter(|(id, v)| own.may_have(*id, &v.name));
+        let ids: Vec<_> = made.map(|(id, _)| id).collect();
         self.room.step = Step::Flush(u32::try_from(ids.len()).expect("16 volumes") + 1);
         for volume in ids {
             self.disk(Pending::Room, DiskOp::StoreFlush { volume });
@@ -330,7 +334,8 @@ impl<M: Memory> Replica<M> {
     /// What is not needed any more goes, once a restart would not look for it.
     pub(super) fn pump_unfit(&mut self) {
         let settled = self.applier.is_idle() && self.metadata.is_settled();
-        if self.unfit && !self.fitting && settled && self.room.step == Step::Idle {
+        let waits = self.fitting || self.room.failed.is_some();
+        if self.unfit && !waits && settled && self.room.step == Step::Idle {
             self.unfit = false;
             self.fitting = true;
             let volumes = Box::new(self.volumes().clone());
@@ -340,10 +345,26 @@ impl<M: Memory> Replica<M> {
 
     pub(super) fn fit_done(&mut self, result: Result<(), DiskError>) {
         self.fitting = false;
-        if let Err(error) = result {
-            self.log_warn(format!(
+        let stores_are_missing = self.resync_awaits_stores();
+        match result {
+            Ok(()) if stores_are_missing => {
+                self.room_complaint = None;
+                self.resync_has_its_stores();
+            }
+            Err(error) if stores_are_missing => {
+                self.unfit = true;
+                self.room.failed = Some((error, self.now.after(RETRY_NS)));
+                if self.room_complaint.replace(error) != Some(error) {
+                    self.log_error(format!(
+                        "the stores of the volumes that a resync has brought can not be made: {error}; until they can, what it brought \
+                         stays beside them, and it tries again every few seconds"
+                    ));
+                }
+            }
+            Ok(()) => {}
+            Err(error) => self.log_warn(format!(
                 "what volumes had before they were made smaller or removed keeps its room: {error}"
-            ));
+            )),
         }
     }
 

@@ -15,6 +15,7 @@ mod membership;
 mod mending;
 mod outdated;
 mod page;
+mod places;
 mod promotion;
 mod quorum;
 mod quorum_lost;

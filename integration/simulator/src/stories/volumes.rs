@@ -2,13 +2,12 @@
 //! each write of a superblock, and at each start, the harness compares its table of volumes with the log's at that place.
 
 use replicator::io::DiskError;
-use replicator::types::BLOCK_BYTES_U64;
 use replicator::view::{Health, ReplicationState};
 
 use super::*;
 use crate::client::Kind;
 use crate::disk::{Disk, LITTER};
-use crate::drive::{JOURNAL, META, STORE};
+use crate::drive::{META, STORE};
 use crate::oracle::UNITS_PER_BLOCK;
 
 /// Blocks that volume 0 has, and that it gets.
@@ -20,7 +19,7 @@ fn failed(result: &AdminResult, why: &str) -> bool {
 }
 
 impl Cluster {
-    fn answered(&mut self, id: u64) -> AdminResult {
+    pub(super) fn answered(&mut self, id: u64) -> AdminResult {
         let answered = self.run_until(60 * SECOND, |c| c.admin_results.contains_key(&id));
         assert!(answered, "it is answered");
         self.admin_results[&id].clone()
@@ -36,32 +35,6 @@ impl Cluster {
         assert!(self.run_until(20 * SECOND, have));
     }
 
-    /// A volume of 100 blocks with something in it.
-    fn has_a_third_volume(&mut self) {
-        let id = self.add_volume(A, 2, 100, 5 * SECOND);
-        assert_eq!(self.answered(id), Ok(()));
-        self.must_write(A, 2, 90, 10);
-    }
-
-    /// Asks for a volume of another name, which gets the place of the third one.
-    fn adds_another(&mut self) -> u64 {
-        let deadline = self.deadline(A, 10 * SECOND);
-        let other = AdminCommand::AddVolume {
-            volume: name("other"),
-            bytes: 200 * BLOCK_BYTES_U64,
-            deadline,
-        };
-        self.admin(A, other)
-    }
-
-    fn all_have_the_other(mut self, id: u64) {
-        assert_eq!(self.answered(id), Ok(()));
-        self.must_write(A, 2, 150, 10);
-        self.run_for(2 * SECOND);
-        assert!((A..=C).all(|n| self.blocks_at(n, 2) == 200));
-        self.conclude();
-    }
-
     /// Nothing is left of what a device had.
     fn nothing_foreign(&self, node: usize) {
         let store: &Disk = &self.nodes[node].disks.stores[0];
@@ -74,7 +47,7 @@ impl Cluster {
     }
 
     /// A resync has come to its end.
-    fn until_resynced(&mut self) {
+    pub(super) fn until_resynced(&mut self) {
         assert!(self.run_until(20 * SECOND, |c| c.resyncs == 1));
     }
 
@@ -336,7 +309,7 @@ fn past_the_journal(seed: u64) -> Cluster {
     c
 }
 
-fn fill_the_journal(c: &mut Cluster) {
+pub(super) fn fill_the_journal(c: &mut Cluster) {
     for round in 0..40 {
         c.must_write(A, 0, 20 + round % 5 * 50, 150);
     }
@@ -435,31 +408,6 @@ fn what_is_cut_off_reads_as_zeroes_when_the_volume_grows_again() {
 }
 
 #[test]
-fn a_volume_comes_and_goes_and_another_one_takes_its_place() {
-    for seed in 0..3 {
-        let mut c = serving(seed, Options::default());
-        c.start_clients(2, 3, MS);
-        c.has_a_third_volume();
-        c.run_for(100 * MS);
-        let id = c.remove_volume(A, 2, 5 * SECOND);
-        assert_eq!(c.answered(id), Ok(()));
-        let gone = c.read(A, 2, 90, 1);
-        assert_eq!(c.outcome(gone, SECOND), Some(Outcome::Dropped));
-        c.crash(B, false);
-        c.run_for(SECOND);
-        c.restart(B);
-        c.run_for(4 * SECOND);
-        c.until_fed(A);
-        let id = c.add_volume(A, 2, 200, 5 * SECOND);
-        assert_eq!(c.answered(id), Ok(()));
-        let read = c.read(A, 2, 80, 30);
-        assert_eq!(c.outcome(read, SECOND), Some(Outcome::Done), "zeroes");
-        c.must_write(A, 2, 150, 10);
-        c.conclude();
-    }
-}
-
-#[test]
 fn a_volume_that_grows_right_after_it_was_made_smaller_has_its_room() {
     for seed in 0..20 {
         let mut c = serving(seed, Options::default());
@@ -473,44 +421,6 @@ fn a_volume_that_grows_right_after_it_was_made_smaller_has_its_room() {
         c.run_for(SECOND);
         c.read_all(A);
         c.conclude();
-    }
-}
-
-#[test]
-fn a_place_is_given_to_another_volume_once_what_was_there_is_put_aside() {
-    for seed in 0..20 {
-        let mut c = serving(seed, Options::default());
-        c.start_clients(2, 3, MS);
-        c.has_a_third_volume();
-        // One of them comes to it all later.
-        c.nodes[C].hung_until[META] = c.now + 400 * MS;
-        let id = c.remove_volume(A, 2, 5 * SECOND);
-        assert_eq!(c.answered(id), Ok(()));
-        let id = c.adds_another();
-        c.all_have_the_other(id);
-    }
-}
-
-#[test]
-fn whoever_has_not_heard_yet_that_a_volume_is_gone_gives_its_place_to_nobody() {
-    for seed in 0..10 {
-        let mut c = serving(seed, Options::default());
-        c.has_a_third_volume();
-        c.run_for(SECOND);
-        // C is behind by more than it is sent in advance, so the removal is not on its way there.
-        c.nodes[C].hung_until[JOURNAL] = c.now + 1500 * MS;
-        for _ in 0..6 {
-            c.must_write(A, 0, 50, 250);
-        }
-        let id = c.remove_volume(A, 2, 5 * SECOND);
-        assert_eq!(c.answered(id), Ok(()));
-        let id = c.adds_another();
-        c.run_for(300 * MS);
-        assert!(
-            !c.admin_results.contains_key(&id),
-            "C has to have come to it"
-        );
-        c.all_have_the_other(id);
     }
 }
 
@@ -602,11 +512,11 @@ fn a_node_that_was_created_with_the_new_size_or_an_old_one_joins() {
 fn one_change_of_the_volumes_at_a_time() {
     let mut c = serving(1, Options::default());
     let first = c.resize(A, 0, AFTER, 5 * SECOND);
-    let second = c.add_volume(A, 2, 100, 5 * SECOND);
+    let second = c.add_volume(A, "v2", 100, 5 * SECOND);
     let refused = c.answered(second);
     assert!(failed(&refused, "another change"), "{refused:?}");
     assert_eq!(c.answered(first), Ok(()));
-    let second = c.add_volume(A, 2, 100, 5 * SECOND);
+    let second = c.add_volume(A, "v2", 100, 5 * SECOND);
     assert_eq!(c.answered(second), Ok(()));
     c.all_have(AFTER);
     c.conclude();

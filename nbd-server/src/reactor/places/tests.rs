@@ -13,14 +13,20 @@ fn places(dir: &TempDir, volumes: &Volumes) -> Places {
         .set_len(sums::file_bytes(volumes.sizes()))
         .unwrap();
     file("stage").set_len(volumes.sizes().sum()).unwrap();
-    let stores = volumes.iter().map(|(_, v)| {
+    let stores = volumes.slots().map(|v| {
         let name = format!("{}.img", v.name);
+        if v.bytes == 0 {
+            return None;
+        }
         file(&name).set_len(v.bytes).unwrap();
-        Some(path(&name))
+        Some(Store {
+            name: v.name,
+            bytes: v.bytes,
+            path: path(&name),
+        })
     });
     let root = dir.path().to_owned();
     Places {
-        volumes: volumes.clone(),
         stores: stores.collect(),
         sums: Some(path("sums")),
         stage: Some(path("stage")),
@@ -43,18 +49,38 @@ fn length(dir: &TempDir, name: &str) -> u64 {
     std::fs::metadata(dir.path().join(name)).unwrap().len()
 }
 
+/// The paths of stores, by the ids of the volumes.
+fn paths(dir: &TempDir, names: &[&str]) -> Vec<Option<PathBuf>> {
+    let path = |name: &&str| (!name.is_empty()).then(|| dir.path().join(format!("{name}.img")));
+    names.iter().map(path).collect()
+}
+
+/// A table with these volumes, or holes.
+fn table(names: &[&str]) -> Volumes {
+    let record = |text: &&str| VolumeRecord {
+        name: name(text),
+        bytes: if text.is_empty() { 0 } else { MIB },
+    };
+    names.iter().map(record).collect()
+}
+
+fn has(dir: &TempDir, file: &str) -> u8 {
+    std::fs::read(dir.path().join(file)).unwrap()[0]
+}
+
 #[test]
 fn room_is_made_and_made_again_and_given_back() {
     let dir = TempDir::new().unwrap();
     let grown = one().resized("db", 300 * MIB).unwrap();
     for _ in 0..2 {
-        let places = places(&dir, &one()).make_room(&grown).unwrap();
+        let mut places = places(&dir, &one());
+        places.make_room(&one(), &grown).unwrap();
         assert_eq!(length(&dir, "db.img"), 300 * MIB);
         assert_eq!(length(&dir, "stage"), 300 * MIB);
         assert_eq!(length(&dir, "sums"), sums::file_bytes(grown.sizes()));
-        let places = places.fit(&one()).unwrap();
+        places.fit(&one()).unwrap();
         assert_eq!(length(&dir, "db.img"), MIB);
-        assert_eq!(places.volumes, one());
+        assert!(places.sizes().eq([MIB]));
     }
 }
 
@@ -62,12 +88,16 @@ fn room_is_made_and_made_again_and_given_back() {
 fn a_new_volume_goes_where_the_config_file_says_if_nothing_is_there() {
     let dir = TempDir::new().unwrap();
     let two = one().with(name("mail"), MIB).unwrap();
-    let made = places(&dir, &one()).make_room(&two).unwrap();
-    assert_eq!(made.stores[1], Some(dir.path().join("mail.img")));
+    let mut made = places(&dir, &one());
+    made.make_room(&one(), &two).unwrap();
+    assert_eq!(made.paths(), paths(&dir, &["db", "mail"]));
     // A file that is one hole was made for a change that did not come.
-    places(&dir, &one()).make_room(&two).unwrap();
+    places(&dir, &one()).make_room(&one(), &two).unwrap();
     std::fs::write(dir.path().join("mail.img"), [1; 4096]).unwrap();
-    let refused = |volumes: &Volumes| places(&dir, &one()).make_room(volumes).unwrap_err();
+    let refused = |volumes: &Volumes| {
+        let mut places = places(&dir, &one());
+        places.make_room(&one(), volumes).unwrap_err()
+    };
     assert_eq!(refused(&two), VolumeTrouble::NotBlank.into());
     let nowhere = one().with(name("nowhere"), MIB).unwrap();
     assert_eq!(refused(&nowhere), VolumeTrouble::NotInConfig.into());
@@ -77,47 +107,92 @@ fn a_new_volume_goes_where_the_config_file_says_if_nothing_is_there() {
 }
 
 #[test]
-fn a_store_is_never_that_of_two_volumes() {
+fn a_place_that_was_made_for_a_change_that_did_not_come_is_given_to_the_next_one() {
     let dir = TempDir::new().unwrap();
-    let two = one().with(name("mail"), MIB).unwrap();
-    // Both were removed while this node was away, and added again in the other order.
-    let table = |names: [&str; 2]| {
-        let record = |text| VolumeRecord {
-            name: name(text),
-            bytes: MIB,
-        };
-        names.into_iter().map(record).collect::<Volumes>()
-    };
-    let swapped = table(["mail", "db"]);
-    for file in ["db.img", "mail.img"] {
-        let before = places(&dir, &two);
-        std::fs::write(dir.path().join(file), [1; 4096]).unwrap();
-        let refused = before.make_room(&swapped).unwrap_err();
-        assert_eq!(refused, VolumeTrouble::NotBlank.into(), "{file}");
+    let mut places = places(&dir, &one());
+    places.make_room(&one(), &table(&["db", "mail"])).unwrap();
+    places.make_room(&one(), &table(&["db", "fax"])).unwrap();
+    assert_eq!(places.paths(), paths(&dir, &["db", "fax"]));
+}
+
+#[test]
+fn what_a_node_has_stays_until_others_are_its_volumes() {
+    let own = table(&["db", "mail", "", "voice"]);
+    // Removed while this node was away, and added again in another order; or one has the place of another, which nobody has any more; or
+    // one that is there has gone to a place that was free.
+    for (volumes, names) in [
+        (
+            table(&["mail", "db", "", "voice"]),
+            ["mail", "db", "", "voice"],
+        ),
+        (table(&["mail", "", "", "voice"]), ["mail", "", "", "voice"]),
+        (
+            table(&["fax", "", "db", "voice"]),
+            ["fax", "", "db", "voice"],
+        ),
+    ] {
+        let dir = TempDir::new().unwrap();
+        let mut places = places(&dir, &own);
+        for (file, byte) in [("db.img", 1), ("mail.img", 2), ("voice.img", 3)] {
+            std::fs::write(dir.path().join(file), [byte; 4096]).unwrap();
+        }
+        places.make_room(&own, &volumes).unwrap();
+        assert_eq!(places.paths(), paths(&dir, &["db", "mail", "", "voice"]));
+        assert_eq!((has(&dir, "db.img"), has(&dir, "mail.img")), (1, 2));
+        places.fit(&volumes).unwrap();
+        assert_eq!(places.paths(), paths(&dir, &names));
+        for (_, volume) in volumes.iter().filter(|(_, v)| v.name.as_str() != "voice") {
+            let file = format!("{}.img", volume.name);
+            assert_eq!((length(&dir, &file), has(&dir, &file)), (MIB, 0), "{file}");
+        }
+        let aside = ["db.img.removed", "mail.img.removed", "voice.img"];
+        assert_eq!(aside.map(|file| has(&dir, file)), [1, 2, 3]);
+        // Once more, as after a crash: nothing is left to be done.
+        places.fit(&volumes).unwrap();
+        assert_eq!(places.paths(), paths(&dir, &names));
     }
-    // Nothing is in them: then they may be used.
-    let made = places(&dir, &two).make_room(&swapped).unwrap();
-    let path = |name: &str| Some(dir.path().join(name));
-    assert_eq!(made.stores, [path("mail.img"), path("db.img")]);
-    made.fit(&swapped).unwrap();
-    assert_eq!(
-        (length(&dir, "mail.img"), length(&dir, "db.img")),
-        (MIB, MIB)
-    );
-    // One has got another's place, and nobody has that any more.
-    let moved = table(["mail", "gone"]);
-    let moved = moved.without("gone").unwrap();
-    let made = places(&dir, &two).make_room(&moved).unwrap();
-    made.fit(&moved).unwrap();
-    assert_eq!(length(&dir, "mail.img"), MIB);
+}
+
+#[test]
+fn whoever_gets_a_place_later_is_looked_for_before() {
+    let dir = TempDir::new().unwrap();
+    let mut places = places(&dir, &one());
+    let nowhere = places.make_room(&one(), &table(&["nowhere"]));
+    assert_eq!(nowhere, Err(VolumeTrouble::NotInConfig.into()));
+    std::fs::write(dir.path().join("fax.img"), [1; 4096]).unwrap();
+    let full = places.make_room(&one(), &table(&["fax"]));
+    assert_eq!(full, Err(VolumeTrouble::NotBlank.into()));
+    assert_eq!(places.paths(), paths(&dir, &["db"]));
+}
+
+#[test]
+fn what_was_done_is_known_also_if_the_rest_can_not_be() {
+    let dir = TempDir::new().unwrap();
+    let places = places(&dir, &one());
+    let wanted = Wanted::Fit {
+        volumes: Box::new(table(&["nowhere"])),
+    };
+    let moved = places.changed(Ticket(1), &wanted);
+    assert_eq!(moved.result.err(), Some(VolumeTrouble::NotInConfig.into()));
+    assert_eq!(moved.places.paths(), [None]);
+    assert_eq!(length(&dir, "db.img.removed"), MIB);
+}
+
+#[test]
+fn a_store_that_is_missing_is_made_before_it_is_opened() {
+    let dir = TempDir::new().unwrap();
+    let places = places(&dir, &one());
+    std::fs::remove_file(dir.path().join("db.img")).unwrap();
+    places.complete().unwrap();
+    assert_eq!(length(&dir, "db.img"), MIB);
 }
 
 #[test]
 fn the_store_of_a_volume_that_is_gone_is_kept_under_another_name() {
     let dir = TempDir::new().unwrap();
     for kept in ["db.img.removed", "db.img.removed.1"] {
-        let places = places(&dir, &one());
-        let places = places.fit(&one().without("db").unwrap()).unwrap();
+        let mut places = places(&dir, &one());
+        places.fit(&one().without("db").unwrap()).unwrap();
         assert_eq!(places.stores, [None]);
         assert!(!dir.path().join("db.img").exists());
         assert_eq!(length(&dir, kept), MIB);

@@ -102,6 +102,9 @@ impl<M: Memory> Replica<M> {
         let in_place = resync.is_direct();
         if restart.volumes.volumes != *self.volumes() {
             self.take_volumes(&restart.volumes.volumes, restart.volumes.at);
+            // Only now is what was there before no image any more.
+            self.unfit = true;
+            self.resync.as_mut().expect("it switches").phase = Phase::Stores;
         }
         self.log
             .restart(at, restart.epochs, restart.config, restart.volumes);
@@ -127,6 +130,19 @@ impl<M: Memory> Replica<M> {
                 "resync: this node has everything through record {}; it is laid over the stores",
                 at.id
             ));
+        }
+    }
+
+    /// Whether what is staged is the image, and the stores are not known to be those of its volumes.
+    pub(in crate::replica) fn resync_awaits_stores(&self) -> bool {
+        self.resync
+            .as_ref()
+            .is_some_and(|r| r.phase == Phase::Stores)
+    }
+
+    pub(in crate::replica) fn resync_has_its_stores(&mut self) {
+        if let Some(resync) = self.resync.as_mut() {
+            resync.phase = Phase::Merge;
         }
     }
 

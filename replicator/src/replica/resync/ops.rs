@@ -118,7 +118,7 @@ impl<M: Memory> Replica<M> {
                     }
                 }
             }
-            Phase::Merge => {}
+            Phase::Stores | Phase::Merge => {}
             _ => {
                 resync.left = resync.left.saturating_sub(1);
                 if resync.left == 0 {

@@ -22,6 +22,8 @@ pub(super) enum Phase {
     Save(Save),
     /// The image is being switched.
     Mark(MetaVersion),
+    /// The stores are made those of the volumes that were brought.
+    Stores,
     Merge,
     /// Everything is in the stores: this is made durable. Operations left.
     Flush(u32),
