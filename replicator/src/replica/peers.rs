@@ -52,6 +52,8 @@ pub(super) struct Peer {
     pub(super) applied: Seq,
     /// Batches handed to the driver and not yet sent.
     pub(super) queued: u32,
+    /// Questions for blocks that it has not answered on this connection.
+    pub(super) asked: usize,
     /// When the newest heartbeat that it answered was queued.
     pub(super) supported_at: Option<Time>,
     /// The higher epoch for which it refused this Primary.
@@ -94,6 +96,7 @@ impl Peer {
             applied: Seq(0),
             disks_hang: false,
             queued: 0,
+            asked: 0,
             supported_at: None,
             refused: None,
             known: (Incarnation(0), RecordId::NONE),

@@ -77,8 +77,17 @@ struct Repair<B> {
     since: Time,
     /// A verification found that the right copy has this sum, by the image of that record.
     wanted: Option<(BlockSum, Seq)>,
+    /// Who could help has enough questions to answer.
+    queues: bool,
     /// It was mended again and again, and its disk does not keep it.
     worn: bool,
+}
+
+impl<B> Repair<B> {
+    /// Whether an answer can still come from somebody who is slow.
+    fn is_owed(&self) -> bool {
+        self.slow & !self.tried != 0 || self.queues
+    }
 }
 
 /// What is being done about bad blocks, and what was.
@@ -181,7 +190,7 @@ impl<B> Repairs<B> {
 
     pub(super) fn timeout(&self) -> Option<Time> {
         let due = self.list.iter().filter_map(|r| match r.state {
-            State::Wanted if r.slow & !r.tried != 0 => Some(r.since.after(LATE_NS)),
+            State::Wanted if r.is_owed() => Some(r.since.after(LATE_NS)),
             State::Wanted => Some(r.since.after(PATIENCE_NS)),
             State::Asked { at, .. } => Some(at.after(SLOW_NS)),
             _ => None,
@@ -243,6 +252,7 @@ impl<M: Memory> Replica<M> {
             token,
             since: self.now,
             wanted: None,
+            queues: false,
             worn,
         });
     }
@@ -285,6 +295,7 @@ impl<M: Memory> Replica<M> {
             token,
             since: self.now,
             wanted: Some((sum, as_of)),
+            queues: false,
             worn: false,
         });
     }
@@ -378,7 +389,7 @@ impl<M: Memory> Replica<M> {
         let (tried, slow) = (repair.tried, repair.slow);
         let changed = self.newest_change(volume, block);
         let leading = self.leader.is_some();
-        let mut waits = false;
+        let (mut waits, mut queues) = (false, false);
         let mut ask = None;
         for peer in &self.peers {
             let Some(conn) = peer.conn else { continue };
@@ -390,17 +401,23 @@ impl<M: Memory> Replica<M> {
             } else {
                 self.following.is_some_and(|f| f.conn == conn)
             };
-            if able {
+            // What it was asked before and has not answered counts, also where nobody waits for that any more.
+            if able && peer.asked < REPAIRS_MAX {
                 ask = Some(conn);
                 break;
             }
+            queues |= able;
             // What it said of itself when it came may be long past: whoever is fed has what there is in a moment.
             let fed = leading && matches!(peer.feed, Feed::On { .. });
             let report = peer.report.as_ref();
             waits |= fed || report.is_none_or(|r| !r.damaged && !r.fresh);
         }
+        self.repairs.list[index].queues = queues;
         if let Some(conn) = ask {
             let at = self.now;
+            if let Some(peer) = self.peer_of(conn) {
+                peer.asked += 1;
+            }
             self.repairs.list[index].state = State::Asked { conn, at };
             self.send(
                 conn,
@@ -418,9 +435,9 @@ impl<M: Memory> Replica<M> {
             *at = self.now;
             return true;
         }
-        let age = self.now.since(self.repairs.list[index].since);
-        let owed = slow & !tried != 0;
-        if (waits && age < PATIENCE_NS) || (owed && age < LATE_NS) {
+        let repair = &self.repairs.list[index];
+        let age = self.now.since(repair.since);
+        if (waits && age < PATIENCE_NS) || (repair.is_owed() && age < LATE_NS) {
             return true;
         }
         let repair = &mut self.repairs.list[index];

@@ -85,6 +85,25 @@ fn a_peer_that_hangs_does_not_keep_a_bad_block_from_being_mended() {
 }
 
 #[test]
+fn a_peer_that_does_not_answer_is_not_asked_for_more_and_more() {
+    for hung in [B, C] {
+        let mut c = at_rest(1, Options::default());
+        for block in 0..40 {
+            c.nodes[A].disks.stores[0].rot(block, 20_000);
+        }
+        // What it has not answered it has all at once then, and takes for as much as a sound peer asks.
+        c.freeze(hung, 900 * MS);
+        for block in [0, 12, 24] {
+            let id = c.read(A, 0, block, 12);
+            assert_eq!(c.outcome(id, 400 * MS), Some(Outcome::Done), "{hung} hangs");
+        }
+        c.run_for(2 * SECOND);
+        c.read_all(A);
+        c.conclude();
+    }
+}
+
+#[test]
 fn a_bad_block_is_mended_while_its_neighbours_are_written_to() {
     // No peer has acknowledged the newest write to the neighbourhood yet when the bad block is found; and the peers came as fresh ones.
     for tenths in 0..20 {
