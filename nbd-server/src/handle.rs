@@ -11,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use nix::sys::eventfd::EventFd;
+use replicator::io::DropReason;
 use replicator::meta::config::Name;
 use replicator::meta::volumes::Volumes;
 use replicator::types::{AdminId, NODES_MAX, NodeId, Time, VOLUMES_MAX, VolumeId};
@@ -215,12 +216,20 @@ pub enum ToControl {
         /// Which.
         peer: NodeId,
     },
-    /// Whether this peer is to be dialled and accepted (`connect`), or not (`disconnect`, StandAlone).
+    /// Whether this peer is to be dialled and accepted (`connect`), or not (`disconnect`).
     Reach {
         /// Which.
         peer: NodeId,
         /// Whether to.
         wanted: bool,
+    },
+    /// The connection to this peer was ended for something that does not pass by itself: it is not dialled nor accepted until an
+    /// operator connects again.
+    StandAlone {
+        /// Which.
+        peer: NodeId,
+        /// What it was.
+        why: DropReason,
     },
     /// State changed in a way that status watchers and `events` want to see: read the snapshot.
     Changed,

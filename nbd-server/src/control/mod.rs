@@ -288,6 +288,11 @@ impl Shared {
                     link.reach(wanted);
                 }
             }
+            Some(ToControl::StandAlone { peer, why }) => {
+                if let Some(link) = self.links.get(usize::from(peer.0)) {
+                    link.stand_alone(why);
+                }
+            }
             Some(ToControl::Changed) => {}
             Some(ToControl::Ended { failed }) => return Some(failed),
             None => return Some(Some("it is gone without a word".to_owned())),

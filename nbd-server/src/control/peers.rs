@@ -8,6 +8,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use replicator::io::DropReason;
 use replicator::meta::config::Name;
 use replicator::types::NodeId;
 use replicator::wire::hello::{HELLO_BYTES, Hello, HelloError, WIRE_VERSION};
@@ -39,6 +40,8 @@ pub(super) struct Link {
     ups: Cell<u64>,
     /// Why there is none, as last said.
     reason: RefCell<Option<String>>,
+    /// Why there is to be none, if it was not an operator who wanted that.
+    alone_for: Cell<Option<DropReason>>,
     /// Wakes the task that dials.
     moved: Notify,
 }
@@ -50,6 +53,7 @@ impl Default for Link {
             up: Cell::new(false),
             ups: Cell::new(0),
             reason: RefCell::default(),
+            alone_for: Cell::new(None),
             moved: Notify::new(),
         }
     }
@@ -79,7 +83,22 @@ impl Link {
 
     pub(super) fn reach(&self, wanted: bool) {
         self.wanted.set(wanted);
+        self.alone_for.set(None);
         self.moved.notify_one();
+    }
+
+    pub(super) fn stand_alone(&self, why: DropReason) {
+        self.reach(false);
+        self.alone_for
+            .set((why != DropReason::Operator).then_some(why));
+    }
+
+    /// Why it is not wanted, and what to do.
+    pub(super) fn why_alone(&self) -> String {
+        match self.alone_for.get() {
+            Some(why) => format!("{why}; when that is settled, run replctl connect"),
+            None => "disconnected; run replctl connect".to_owned(),
+        }
     }
 }
 

@@ -205,7 +205,7 @@ impl StatusBuilder {
         };
         let reason = match connection {
             Connection::Connected => None,
-            Connection::StandAlone => Some("disconnected; run replctl connect".to_owned()),
+            Connection::StandAlone => Some(link.why_alone()),
             Connection::Connecting => link.reason(),
         };
         let most = &mut self.behind_most[index];

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::EventFd;
 use nix::sys::socket::sockopt::KeepAlive;
+use replicator::io::DropReason;
 use replicator::meta::config::Name;
 use replicator::meta::volumes::VolumeRecord;
 use replicator::types::{NodeId, Time};
@@ -530,6 +531,29 @@ fn two_nodes_meet_and_meet_again() {
             peer: NodeId(0),
             wanted: true,
         })
+        .unwrap();
+    meet();
+
+    // What ended the connection for good is told until somebody connects again.
+    let why = DropReason::Unrelated("they went on without each other");
+    b.to_control
+        .send(ToControl::StandAlone {
+            peer: NodeId(0),
+            why,
+        })
+        .unwrap();
+    b.peer_reason(
+        0,
+        "the peer's data has another identity: they went on without each other; when that is settled, run replctl connect",
+    );
+    b.to_control
+        .send(ToControl::Reach {
+            peer: NodeId(0),
+            wanted: true,
+        })
+        .unwrap();
+    a.to_control
+        .send(ToControl::PeerDown { peer: NodeId(1) })
         .unwrap();
     meet();
 }

@@ -394,9 +394,9 @@ impl Client {
         op: ClientOp<'_, PoolBuffer>,
     ) -> Result<(), Progress> {
         let (piece, blocks, bytes) = expected;
-        if self.held > 0 && self.held + blocks > engine.reads.of_one_connection() {
-            // It goes on when some of its replies have been sent.
-            return Err(Progress::Waits);
+        if !engine.reads.allows(self.held, blocks) {
+            // It goes on when replies have been sent, its own or others'.
+            return Err(Progress::Starved);
         }
         let asked = Asked {
             client,

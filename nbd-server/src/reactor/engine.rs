@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use replicator::Replica;
-use replicator::io::{Answer, ClientError, ClientOp, Input, Output};
+use replicator::io::{Answer, ClientError, ClientOp, Input, Output, READ_BYTES_MAX};
 use replicator::memory::{Memory, Purpose};
 use replicator::meta::volumes::Volumes;
 use replicator::replica::Capacity;
@@ -111,7 +111,11 @@ pub struct ReadBudget {
 
 impl ReadBudget {
     /// A budget of so many blocks.
+    ///
+    /// # Panics
+    /// If a connection that holds nothing could not have the largest piece of a read.
     pub fn new(blocks: u32) -> Self {
+        assert!(blocks as usize >= 2 * (READ_BYTES_MAX as usize / BLOCK_BYTES + 1));
         Self {
             free: blocks,
             total: blocks,
@@ -131,9 +135,13 @@ impl ReadBudget {
         }
     }
 
-    /// The most that one connection may hold of it, so that one that takes nothing does not stop the others.
-    pub fn of_one_connection(&self) -> u32 {
-        self.total / 4
+    /// Whether a connection that holds `held` blocks may have more: it holds no more than a third of what is left then, so that those
+    /// which never read their replies do not stop the others, however many they are (dynamic thresholds: Choudhury and Hahne,
+    /// 1998). One alone gets a quarter. Whoever holds nothing may have half of what there is.
+    pub fn allows(&self, held: u32, blocks: u32) -> bool {
+        let left = u64::from(self.free.saturating_sub(blocks));
+        let holds = u64::from(held) + u64::from(blocks);
+        3 * holds <= left || held == 0 && holds <= left
     }
 
     fn take(&mut self, blocks: u32) -> bool {

@@ -446,8 +446,7 @@ impl<C: Core> Server<C> {
                     peer.close(PeerError::Dropped(reason));
                     let peer = peer.node();
                     if stand_alone {
-                        let wanted = false;
-                        self.tell(ToControl::Reach { peer, wanted });
+                        self.tell(ToControl::StandAlone { peer, why: reason });
                     }
                 }
             }
