@@ -61,6 +61,12 @@ fn flipped_bytes_are_found_and_mended_under_load_and_nothing_else_is_reported() 
         (exit::DONE, &Value::Bool(true)),
         "{result}"
     );
+    let counts = |what: &str| result["counts"][what].as_u64().expect("a number");
+    let (wire, bytes) = (counts("wire_bytes"), counts("bytes"));
+    assert!(
+        bytes >= 56 * MIB && wire * 500 < bytes,
+        "{wire} bytes on the wire for {bytes}"
+    );
 
     // At rest: some of what was written, on a Secondary.
     let names: Vec<String> = (0..3).map(|n| scene.cluster.name(n).to_owned()).collect();

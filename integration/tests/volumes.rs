@@ -25,6 +25,37 @@ fn await_size(scene: &mut Scene, node: usize, volume: &str, bytes: u64) {
     result.unwrap_or_else(|error| panic!("{error}"));
 }
 
+/// Writes the config file anew, with volumes of 4 MiB besides.
+fn list(scene: &Scene, config: &str, volumes: &[&str]) {
+    let volume = |name: &&str| format!("\n[[volume]]\nname = \"{name}\"\nsize = \"4MiB\"\n");
+    let volumes: String = volumes.iter().map(volume).collect();
+    let path = scene.cluster.config();
+    std::fs::write(path, format!("{config}{volumes}")).expect("written");
+}
+
+fn adds(scene: &Scene, volume: &str, byte: u8) {
+    let (code, text) = ctl(scene, A, &["add-volume", volume]);
+    assert_eq!(code, exit::DONE, "{text}");
+    let mut client = scene.open(A, volume);
+    client.write_at(MIB, &[byte; 4096], true).expect("written");
+    client.disconnect().expect("detached");
+}
+
+fn removes(scene: &mut Scene, volume: &str) {
+    let detached = scene.cluster.wait_status(A, "nobody is there", BOUND, |s| {
+        s.volumes.iter().all(|v| v.nbd_clients == Some(0))
+    });
+    detached.unwrap_or_else(|error| panic!("{error}"));
+    let (code, text) = scene.confirmed(A, &["remove-volume", volume], &format!("{volume}\n"));
+    assert_eq!(code, exit::DONE, "{text}");
+}
+
+/// A byte of a store that is not open.
+fn stored(path: &std::path::Path, offset: u64) -> u8 {
+    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    bytes[usize::try_from(offset).expect("small")]
+}
+
 fn read(client: &mut Client, offset: u64) -> [u8; 4096] {
     let mut block = [1; 4096];
     client.read_at(offset, &mut block).expect("read");
@@ -138,8 +169,7 @@ fn volumes_come_and_go() {
     assert_eq!(code, exit::USAGE, "{text}");
     let config = scene.cluster.config().to_owned();
     let good = std::fs::read_to_string(&config).expect("readable");
-    let with = format!("{good}\n[[volume]]\nname = \"mail\"\nsize = \"4MiB\"\n");
-    std::fs::write(&config, &with).expect("written");
+    list(&scene, &good, &["mail"]);
     // There is something at its place.
     let place = scene.cluster.data_dir(C).join("mail.img");
     std::fs::write(&place, [1; 4096]).expect("written");
@@ -189,4 +219,52 @@ fn volumes_come_and_go() {
     scene.finish(load);
     scene.verify(B);
     scene.stop_and_compare(B);
+}
+
+#[test]
+fn a_node_that_was_away_past_the_journal_gets_others_in_the_places_of_volumes_that_are_gone() {
+    let mut scene = Scene::serving(small());
+    let good = std::fs::read_to_string(scene.cluster.config()).expect("readable");
+    list(&scene, &good, &["mail", "fax"]);
+    adds(&scene, "mail", 1);
+    adds(&scene, "fax", 2);
+    scene.await_caught_up(C, A);
+    await_size(&mut scene, C, "fax", 4 * MIB);
+    assert_eq!(ctl(&scene, A, &["drop", "pbx-c"]).0, exit::DONE);
+    scene.cluster.kill(C).expect("killed");
+
+    // One has another place then, and the other's place is that of a new one.
+    removes(&mut scene, "mail");
+    removes(&mut scene, "fax");
+    list(&scene, &good, &["fax", "voice"]);
+    adds(&scene, "fax", 3);
+    adds(&scene, "voice", 4);
+    let mut client = scene.open(A, "db");
+    for n in 0..2 * small().journal_bytes / MIB {
+        let bytes = vec![9; MIB as usize];
+        client.write_at(n % 8 * MIB, &bytes, true).expect("written");
+    }
+    client.disconnect().expect("detached");
+
+    scene.cluster.start(C).expect("it starts with what it has");
+    assert_eq!(ctl(&scene, A, &["return", "pbx-c"]).0, exit::DONE);
+    scene.await_membership(A, C, "member");
+    scene.await_caught_up(C, A);
+    scene.await_logged(C, "the resync is complete");
+    let dir = scene.cluster.data_dir(C).to_owned();
+    let was = ["mail.img.removed", "fax.img.removed"].map(|name| stored(&dir.join(name), MIB));
+    assert_eq!(was, [1, 2], "what it had is kept");
+
+    scene.cluster.kill(A).expect("killed");
+    scene.promote(C);
+    for (volume, byte) in [("fax", 3), ("voice", 4)] {
+        assert_eq!(read(&mut scene.open(C, volume), MIB), [byte; 4096]);
+    }
+    scene.cluster.start(A).expect("started");
+    scene.await_caught_up(A, C);
+    stop_cleanly(&mut scene.cluster, C).unwrap_or_else(|error| panic!("{error}"));
+    for (volume, byte) in [("fax", 3), ("voice", 4)] {
+        let stores = [A, B, C].map(|node| stored(&scene.cluster.store(node, volume), MIB));
+        assert_eq!(stores, [byte; 3], "{volume}");
+    }
 }

@@ -97,8 +97,8 @@ pub(crate) fn of(config: &Config, node: &Node) -> Result<Places, Failure> {
         stage: Some(node.stage_path()),
         finder,
     };
-    if found.is_some_and(|s| s.resync.is_some_and(|r| r.merging)) {
-        places.complete().map_err(Failure::failed)?;
+    if let Some(resync) = found.and_then(|s| s.resync).filter(|r| r.merging) {
+        places.complete(resync.moved).map_err(Failure::failed)?;
     }
     Ok(places)
 }

@@ -89,3 +89,6 @@ fn watch(path: &std::path::Path, name: &str, ends: &AtomicBool) {
     }
     bar.finish_and_clear();
 }
+
+#[cfg(test)]
+mod tests;

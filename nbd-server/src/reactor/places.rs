@@ -180,13 +180,16 @@ impl Places {
         self.stores.iter().map(path).collect()
     }
 
-    /// Makes all stores as long as they have to be. What a resync has staged becomes the image before they are, and the node may have
-    /// stopped in between.
+    /// Makes the stores of some places, by bits, as long as they have to be. What a resync has staged becomes the image before they
+    /// are, and the node may have stopped in between.
     ///
     /// # Errors
     /// Which one can not be so long.
-    pub fn complete(&self) -> Result<(), String> {
-        self.stores.iter().flatten().try_for_each(|store| {
+    pub fn complete(&self, moved: u16) -> Result<(), String> {
+        let stores = self.stores.iter().enumerate();
+        let mut stores = stores.filter(|(place, _)| moved >> place & 1 == 1);
+        stores.try_for_each(|(_, store)| {
+            let Some(store) = store else { return Ok(()) };
             let result = lengthen(&store.path, store.bytes);
             result.map_err(|error| format!("{}: {error}", store.path.display()))
         })
@@ -250,14 +253,13 @@ impl Places {
                 continue;
             }
             let store = self.place_for(volume)?;
-            // A file that a volume has until then will be put aside. A device can not be: whoever has it is asked to wipe it.
-            let waits = !may_have && self.is_file_of(own, &store.path);
-            if !waits {
+            if may_have {
                 blank(&store.path)?;
                 lengthen(&store.path, volume.bytes)?;
-            }
-            if may_have {
                 self.stores[place] = Some(store);
+            } else if !self.is_file_of(own, &store.path) {
+                // A file that a volume has until then will be put aside. A device can not be: whoever has it is asked to wipe it.
+                blank(&store.path)?;
             }
         }
         if let Some(sums) = &self.sums {

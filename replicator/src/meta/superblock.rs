@@ -80,6 +80,9 @@ pub struct Resync {
     pub in_place: bool,
     /// The sizes of the volumes that it is of, in bytes.
     pub sizes: [u64; VOLUMES_MAX],
+    /// A bit for each place whose store is to be made once this is the image, since the node had another volume there, or that volume
+    /// elsewhere: it may not be there yet, or may be a shorter one.
+    pub moved: u16,
 }
 
 impl Resync {
@@ -94,6 +97,7 @@ impl Resync {
         merging: false,
         in_place: true,
         sizes: [0; VOLUMES_MAX],
+        moved: 0,
     };
 }
 
@@ -241,7 +245,9 @@ struct RawSuperblock {
     sums_written: U64,
     staged_written: U64,
     resync: u8,
-    reserved0: [u8; 7],
+    reserved0: u8,
+    staged_moved: U16,
+    reserved1: [u8; 4],
     labelled: U128,
     reserved: [u8; 480],
     fences: [RawStoredMark; NODES_MAX],
@@ -287,6 +293,7 @@ const _: () = {
     assert!(offset_of!(RawSuperblock, sums_written) == 3344);
     assert!(offset_of!(RawSuperblock, staged_written) == 3352);
     assert!(offset_of!(RawSuperblock, resync) == 3360);
+    assert!(offset_of!(RawSuperblock, staged_moved) == 3362);
     assert!(offset_of!(RawSuperblock, labelled) == 3368);
     assert!(offset_of!(RawSuperblock, reserved) == 3384);
     assert!(offset_of!(RawSuperblock, fences) == 3864);
@@ -420,6 +427,7 @@ impl Superblock {
                 (true, true) => WHOLE_IN_PLACE,
             };
             raw.staged_bytes = resync.sizes.map(U64::new);
+            raw.staged_moved = U16::new(resync.moved);
         }
         raw.fences = self.fences.map(StoredMark::to_raw);
         raw.checksum = U32::new(checksum(raw.as_bytes()));
@@ -510,6 +518,7 @@ impl Superblock {
                     merging: matches!(state, MERGING | WHOLE_IN_PLACE),
                     in_place: matches!(state, IN_PLACE | WHOLE_IN_PLACE),
                     sizes: staged_sizes(&raw.staged_bytes)?,
+                    moved: raw.staged_moved.get(),
                 }),
                 _ => return None,
             },

@@ -120,6 +120,9 @@ impl<M: Memory> Replica<M> {
         if self.renewal.is_some() {
             return failed("this node's data is being given up already");
         }
+        if self.resync_awaits_stores() && self.lacks_room() {
+            return Some(self.why_stores_are_missing());
+        }
         if self.holds_nothing() {
             return failed(
                 "this node holds nothing of the resource: replctl replace on the Primary lets it join",

@@ -92,7 +92,7 @@ impl<M: Memory> Replica<M> {
         Some(Resync {
             serial,
             phase: if mark.merging {
-                Phase::Stores
+                Phase::Stores(0)
             } else {
                 Phase::Rest
             },
@@ -138,7 +138,7 @@ impl<M: Memory> Replica<M> {
         self.resync.as_ref().is_some_and(|r| {
             matches!(
                 r.phase,
-                Phase::Mark(_) | Phase::Stores | Phase::Merge | Phase::Flush(_) | Phase::End(_)
+                Phase::Mark(_) | Phase::Stores(_) | Phase::Merge | Phase::Flush(_) | Phase::End(_)
             )
         })
     }
@@ -229,6 +229,7 @@ impl<M: Memory> Replica<M> {
                 merging: false,
                 in_place: false,
                 sizes: [0; VOLUMES_MAX],
+                moved: 0,
             };
             let volumes = TableAt {
                 at: self.log.applied_volumes_at(),
@@ -289,7 +290,11 @@ impl<M: Memory> Replica<M> {
             r.source == Some(conn)
                 && !matches!(
                     r.phase,
-                    Phase::Stores | Phase::Merge | Phase::Flush(_) | Phase::End(_) | Phase::Last(_)
+                    Phase::Stores(_)
+                        | Phase::Merge
+                        | Phase::Flush(_)
+                        | Phase::End(_)
+                        | Phase::Last(_)
                 )
         })
     }
@@ -329,7 +334,7 @@ impl<M: Memory> Replica<M> {
             Phase::Rest
             | Phase::Ask
             | Phase::Clear(_)
-            | Phase::Stores
+            | Phase::Stores(_)
             | Phase::Flush(_)
             | Phase::Last(_) => {}
             Phase::Full(until) => {

@@ -6,7 +6,7 @@
 //! not, a record may just be applied here and not yet there; so the sums themselves are asked for, as of one record: every node's
 //! applier stops there for a moment. What differs then differs, and there is no false alarm.
 //!
-//! Which of the copies is the right one says rule C3 of `docs/protocol.md`: what most data nodes have, else what the Primary has. A
+//! Which of the copies is the right one says rule C5 of `docs/protocol.md`: what most data nodes have, else what the Primary has. A
 //! node with another one is told the sum of that, and fetches it as it would for a bad block (`repair`).
 //!
 //! A run lives in memory only. Peers that go away are asked about what they missed when they come back; when the node that runs it

@@ -44,7 +44,7 @@ pub(super) struct Room {
     /// What it is being made for.
     target: Volumes,
     /// What it was made for.
-    ready: Volumes,
+    pub(super) ready: Volumes,
     /// What is still to be made to read as zeroes.
     pieces: Vec<Piece>,
     /// Not to be tried again before, and why.
@@ -366,6 +366,13 @@ impl<M: Memory> Replica<M> {
                 "what volumes had before they were made smaller or removed keeps its room: {error}"
             )),
         }
+    }
+
+    /// Whoever wants something of a node whose merge can not go on.
+    pub(super) fn why_stores_are_missing(&self) -> AdminError {
+        AdminError::Failed(
+            "the stores of volumes that a resync has brought can not be made on this node: its log says what to do".into(),
+        )
     }
 
     pub(super) fn complain_of_room(&mut self, volumes: &Volumes, error: DiskError) {

@@ -46,6 +46,29 @@ pbx on pbx-a: Primary, degraded (pbx-c can not be reached)
 }
 
 #[test]
+fn a_resync_has_a_bar_with_what_is_left_how_fast_it_goes_and_for_how_long() {
+    let mut status = example();
+    let peer = &mut status.peers[0];
+    peer.replication = Replication::SyncSource;
+    peer.sync_percent = Some(25.0);
+    peer.sync_left_bytes = Some(3 << 30);
+    let line = |status: &Status| {
+        let text = table(status, false);
+        let line = text.lines().find(|l| l.contains('['));
+        line.map(str::to_owned)
+    };
+    let bar = "  pbx-b: SyncSource [######..................] 25.0%, 3.0 GiB left";
+    assert_eq!(line(&status).as_deref(), Some(bar), "at first");
+    let peer = &mut status.peers[0];
+    peer.sync_bytes_per_second = Some(1 << 20);
+    peer.sync_seconds_left = Some(3 * 1024);
+    let whole = format!("{bar}, 1.0 MiB per second, 0:51:12 to go");
+    assert_eq!(line(&status), Some(whole));
+    status.peers[0].sync_left_bytes = None;
+    assert_eq!(line(&status), None, "once it is over");
+}
+
+#[test]
 fn what_hurts_is_said_loudly() {
     let mut status = example();
     status.quorum = Some(false);

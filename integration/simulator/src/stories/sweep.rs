@@ -119,6 +119,18 @@ fn down_in_resync() -> Cluster {
     panic!("it never saved anything");
 }
 
+/// C is down in a merge: what it has staged is its image.
+fn down_in_merge() -> Cluster {
+    let mut c = super::resync::in_resync(1);
+    // Its stores take their time.
+    c.nodes[C].slow[crate::drive::STORE] = 300;
+    let merges = |c: &Cluster| c.nodes[C].merges.is_some() && is_settled(c);
+    assert!(c.run_until(20 * SECOND, merges));
+    c.crash(C, KILL);
+    c.nodes[C].slow[crate::drive::STORE] = 1;
+    c
+}
+
 fn superblocks(mut c: Cluster) {
     let sound = found(&c, C).expect("it can start").superblock;
     let block = |copy: usize| copy_offset(copy) / BLOCK_BYTES_U64;
@@ -145,6 +157,7 @@ fn superblocks(mut c: Cluster) {
 fn every_byte_of_the_superblocks() {
     superblocks(down(true));
     superblocks(down_in_resync());
+    superblocks(down_in_merge());
 }
 
 #[test]
@@ -295,6 +308,46 @@ fn every_byte_of_the_checksums() {
     checksums(down_in_resync());
 }
 
+/// Whether two tables say the same.
+fn is_same(one: &SumTable, other: &SumTable) -> bool {
+    one.volumes() == other.volumes()
+        && (0..one.volumes()).map(VolumeId).all(|volume| {
+            one.blocks(volume) == other.blocks(volume)
+                && (0..one.blocks(volume)).all(|b| one.sum(volume, b) == other.sum(volume, b))
+                && (0..one.groups(volume))
+                    .all(|g| one.changed(volume, g) == other.changed(volume, g))
+        })
+}
+
+#[test]
+fn the_table_of_what_is_staged_once_it_is_the_image() {
+    let mut c = down_in_merge();
+    let sound = found(&c, C).expect("it can start");
+    let sound = sound.staged.expect("it is staged");
+    let pages = c.nodes[C].disks.sums.written().map(|(b, _)| b);
+    let pages: Vec<u64> = pages.filter(|&b| is_of_staged(b)).collect();
+    let (mut goes_on, mut refused) = (0, 0);
+    for (nth, page) in pages.into_iter().enumerate() {
+        // Only one of its slots is the newest, and of what that says nothing else is known. Of the other pages, some bytes.
+        let step = if nth == 0 { 7 } else { 397 };
+        let bytes = (0..BLOCK_BYTES).step_by(step);
+        with_each(&mut c, sums_of_c, &[page], bytes, |c, byte| {
+            match found(c, C) {
+                Ok(now) => {
+                    let now = now.staged.expect("it is the image");
+                    assert!(is_same(&now, &sound), "byte {byte} of page {page}");
+                    goes_on += 1;
+                }
+                Err(error) => {
+                    says_what_to_do(&error);
+                    refused += 1;
+                }
+            }
+        });
+    }
+    assert!(refused > 0, "{goes_on} {refused}");
+}
+
 /// Starts C, which may not be able to; else it ends with everything, and its bytes are right.
 fn whole_life(mut c: Cluster, what: &str) {
     c.nodes[C].hurt = true;
@@ -330,6 +383,7 @@ fn whatever_is_flipped(begin: fn() -> Cluster) {
         let disk: DiskOfC = journal_of_c;
         (disk, 1 + e.position % ring)
     }));
+    let sums_from = places.len();
     let pages = c.nodes[C].disks.sums.written().map(|(b, _)| b);
     places.extend(pages.map(|b| {
         let disk: DiskOfC = sums_of_c;
@@ -339,7 +393,7 @@ fn whatever_is_flipped(begin: fn() -> Cluster) {
         let byte = [0, 130, 20, 70, 700][nth % 5];
         let mut c = begin();
         disk(&mut c).rot(block, bit(byte));
-        c.nodes[C].sums_rotted = nth >= 4;
+        c.nodes[C].sums_rotted = nth >= sums_from;
         let table = if is_of_staged(block) {
             "staged"
         } else {
@@ -355,4 +409,9 @@ fn whatever_is_flipped(begin: fn() -> Cluster) {
 #[test]
 fn whatever_is_flipped_a_busy_node_ends_with_everything_or_does_not_start() {
     whatever_is_flipped(|| down(true));
+}
+
+#[test]
+fn whatever_is_flipped_a_node_in_its_merge_ends_with_everything_or_does_not_start() {
+    whatever_is_flipped(down_in_merge);
 }

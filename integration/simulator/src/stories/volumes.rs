@@ -521,3 +521,34 @@ fn one_change_of_the_volumes_at_a_time() {
     c.all_have(AFTER);
     c.conclude();
 }
+
+#[test]
+fn room_that_was_made_for_a_change_that_did_not_come_and_was_cut_off_is_made_again() {
+    for seed in 0..4 {
+        let mut c = serving(seed, Options::default());
+        c.must_write(A, 0, 0, 8);
+        c.until_fed(A);
+        c.nodes[B].no_room = true;
+        let refused = c.resizes(A, AFTER);
+        assert!(failed(&refused, "bob"), "{refused:?}");
+        // C has room all the same. It comes to other volumes by a resync, and keeps running.
+        c.run_for(SECOND);
+        c.isolate(C);
+        assert_eq!(c.drops(A, C), Ok(()));
+        assert_eq!(c.resizes(A, AFTER - 200), Ok(()));
+        fill_the_journal(&mut c);
+        c.heal();
+        c.run_for(SECOND);
+        let (deadline, peer) = (c.deadline(A, 30 * SECOND), node_id(C));
+        let returned = c.command(A, AdminCommand::Return { peer, deadline });
+        assert_eq!(returned, Ok(()));
+        c.until_resynced();
+        c.all_have(AFTER - 200);
+        c.run_for(SECOND);
+        assert_eq!(c.resizes(A, AFTER), Ok(()));
+        c.must_write(A, 0, AFTER - 5, 5);
+        c.all_have(AFTER);
+        c.run_for(SECOND);
+        c.conclude();
+    }
+}

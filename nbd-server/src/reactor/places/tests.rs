@@ -179,12 +179,15 @@ fn what_was_done_is_known_also_if_the_rest_can_not_be() {
 }
 
 #[test]
-fn a_store_that_is_missing_is_made_before_it_is_opened() {
+fn only_a_store_that_was_to_be_made_is_made_at_the_start() {
     let dir = TempDir::new().unwrap();
-    let places = places(&dir, &one());
-    std::fs::remove_file(dir.path().join("db.img")).unwrap();
-    places.complete().unwrap();
-    assert_eq!(length(&dir, "db.img"), MIB);
+    let places = places(&dir, &table(&["db", "mail"]));
+    for file in ["db.img", "mail.img"] {
+        std::fs::remove_file(dir.path().join(file)).unwrap();
+    }
+    places.complete(0b10).unwrap();
+    assert_eq!(length(&dir, "mail.img"), MIB);
+    assert!(!dir.path().join("db.img").exists(), "it may be elsewhere");
 }
 
 #[test]

@@ -70,6 +70,7 @@ fn full() -> Superblock {
             merging: true,
             in_place: false,
             sizes: std::array::from_fn(|v| v as u64 * 4096),
+            moved: 0x0708,
         }),
         sums_written: 0x0102,
         fences: marks(3),
@@ -278,7 +279,7 @@ fn the_format_is_this() {
         "05000000000000003c0000000000000003000000443322113b000000000000003200000000000000\
          0201000000000000040300000000000002"
     );
-    assert!(block[3361..3368].iter().all(|&b| b == 0));
+    assert_eq!(block[3361..3368], [0, 8, 7, 0, 0, 0, 0]);
     assert_eq!(block[3368..3371], [6, 5, 0]);
     assert!(block[3371..3864].iter().all(|&b| b == 0));
     let fenced: Vec<_> = block[3864..3960].chunks(12).map(|m| m[4]).collect();
@@ -290,7 +291,7 @@ fn the_format_is_this() {
 }
 
 const GOLDEN: [&str; 28] = [
-    "52504c5355504552030002017c07ed5e",
+    "52504c535550455203000201f7c07f29",
     "02010000000000000370627800000000",
     "00000000000000000000000000000000",
     "00000000000000000000000000000000",
@@ -381,6 +382,7 @@ prop_compose! {
                 merging: small[0] % 3 == 1,
                 in_place: small[1] % 2 == 1,
                 sizes: [u64::from(small[1]) * 4096; VOLUMES_MAX],
+                moved: (wide[0] >> 7) as u16,
             }),
             fork: (small[2] % 2 == 0).then(|| Fork { parent: HistoryId(wide[0] | 1), at: ids[1] }),
             sums_written: version,

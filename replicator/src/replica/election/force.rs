@@ -74,6 +74,9 @@ impl<M: Memory> Replica<M> {
         if self.inconsistent() {
             return Some(self.why_inconsistent());
         }
+        if self.resync_awaits_stores() && self.lacks_room() {
+            return Some(self.why_stores_are_missing());
+        }
         if self.resync_is_ending() {
             return Some(AdminError::Failed(
                 "this node is laying what a resync brought over its stores: try again when that is done, it needs nobody".into(),

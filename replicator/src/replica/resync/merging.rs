@@ -62,6 +62,8 @@ impl<M: Memory> Replica<M> {
             })
             .collect();
         let sums_written = self.sums.written_within(&kept);
+        let moved = self.moved_by(&resync.volumes.volumes).into_iter();
+        let moved = moved.fold(0, |bits, (id, _)| bits | 1 << id.0);
         let position = self.log.tail().position;
         let resync = self.resync.as_mut().expect("it is pumped");
         let Some(config) = resync.config.clone() else {
@@ -82,7 +84,9 @@ impl<M: Memory> Replica<M> {
             volumes: resync.volumes.clone(),
             sums_written,
         });
-        self.metadata.wanted.resync = Some(resync.mark(true));
+        let mut mark = resync.mark(true);
+        mark.moved = moved;
+        self.metadata.wanted.resync = Some(mark);
         let version = self.metadata.changed();
         if let Some(resync) = self.resync.as_mut() {
             resync.phase = Phase::Mark(version);
@@ -100,11 +104,11 @@ impl<M: Memory> Replica<M> {
         resync.left = 0;
         let (at, source) = (resync.at, resync.source);
         let in_place = resync.is_direct();
+        let moved = self.moved_by(&restart.volumes.volumes);
         if restart.volumes.volumes != *self.volumes() {
             self.take_volumes(&restart.volumes.volumes, restart.volumes.at);
             // Only now is what was there before no image any more.
-            self.unfit = true;
-            self.resync.as_mut().expect("it switches").phase = Phase::Stores;
+            self.gives_places_away(&moved);
         }
         self.log
             .restart(at, restart.epochs, restart.config, restart.volumes);
@@ -133,15 +137,43 @@ impl<M: Memory> Replica<M> {
         }
     }
 
-    /// Whether what is staged is the image, and the stores are not known to be those of its volumes.
-    pub(in crate::replica) fn resync_awaits_stores(&self) -> bool {
-        self.resync
-            .as_ref()
-            .is_some_and(|r| r.phase == Phase::Stores)
+    /// The places whose stores can not be made while this node's volumes are what they are, and how large they get.
+    fn moved_by(&self, volumes: &Volumes) -> ArrayVec<(VolumeId, u64), VOLUMES_MAX> {
+        let own = self.volumes();
+        let moved = volumes.iter().filter(|(id, v)| !own.may_have(*id, &v.name));
+        moved.map(|(id, v)| (id, v.bytes)).collect()
     }
 
+    /// Stores that are needed no more go, those that are missing come, and pages of the places that others get are emptied: whatever
+    /// they say is of the former ones.
+    fn gives_places_away(&mut self, moved: &[(VolumeId, u64)]) {
+        self.unfit = true;
+        self.room.ready = self.volumes().clone();
+        self.discards.clear();
+        for &(id, bytes) in moved {
+            let areas = sums::new_areas(id, 0, bytes);
+            let areas = areas.map(|(offset, length)| (SideFile::Sums, offset, length));
+            self.discards.extend(areas);
+        }
+        let left = u32::try_from(self.discards.len()).expect("fewer stripes than pages");
+        self.resync.as_mut().expect("it switches").phase = Phase::Stores(left);
+        self.next_discard();
+    }
+
+    /// Whether what is staged is the image, and the stores are not known to be those of its volumes.
+    pub(in crate::replica) fn resync_awaits_stores(&self) -> bool {
+        let awaits = |r: &Resync| matches!(r.phase, Phase::Stores(_));
+        self.resync.as_ref().is_some_and(awaits)
+    }
+
+    /// Goes on once the stores are those of its volumes.
     pub(in crate::replica) fn resync_has_its_stores(&mut self) {
-        if let Some(resync) = self.resync.as_mut() {
+        let fits = !self.unfit && !self.fitting;
+        if let Some(resync) = self
+            .resync
+            .as_mut()
+            .filter(|r| fits && r.phase == Phase::Stores(0))
+        {
             resync.phase = Phase::Merge;
         }
     }

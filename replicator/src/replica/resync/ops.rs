@@ -27,7 +27,7 @@ impl<M: Memory> Replica<M> {
     }
 
     /// One after the other: a large table has many.
-    fn next_discard(&mut self) {
+    pub(super) fn next_discard(&mut self) {
         if let Some((file, offset, length)) = self.discards.pop() {
             self.resync_disk(DiskOp::SideDiscard {
                 file,
@@ -118,7 +118,11 @@ impl<M: Memory> Replica<M> {
                     }
                 }
             }
-            Phase::Stores | Phase::Merge => {}
+            Phase::Stores(left) => {
+                *left -= 1;
+                self.resync_has_its_stores();
+            }
+            Phase::Merge => {}
             _ => {
                 resync.left = resync.left.saturating_sub(1);
                 if resync.left == 0 {

@@ -22,8 +22,9 @@ pub(super) enum Phase {
     Save(Save),
     /// The image is being switched.
     Mark(MetaVersion),
-    /// The stores are made those of the volumes that were brought.
-    Stores,
+    /// The stores are made those of the volumes that were brought, and nothing is known of what the places had that others get:
+    /// operations left for that.
+    Stores(u32),
     Merge,
     /// Everything is in the stores: this is made durable. Operations left.
     Flush(u32),
@@ -144,6 +145,7 @@ impl Resync {
             merging,
             in_place: self.in_place && !(merging && self.other_volumes),
             sizes: self.sizes(),
+            moved: 0,
         }
     }
 

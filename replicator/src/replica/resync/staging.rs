@@ -61,6 +61,7 @@ impl<M: Memory> Replica<M> {
             return false;
         }
         let base = self.log.applied_id().seq;
+        let own = self.volumes().clone();
         match &item.item {
             Item::Append(buffer) => self.stage_batch(item.conn, buffer),
             Item::Changed(changed) => {
@@ -81,11 +82,14 @@ impl<M: Memory> Replica<M> {
                         .truncate(usize::try_from(groups).expect("448 groups"));
                     // At this place in the stream that is true: what comes after it is staged if it is about these groups.
                     let at = resync.at.id.seq;
+                    // Of a volume that has another place here, or none, the stores have nothing.
+                    let name = resync.volumes.volumes.get(volume).map(|v| v.name);
+                    let elsewhere = name.is_some_and(|name| !own.may_have(volume, &name));
                     for (group, &changed) in (group..).zip(&changed.groups) {
                         let as_of = resync.stage.changed(volume, group);
                         // Without a log the stores hold what they were made with: zeroes, unless they were made of a seed. A
                         // group that was opened before has to come, or nothing would be known of it ever again.
-                        let as_made = !resync.in_place
+                        let as_made = !resync.in_place && !elsewhere
                             || (resync.is_direct()
                                 && if base > Seq(0) {
                                     is_recorded(&self.sums, volume, group)
