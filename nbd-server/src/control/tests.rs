@@ -563,7 +563,7 @@ fn a_resync_shows_what_is_left_how_fast_it_goes_and_for_how_long() {
     const SECOND: u64 = 1_000_000_000;
     let dir = TempDir::new().unwrap();
     let daemon = Daemon::start(&config(&dir, 3), 0);
-    let mut shown = |seconds: u64, left_bytes: u64| {
+    let shown = |seconds: u64, left_bytes: u64| {
         daemon.publish(|snapshot| {
             snapshot.at = Time(seconds * SECOND);
             snapshot.view.peers = [PeerView {

@@ -57,12 +57,12 @@ fn a_resync_has_a_bar_with_what_is_left_how_fast_it_goes_and_for_how_long() {
         let line = text.lines().find(|l| l.contains('['));
         line.map(str::to_owned)
     };
-    let bar = "  pbx-b: SyncSource [######..................] 25.0%, 3.0 GiB left";
+    let bar = "  pbx-b: SyncSource [######..................] 25.0%, 3 GiB left";
     assert_eq!(line(&status).as_deref(), Some(bar), "at first");
     let peer = &mut status.peers[0];
     peer.sync_bytes_per_second = Some(1 << 20);
     peer.sync_seconds_left = Some(3 * 1024);
-    let whole = format!("{bar}, 1.0 MiB per second, 0:51:12 to go");
+    let whole = format!("{bar}, 1 MiB per second, 0:51:12 to go");
     assert_eq!(line(&status), Some(whole));
     status.peers[0].sync_left_bytes = None;
     assert_eq!(line(&status), None, "once it is over");
