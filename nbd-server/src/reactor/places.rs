@@ -260,6 +260,9 @@ impl Places {
             } else if !self.is_file_of(own, &store.path) {
                 // A file that a volume has until then will be put aside. A device can not be: whoever has it is asked to wipe it.
                 blank(&store.path)?;
+                if store.path.exists() && !is_file(&store.path) {
+                    lengthen(&store.path, volume.bytes)?;
+                }
             }
         }
         if let Some(sums) = &self.sums {

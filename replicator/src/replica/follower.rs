@@ -465,6 +465,8 @@ impl<M: Memory> Replica<M> {
             );
         }
         self.told_outdated = true;
+        // What its stores are at does not move any more: what is staged is compared with that.
+        self.matched = self.matched.min(self.committed);
         if let Some(peer) = self.peer_of(conn) {
             peer.told_too_far = true;
         }

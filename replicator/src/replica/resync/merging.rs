@@ -108,7 +108,7 @@ impl<M: Memory> Replica<M> {
         if restart.volumes.volumes != *self.volumes() {
             self.take_volumes(&restart.volumes.volumes, restart.volumes.at);
             // Only now is what was there before no image any more.
-            self.gives_places_away(&moved);
+            self.gives_places_away(&moved, &restart.volumes.volumes);
         }
         self.log
             .restart(at, restart.epochs, restart.config, restart.volumes);
@@ -146,9 +146,9 @@ impl<M: Memory> Replica<M> {
 
     /// Stores that are needed no more go, those that are missing come, and pages of the places that others get are emptied: whatever
     /// they say is of the former ones.
-    fn gives_places_away(&mut self, moved: &[(VolumeId, u64)]) {
+    fn gives_places_away(&mut self, moved: &[(VolumeId, u64)], volumes: &Volumes) {
         self.unfit = true;
-        self.room.ready = self.volumes().clone();
+        self.room.ready = volumes.clone();
         self.discards.clear();
         for &(id, bytes) in moved {
             let areas = sums::new_areas(id, 0, bytes);
@@ -258,6 +258,8 @@ impl<M: Memory> Replica<M> {
             let sum = resync.stage.sum(volume, block);
             let seq = resync.stage.changed(volume, block / GROUP_BLOCKS);
             self.sums.write(volume, block, 1, seq, |_| sum);
+            // What is staged is as of no earlier record than any that changed it. A later one is of another history.
+            self.sums.set_changed(volume, block / GROUP_BLOCKS, seq);
         }
     }
 
