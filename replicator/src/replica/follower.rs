@@ -465,8 +465,10 @@ impl<M: Memory> Replica<M> {
             );
         }
         self.told_outdated = true;
-        // What its stores are at does not move any more: what is staged is compared with that.
-        self.matched = self.matched.min(self.committed);
+        if self.following.is_some_and(|f| f.conn == conn) {
+            // What its stores are at does not move any more: what is staged is compared with that.
+            self.matched = self.matched.min(self.committed);
+        }
         if let Some(peer) = self.peer_of(conn) {
             peer.told_too_far = true;
         }
