@@ -5,7 +5,7 @@ use std::time::Duration;
 use integration::{BOUND, Disk, FailAt, MIB, Scene, dropped, roomy, small};
 use nbd_server::nbd::client::ClientRequest;
 use tools::cluster::{Spec, exit};
-use tools::demo::workload::{Job, Pace, Stream};
+use tools::demo::workload::{Job, Pace, Running, Stream};
 
 /// A file of a node.
 #[derive(Clone, Copy)]
@@ -291,24 +291,30 @@ pub(crate) fn a_journal_that_hangs_for_longer_than_memory_reaches_moves_the_serv
     scene.stop_and_compare(1);
 }
 
+/// The third node has a disk that hangs, and says so; clients go on.
+fn with_hanging_disk_at_a_secondary(file: File, ack: &str) -> (Scene, Disk, Running) {
+    let spec = Spec {
+        disk_timeout_ms: Some(4000),
+        ack: Some(ack.into()),
+        ..roomy()
+    };
+    let (mut scene, mut disks) = serving(spec, &[(2, file)], Duration::ZERO);
+    let disk = disks.pop().expect("one was wanted");
+    let load = scene.work(0, scene.calm_streams());
+    scene.await_writes(&load, 200);
+    disk.hang();
+    scene.await_writes(&load, 100);
+    await_blame(&mut scene, 2, &disk, "down", &["is not answered"]);
+    (scene, disk, load)
+}
+
 pub(crate) fn disks_that_hang_on_a_secondary_stop_nobody() {
     for (file, ack) in [
         (File::Journal, "majority"),
         (File::Store, "majority"),
         (File::Journal, "all"),
     ] {
-        let spec = Spec {
-            disk_timeout_ms: Some(4000),
-            ack: Some(ack.into()),
-            ..roomy()
-        };
-        let (mut scene, mut disks) = serving(spec, &[(2, file)], Duration::ZERO);
-        let disk = disks.pop().expect("one was wanted");
-        let load = scene.work(0, scene.calm_streams());
-        scene.await_writes(&load, 200);
-        disk.hang();
-        scene.await_writes(&load, 100);
-        await_blame(&mut scene, 2, &disk, "down", &["is not answered"]);
+        let (mut scene, disk, load) = with_hanging_disk_at_a_secondary(file, ack);
         // It is of no use, and both say so.
         await_disk_state(&mut scene, "Failed");
         let own = scene.cluster.status(2).expect("it answers");
@@ -329,17 +335,7 @@ pub(crate) fn disks_that_hang_on_a_secondary_stop_nobody() {
 
 /// Its journal and metadata would let it: it is the clients who would wait for that store.
 pub(crate) fn a_node_whose_store_hangs_does_not_take_over_from_a_frozen_primary() {
-    let spec = Spec {
-        disk_timeout_ms: Some(4000),
-        ..roomy()
-    };
-    let (mut scene, mut disks) = serving(spec, &[(2, File::Store)], Duration::ZERO);
-    let disk = disks.pop().expect("one was wanted");
-    let load = scene.work(0, scene.calm_streams());
-    scene.await_writes(&load, 200);
-    disk.hang();
-    scene.await_writes(&load, 100);
-    await_blame(&mut scene, 2, &disk, "down", &["is not answered"]);
+    let (mut scene, disk, load) = with_hanging_disk_at_a_secondary(File::Store, "majority");
     let promote = |scene: &Scene, seconds| {
         let answer = scene
             .cluster
@@ -362,6 +358,32 @@ pub(crate) fn a_node_whose_store_hangs_does_not_take_over_from_a_frozen_primary(
     scene.await_caught_up(2, 1);
     scene.verify(1);
     scene.stop_and_compare(1);
+}
+
+/// Whoever changes its stores waits for that disk, and nobody else.
+pub(crate) fn a_store_that_hangs_while_volumes_change_stops_no_node() {
+    let (mut scene, disk, load) = with_hanging_disk_at_a_secondary(File::Store, "majority");
+    let durable = |scene: &Scene| {
+        let status = scene.cluster.status(0).expect("it answers");
+        status.peer("pbx-c").and_then(|p| p.durable_seq)
+    };
+    let before = durable(&scene).expect("it is connected");
+    let resize = ["resize", "recordings", "40MiB", "--timeout", "5"];
+    let refused = scene.cluster.ctl(0, &resize, BOUND).expect("answers");
+    assert_eq!(refused.code, exit::FAILED, "{}", refused.message());
+    let waits = "pbx-c has not made room in time";
+    assert!(refused.message().contains(waits), "{}", refused.message());
+    // Its journal is a sound disk: it is fed all the time.
+    scene.await_status(0, "pbx-c acknowledges", |status| {
+        let peer = status.peer("pbx-c");
+        peer.is_some_and(|p| p.durable_seq.is_some_and(|seq| seq > before))
+    });
+    scene.await_writes(&load, 100);
+    disk.wake();
+    scene.finish(load);
+    scene.await_caught_up(2, 0);
+    scene.verify(0);
+    scene.stop_and_compare(0);
 }
 
 /// Waits until the Primary shows the third node's disk so.

@@ -48,6 +48,7 @@ fn main() {
         disks::metadata_that_hangs_on_the_primary_moves_the_service,
         disks::disks_that_hang_on_a_secondary_stop_nobody,
         disks::a_node_whose_store_hangs_does_not_take_over_from_a_frozen_primary,
+        disks::a_store_that_hangs_while_volumes_change_stops_no_node,
         disks::a_full_journal_slows_clients_down_and_lets_none_down,
     );
     let on_links = cases!(Network:

@@ -97,9 +97,6 @@ impl<M: Memory> Replica<M> {
                 None,
             ) => self.got_blocks_ask(conn, token, volume, block, blocks),
             (Frame::Blocks(blocks), data) => {
-                if let Some(peer) = self.peer_of(conn) {
-                    peer.asked = peer.asked.saturating_sub(1);
-                }
                 self.got_repair(conn, &blocks, data.as_ref());
             }
             (Frame::Compare(compare), None) => self.got_compare(conn, &compare),

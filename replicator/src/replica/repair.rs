@@ -474,6 +474,9 @@ impl<M: Memory> Replica<M> {
         blocks: &Blocks,
         data: Option<&M::Buffer>,
     ) -> bool {
+        if let Some(peer) = self.peer_of(conn) {
+            peer.asked = peer.asked.saturating_sub(1);
+        }
         let found = self.repairs.list.iter().position(|r| {
             matches!(r.state, State::Asked { .. } | State::Wanted) && r.token == blocks.token
         });

@@ -44,7 +44,7 @@ pub(super) struct Room {
     /// What it is being made for.
     target: Volumes,
     /// What it was made for.
-    pub(super) ready: Volumes,
+    ready: Volumes,
     /// What is still to be made to read as zeroes.
     pieces: Vec<Piece>,
     /// Not to be tried again before, and why.
@@ -314,12 +314,17 @@ impl<M: Memory> Replica<M> {
         let since = if next.shrunk { at } else { Seq(0) };
         self.sums.resize(next.sizes(), &kept, since);
         if self.takes_away(next) {
-            self.room.ready = next.clone();
             self.repairs.forget();
             self.serve_nothing_more();
-            self.unfit = true;
+            self.stores_are_unfit(next);
         }
         self.room_complaint = None;
+    }
+
+    /// Stores are made to fit a table as soon as nothing is under way: then there is room for that one, whatever there was before.
+    pub(super) fn stores_are_unfit(&mut self, volumes: &Volumes) {
+        self.room.ready = volumes.clone();
+        self.unfit = true;
     }
 
     /// Whether there are volumes that this node's stores should have and can not.

@@ -1,6 +1,6 @@
 //! What operators are told.
 
-use replicator::view::Membership;
+use replicator::view::{Membership, SyncView};
 use replicator::wire::frame::Verified;
 
 use super::*;
@@ -190,4 +190,41 @@ fn a_witness_names_the_primary_for_changes_of_the_volumes() {
             "b is Primary: volumes are changed there".to_owned()
         )
     );
+}
+
+#[test]
+fn a_resync_shows_what_is_left_how_fast_it_goes_and_for_how_long() {
+    const SECOND: u64 = 1_000_000_000;
+    let dir = TempDir::new().unwrap();
+    let daemon = Daemon::start(&config(&dir, 3), 0);
+    let shown = |seconds: u64, left_bytes: u64| {
+        daemon.publish(|snapshot| {
+            snapshot.at = Time(seconds * SECOND);
+            snapshot.view.peers = [PeerView {
+                node: NodeId(1),
+                connection: ConnectionState::Connected,
+                sync: Some(SyncView {
+                    left_bytes,
+                    total_bytes: 1000,
+                    ..SyncView::default()
+                }),
+                ..PeerView::default()
+            }]
+            .into_iter()
+            .collect();
+        });
+        let status = status(&daemon.config.nodes[0].admin_socket()).unwrap();
+        let peer = status.peers.into_iter().find(|p| p.name == "b").unwrap();
+        assert_eq!(peer.sync_left_bytes, Some(left_bytes));
+        (
+            peer.sync_percent,
+            peer.sync_bytes_per_second,
+            peer.sync_seconds_left,
+        )
+    };
+    assert_eq!(shown(1, 1000), (Some(0.0), None, None));
+    assert_eq!(shown(3, 900), (Some(10.0), Some(50), Some(18)));
+    assert_eq!(shown(11, 500), (Some(50.0), Some(50), Some(10)));
+    // What was long ago does not count any more.
+    assert_eq!(shown(21, 490), (Some(51.0), Some(1), Some(490)));
 }

@@ -147,8 +147,7 @@ impl<M: Memory> Replica<M> {
     /// Stores that are needed no more go, those that are missing come, and pages of the places that others get are emptied: whatever
     /// they say is of the former ones.
     fn gives_places_away(&mut self, moved: &[(VolumeId, u64)], volumes: &Volumes) {
-        self.unfit = true;
-        self.room.ready = volumes.clone();
+        self.stores_are_unfit(volumes);
         self.discards.clear();
         for &(id, bytes) in moved {
             let areas = sums::new_areas(id, 0, bytes);

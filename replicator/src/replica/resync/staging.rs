@@ -61,10 +61,10 @@ impl<M: Memory> Replica<M> {
             return false;
         }
         let base = self.log.applied_id().seq;
-        let own = self.volumes().clone();
         match &item.item {
             Item::Append(buffer) => self.stage_batch(item.conn, buffer),
             Item::Changed(changed) => {
+                let own = self.volumes().clone();
                 let resync = self.resync.as_mut().expect("it was just there");
                 if let Some((token, volume, group)) = resync.asked_about
                     && token == changed.token
