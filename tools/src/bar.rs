@@ -32,6 +32,33 @@ fn target() -> ProgressDrawTarget {
     }
 }
 
+/// Says what is waited for, and for how long already, until it is dropped. For what has no parts that could be counted.
+pub(crate) struct Waiting(ProgressBar);
+
+impl Waiting {
+    /// How often it moves.
+    const TICK: Duration = Duration::from_millis(200);
+
+    pub(crate) fn start(what: &str, timeout_ms: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(None, target());
+        if let Ok(style) =
+            ProgressStyle::with_template("{spinner} {msg}: {elapsed} of at most {prefix}")
+        {
+            bar.set_style(style);
+        }
+        bar.set_message(what.to_owned());
+        bar.set_prefix(format!("{}s", timeout_ms.div_ceil(1000)));
+        bar.enable_steady_tick(Self::TICK);
+        Self(bar)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// How far a node is that is given what it lacks, as a peer of the node that is asked, or as that node itself: bytes that
 /// are left, and in all.
 fn progress(status: &Status, name: &str) -> Option<(u64, u64)> {

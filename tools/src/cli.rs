@@ -1,23 +1,23 @@
 //! The command line of `replctl`, and what each verb does.
 
+mod ask;
 mod confirm;
 
 use std::ffi::OsString;
-use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use nbd_server::admin::client::Client;
-use nbd_server::admin::{DiskState, ExitCode, Request, Response};
+use nbd_server::admin::{ExitCode, Request};
 use nbd_server::config::{Config, DEFAULT_FILE, Node};
 
 use crate::attach::{self, AttachArgs, DetachArgs};
-use crate::bar::Watcher;
+use crate::bar::{Waiting, Watcher};
 use crate::demo::DemoArgs;
 use crate::ocf::{self, OcfArgs};
-use crate::output::{Reader, print, to_json};
-use crate::{Failure, check, create, demo, dump, failover, status, verify};
+use crate::output::print;
+use crate::{Failure, check, create, demo, dump, failover, verify};
+
+use ask::{invalidate, send, send_under, show_events, show_status};
 
 /// Operates a node of a replicated disk.
 #[derive(Debug, Parser)]
@@ -370,7 +370,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
             if force {
                 confirm::force(&config.resource, &node.name)?;
             }
-            return send(
+            let bar = Waiting::start("promote", timeout * 1000);
+            return send_under(
+                bar,
                 node,
                 &Request::Promote {
                     timeout_ms: timeout * 1000,
@@ -381,7 +383,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Demote { force } => return send(node, &Request::Demote { force }),
         Verb::SuspendIo { timeout } => {
             let timeout_ms = timeout * 1000;
-            return send(node, &Request::SuspendIo { timeout_ms });
+            let bar = Waiting::start("suspend-io", timeout_ms);
+            return send_under(bar, node, &Request::SuspendIo { timeout_ms });
         }
         Verb::ResumeIo => return send(node, &Request::ResumeIo),
         Verb::Verify { stop: true, .. } => return send(node, &Request::StopVerify),
@@ -411,20 +414,21 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Verb::Drop { peer, timeout } => {
             let peer = known_peer(&config, node, peer)?;
             let timeout_ms = timeout * 1000;
-            return send(node, &Request::Drop { peer, timeout_ms });
+            let bar = Waiting::start("drop", timeout_ms);
+            return send_under(bar, node, &Request::Drop { peer, timeout_ms });
         }
         Verb::Return { peer, timeout } => {
             let peer = known_peer(&config, node, peer)?;
             let timeout_ms = timeout * 1000;
-            let _bar = Watcher::start(node, &peer);
-            return send(node, &Request::Return { peer, timeout_ms });
+            let bar = Watcher::start(node, &peer);
+            return send_under(bar, node, &Request::Return { peer, timeout_ms });
         }
         Verb::Replace { peer, timeout } => {
             let peer = known_peer(&config, node, peer)?;
             confirm::replace(&peer)?;
             let timeout_ms = timeout * 1000;
-            let _bar = Watcher::start(node, &peer);
-            return send(node, &Request::Replace { peer, timeout_ms });
+            let bar = Watcher::start(node, &peer);
+            return send_under(bar, node, &Request::Replace { peer, timeout_ms });
         }
         Verb::ConfirmStopped { peer } => {
             let peer = known_peer(&config, node, peer)?;
@@ -441,7 +445,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
             if force {
                 confirm::volume(&volume, "loses what is behind its new end, on all nodes")?;
             }
-            return send(
+            let bar = Waiting::start("resize", timeout * 1000);
+            return send_under(
+                bar,
                 node,
                 &Request::Resize {
                     volume,
@@ -453,12 +459,14 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Verb::AddVolume { volume, timeout } => {
             let timeout_ms = timeout * 1000;
-            return send(node, &Request::AddVolume { volume, timeout_ms });
+            let bar = Waiting::start("add-volume", timeout_ms);
+            return send_under(bar, node, &Request::AddVolume { volume, timeout_ms });
         }
         Verb::RemoveVolume { volume, timeout } => {
             confirm::volume(&volume, "is removed from all nodes")?;
             let timeout_ms = timeout * 1000;
-            return send(node, &Request::RemoveVolume { volume, timeout_ms });
+            let bar = Waiting::start("remove-volume", timeout_ms);
+            return send_under(bar, node, &Request::RemoveVolume { volume, timeout_ms });
         }
         Verb::Dump {
             journal,
@@ -494,46 +502,6 @@ fn rate(text: &str) -> Result<u64, String> {
     nbd_server::config::size::parse(text).map_err(|error| error.to_string())
 }
 
-/// How often it is looked whether a node is UpToDate.
-const LOOK: Duration = Duration::from_millis(200);
-
-/// Gives a node's data up, and waits until it has all of it again.
-fn invalidate(node: &Node, force: bool, timeout_ms: u64) -> Result<(), Failure> {
-    let began = Instant::now();
-    send(node, &Request::Invalidate { timeout_ms, force })?;
-    if force {
-        eprintln!(
-            "replctl: {} has given its data up; on the Primary, replctl replace {} lets it join",
-            node.name, node.name
-        );
-        return Ok(());
-    }
-    let _bar = Watcher::start(node, &node.name);
-    let mut client = Client::connect(&node.admin_socket())?;
-    loop {
-        let status = match client.call(&Request::Status)? {
-            Response::Status(status) => status,
-            Response::Error(error) => return Err(error.into()),
-            _ => return Err(Failure::UnexpectedAnswer),
-        };
-        if status
-            .volumes
-            .iter()
-            .all(|v| v.disk_state == DiskState::UpToDate)
-        {
-            return Ok(());
-        }
-        if began.elapsed() >= Duration::from_millis(timeout_ms) {
-            return Err(Failure::Failed(format!(
-                "{} has given its data up and is not UpToDate yet: that goes on by itself, replctl status shows how far it is; if it \
-                 does not begin, run replctl replace {} on the Primary",
-                node.name, node.name
-            )));
-        }
-        std::thread::sleep(LOOK);
-    }
-}
-
 /// A size as in the config file.
 fn size_of(text: &str) -> Result<u64, Failure> {
     nbd_server::config::size::parse(text).map_err(|why| Failure::Usage(why.to_string()))
@@ -555,80 +523,4 @@ fn known_peer(config: &Config, node: &Node, name: String) -> Result<String, Fail
         node: node.name.clone(),
         known,
     })
-}
-
-/// Sends a command; what it has to say besides goes to stderr.
-fn send(node: &Node, request: &Request) -> Result<(), Failure> {
-    match Client::connect(&node.admin_socket())?.call(request)? {
-        Response::Done { notice } => {
-            if let Some(notice) = notice {
-                eprintln!("replctl: {notice}");
-            }
-            Ok(())
-        }
-        Response::Error(error) => Err(error.into()),
-        Response::Status(_) | Response::Event(_) => Err(Failure::UnexpectedAnswer),
-    }
-}
-
-fn show_status(node: &Node, json: bool, watch: bool) -> Result<(), Failure> {
-    let terminal = std::io::stdout().is_terminal();
-    let colour = terminal && std::env::var_os("NO_COLOR").is_none();
-    let mut client = Client::connect(&node.admin_socket())?;
-    if !watch {
-        return match client.call(&Request::Status)? {
-            Response::Status(status) if json => print(&(to_json(&status, true)? + "\n")).map(drop),
-            Response::Status(status) => print(&status::table(&status, colour)).map(drop),
-            Response::Error(error) => Err(error.into()),
-            _ => Err(Failure::UnexpectedAnswer),
-        };
-    }
-    client.send(&Request::Watch)?;
-    let mut last = None;
-    loop {
-        let status = match client.next(None)? {
-            Response::Status(status) => status,
-            Response::Error(error) => return Err(error.into()),
-            _ => return Err(Failure::UnexpectedAnswer),
-        };
-        let mut shown = status.clone();
-        // That the data thread moves is no change; that it stands still is.
-        shown.last_progress_ms = shown.last_progress_ms.map(|ms| ms / 1000);
-        // Nor is it one that time passes.
-        shown.lease_left_ms = None;
-        if last.as_ref() == Some(&shown) {
-            continue;
-        }
-        last = Some(shown);
-        let text = if json {
-            to_json(&status, false)? + "\n"
-        } else if terminal {
-            format!("\x1b[H\x1b[2J{}", status::table(&status, colour))
-        } else {
-            status::table(&status, false) + "\n"
-        };
-        if print(&text)? == Reader::Gone {
-            return Ok(());
-        }
-    }
-}
-
-fn show_events(node: &Node, json: bool) -> Result<(), Failure> {
-    let mut client = Client::connect(&node.admin_socket())?;
-    client.send(&Request::Events)?;
-    loop {
-        let event = match client.next(None)? {
-            Response::Event(event) => event,
-            Response::Error(error) => return Err(error.into()),
-            _ => return Err(Failure::UnexpectedAnswer),
-        };
-        let line = if json {
-            to_json(&event, false)?
-        } else {
-            event.to_string()
-        };
-        if print(&(line + "\n"))? == Reader::Gone {
-            return Ok(());
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! `replctl status` for people.
 
 use nbd_server::admin::{
-    Connection, DiskState, Health, IntegrityStatus, Membership, PeerStatus, Role, Status,
+    Connection, DiskState, Health, IntegrityStatus, Membership, PeerStatus, Role, Status, VerifyRun,
 };
 use nbd_server::config::size;
 
@@ -188,6 +188,7 @@ pub(crate) fn table(status: &Status, colour: bool) -> String {
             out.push('\n');
         }
     }
+    out.extend(status.verify.running.as_ref().and_then(verification));
     for peer in &status.peers {
         out.extend(resync(peer));
         let outside = match peer.membership {
@@ -216,14 +217,29 @@ pub(crate) fn table(status: &Status, colour: bool) -> String {
     out
 }
 
+/// A bar that is full to so many percent.
+fn bar(percent: f64) -> String {
+    const CELLS: usize = 24;
+    let filled = (1..=CELLS)
+        .take_while(|&n| percent * CELLS as f64 >= n as f64 * 100.0)
+        .count();
+    format!("[{}{}]", "#".repeat(filled), ".".repeat(CELLS - filled))
+}
+
+/// A line about the verification that this node runs, with a bar.
+fn verification(run: &VerifyRun) -> Option<String> {
+    let (percent, left) = (run.percent?, run.left_bytes?);
+    Some(format!(
+        "  verify {} {percent:.1}%, {} left\n",
+        bar(percent),
+        bytes(left)
+    ))
+}
+
 /// A line about a resync with this peer, with a bar.
 fn resync(peer: &PeerStatus) -> Option<String> {
-    const BAR: usize = 24;
     let left = peer.sync_left_bytes?;
     let percent = peer.sync_percent.unwrap_or(0.0);
-    let filled = (1..=BAR)
-        .take_while(|&n| percent * BAR as f64 >= n as f64 * 100.0)
-        .count();
     let pace = peer
         .sync_bytes_per_second
         .map_or_else(String::new, |pace| format!(", {} per second", bytes(pace)));
@@ -231,11 +247,10 @@ fn resync(peer: &PeerStatus) -> Option<String> {
         format!(", {}:{:02}:{:02} to go", s / 3600, s / 60 % 60, s % 60)
     });
     Some(format!(
-        "  {}: {} [{}{}] {percent:.1}%, {} left{pace}{time}\n",
+        "  {}: {} {} {percent:.1}%, {} left{pace}{time}\n",
         peer.name,
         peer.replication.as_str(),
-        "#".repeat(filled),
-        ".".repeat(BAR - filled),
+        bar(percent),
         bytes(left)
     ))
 }

@@ -1,14 +1,14 @@
 //! `replctl verify`: begins a verification, shows how far it is, and says what it came to.
 
-use std::io::{IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use indicatif::ProgressBar;
 use nbd_server::admin::client::Client;
 use nbd_server::admin::{Request, Response, Role, Status, VerifyResult, VerifyRun, VerifyStatus};
 use nbd_server::config::{Node, size};
 
-use crate::Failure;
 use crate::output::print;
+use crate::{Failure, bar};
 
 /// How often it is looked at.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -39,17 +39,17 @@ pub(crate) fn verify(node: &Node, wanted: &Wanted) -> Result<(), Failure> {
         Response::Error(error) => return Err(error.into()),
         _ => return Err(Failure::UnexpectedAnswer),
     }
-    let mut bar = Bar::new();
+    let bar = bar::bytes(0, "");
     let result = loop {
         let verify = status(&mut client)?.verify;
         match verify.running.filter(|run| run.counts.is_some()) {
-            Some(run) => bar.show(&run),
+            Some(run) => show(&bar, &run),
             None if verify.last.is_some() && verify.last != before => break verify.last,
             None => {}
         }
         std::thread::sleep(PAUSE);
     };
-    bar.end();
+    bar.finish_and_clear();
     let result = result.ok_or(Failure::UnexpectedAnswer)?;
     if wanted.json {
         let text = serde_json::to_string_pretty(&result)
@@ -72,60 +72,23 @@ fn status(client: &mut Client) -> Result<Status, Failure> {
     }
 }
 
-/// How far it is, on a terminal.
-struct Bar {
-    shown: bool,
-    began: Instant,
-    first: Option<u64>,
-}
-
-impl Bar {
-    const CELLS: usize = 30;
-
-    fn new() -> Self {
-        Self {
-            shown: std::io::stderr().is_terminal(),
-            began: Instant::now(),
-            first: None,
-        }
-    }
-
-    fn show(&mut self, run: &VerifyRun) {
-        let (Some(percent), Some(left), true) = (run.percent, run.left_bytes, self.shown) else {
-            return;
-        };
-        let first = *self.first.get_or_insert(left);
-        let done = first.saturating_sub(left) as f64 / self.began.elapsed().as_secs_f64();
-        let found = run.counts.map_or(0, |c| c.bad_blocks + c.differing_blocks);
-        let cells = (percent / 100.0 * Self::CELLS as f64) as usize;
-        let bar: String = (0..Self::CELLS)
-            .map(|n| if n < cells { '#' } else { '.' })
-            .collect();
-        let seconds = if done > 1.0 { left as f64 / done } else { 0.0 };
-        let text = format!(
-            "\r[{bar}] {percent:5.1} %  {:.0} MiB/s  {seconds:.0} s left  {found} found \x1b[K",
-            done / f64::from(1 << 20)
-        );
-        let mut out = std::io::stderr().lock();
-        // Nobody has to see it.
-        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    }
-
-    fn end(&self) {
-        if self.shown {
-            eprint!("\r\x1b[K");
-        }
-    }
+/// Shows how far it is.
+fn show(bar: &ProgressBar, run: &VerifyRun) {
+    let (Some(left), Some(counts)) = (run.left_bytes, run.counts) else {
+        return;
+    };
+    let found = counts.bad_blocks + counts.differing_blocks;
+    bar.set_message(format!("{found} found"));
+    bar.set_length(counts.bytes + left);
+    bar.set_position(counts.bytes);
 }
 
 /// What a status says of verifications.
 pub(crate) fn facts(verify: &VerifyStatus) -> Vec<String> {
     let mut facts = Vec::new();
     if let Some(run) = &verify.running {
-        facts.push(match run.percent {
-            Some(percent) => format!("verifying, {percent:.1}% done"),
-            None => format!("{} is verifying", run.by),
-        });
+        // How far it is has a line of its own, with a bar.
+        facts.push(format!("{} is verifying", run.by));
     }
     match (&verify.last, &verify.last_clean) {
         (Some(last), _) if last.counts.left_blocks > 0 => {

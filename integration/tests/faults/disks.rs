@@ -9,15 +9,16 @@ use tools::demo::workload::{Job, Pace, Running, Stream};
 
 /// A file of a node.
 #[derive(Clone, Copy)]
-enum File {
+pub(super) enum File {
     Journal,
     Store,
     Sums,
     Meta,
+    Stage,
 }
 
 /// A cluster whose first node is Primary, with bad disks in some places; each write to them takes `delay`.
-fn serving(spec: Spec, places: &[(usize, File)], delay: Duration) -> (Scene, Vec<Disk>) {
+pub(super) fn serving(spec: Spec, places: &[(usize, File)], delay: Duration) -> (Scene, Vec<Disk>) {
     let mut scene = Scene::laid_out(spec);
     for node in 0..scene.cluster.len() {
         scene.cluster.create(node).expect("created");
@@ -28,6 +29,7 @@ fn serving(spec: Spec, places: &[(usize, File)], delay: Duration) -> (Scene, Vec
             File::Store => scene.cluster.store(*node, "db"),
             File::Sums => scene.cluster.data_dir(*node).join("sums"),
             File::Meta => scene.cluster.data_dir(*node).join("meta"),
+            File::Stage => scene.cluster.data_dir(*node).join("stage"),
         };
         Disk::under(&path, delay)
     });
@@ -43,7 +45,13 @@ fn with_disk(node: usize, file: File) -> (Scene, Disk) {
 }
 
 /// Waits until status of a node is as bad as that and names the disk; the log of it has to name it, too.
-fn await_blame(scene: &mut Scene, node: usize, disk: &Disk, health: &str, what: &[&str]) {
+pub(super) fn await_blame(
+    scene: &mut Scene,
+    node: usize,
+    disk: &Disk,
+    health: &str,
+    what: &[&str],
+) {
     let path = disk.path().display().to_string();
     let name = scene.cluster.name(node).to_owned();
     let told = scene.cluster.wait_status(
@@ -60,7 +68,7 @@ fn await_blame(scene: &mut Scene, node: usize, disk: &Disk, health: &str, what: 
 }
 
 /// The disk is mended and the node started again: it follows by itself.
-fn restart(scene: &mut Scene, node: usize, disk: &Disk) {
+pub(super) fn restart(scene: &mut Scene, node: usize, disk: &Disk) {
     disk.mend();
     scene
         .cluster

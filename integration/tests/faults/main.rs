@@ -7,6 +7,7 @@
 mod disks;
 mod full;
 mod links;
+mod stage;
 
 use integration::{Disk, Network};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -50,6 +51,9 @@ fn main() {
         disks::a_node_whose_store_hangs_does_not_take_over_from_a_frozen_primary,
         disks::a_store_that_hangs_while_volumes_change_stops_no_node,
         disks::a_full_journal_slows_clients_down_and_lets_none_down,
+        stage::a_stage_that_can_not_be_written_ends_the_resync_and_nothing_else,
+        stage::a_stage_that_can_not_be_read_is_read_at_the_peers,
+        stage::a_stage_that_hangs_stops_nobody,
     );
     let on_links = cases!(Network:
         links::a_cut_between_any_two_nodes_stops_nobody,

@@ -69,6 +69,36 @@ fn a_resync_has_a_bar_with_what_is_left_how_fast_it_goes_and_for_how_long() {
 }
 
 #[test]
+fn a_verification_has_a_bar_on_the_node_that_runs_it() {
+    let mut status = example();
+    let running = VerifyRun {
+        by: "pbx-a".into(),
+        counts: Some(VerifyCounts::default()),
+        left_bytes: Some(3 << 30),
+        percent: Some(25.0),
+    };
+    let elsewhere = VerifyRun {
+        counts: None,
+        left_bytes: None,
+        percent: None,
+        ..running.clone()
+    };
+    let bar = "  verify [######..................] 25.0%, 3 GiB left\n";
+    status.verify.running = Some(running);
+    let text = table(&status, false);
+    assert!(
+        text.contains(bar) && text.contains("pbx-a is verifying"),
+        "{text}"
+    );
+    status.verify.running = Some(elsewhere);
+    let text = table(&status, false);
+    assert!(
+        text.contains("pbx-a is verifying") && !text.contains('['),
+        "{text}"
+    );
+}
+
+#[test]
 fn what_hurts_is_said_loudly() {
     let mut status = example();
     status.quorum = Some(false);
