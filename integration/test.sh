@@ -203,7 +203,7 @@ if [ $built = 0 ]; then
     part qemu integration/real/qemu.sh
     part reconnect integration/real/reconnect.sh
     part fio integration/real/fio.sh
-    part flips integration/real/flips.sh --seconds 30
+    part flips integration/real/flips.sh
     part filesystems integration/real/filesystems.sh
     part compare integration/real/compare.sh
     part postgres integration/real/postgres.sh

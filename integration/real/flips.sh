@@ -1,12 +1,13 @@
 #!/bin/bash
-# Random bytes are flipped in the stores, journal, checksums and stage of one node at a time, while fio writes and verifies and across
-# restarts: nobody ever reads a wrong byte, what is read is mended, and in the end all stores are equal and as they were written.
+# Random bytes are flipped in the stores, journal, checksums, metadata and stage of one node at a time, while fio writes, while it
+# verifies, and across restarts: nobody ever reads a wrong byte, what is read is mended, and in the end all stores are equal and as they
+# were written.
 #
-#   integration/real/flips.sh [--seconds S] [--seed N]      30 seconds, and any seed, unless it is said
+#   integration/real/flips.sh [--seconds S] [--seed N]      each kind once, and any seed, unless it is said
 . "$(dirname "$0")/lib.sh"
 need fio
 fio --enghelp 2> /dev/null | grep -qw nbd || skip "fio was built without ioengine=nbd"
-seconds=30 seed=$RANDOM
+seconds=0 seed=$RANDOM
 while [ $# -gt 1 ]; do
     case $1 in
         --seconds) seconds=$2 ;;
@@ -23,8 +24,8 @@ primary=pbx-a
 promote $primary
 other() { local n; for n in "${names[@]}"; do [ "$n" = "$1" ] || echo "$n"; done; }
 
-# flip SEED NODE WHAT COUNT: flips single bits of bytes of a node's files. Stores only where something was written, so that it is data that
-# rots; of the journal what was written, but not the label; the meta only in one copy.
+# flip SEED NODE WHAT COUNT: flips single bits of bytes of a node's files, and says how many. Of the journal not the label; the meta only
+# in one copy.
 cat > "$T/flip.py" << 'PY'
 import json, os, random, sys
 seed, data, what, count = int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
@@ -68,8 +69,24 @@ work() {
         die "fio on $1: $(tail -n 20 "$T/fio.log")"
 }
 
-# image NODE: a sum of all that a client reads there
-image() { nbdcopy "$(uri "$1" db)" - | sha256sum; }
+# image NODE: a sum of all that a client reads there, also of what it could know to be zeroes
+image() { nbdcopy --no-extents "$(uri "$1" db)" - | sha256sum; }
+
+# applied NODE: whether its store has all of it, so that nothing is written there any more
+applied() {
+    ctl "$1" status --json 2> /dev/null | /usr/bin/python3 -c '
+import json, sys
+seq = json.load(sys.stdin)["seq"]
+sys.exit(seq["applied"] is None or seq["applied"] != seq["admitted"])' 2> /dev/null
+}
+
+# staging NODE: whether it is in the midst of a resync, or over it already
+staging() {
+    ctl "$1" status --json 2> /dev/null | /usr/bin/python3 -c '
+import json, sys
+peer = [p for p in json.load(sys.stdin)["peers"] if p["name"] == sys.argv[1]][0]
+sys.exit(not (peer["replication"] == "Established" or peer["replication"] == "SyncTarget" and peer["sync_percent"] >= 20))' $primary 2> /dev/null
+}
 
 found=0 mended=0 flipped=0
 # tally NODE: what a node found and mended since it was started, before it goes
@@ -103,39 +120,79 @@ restart() {
     [ "$1" = $primary ] || wait_for 60 "$1 has caught up" caught_up "$1" $primary
 }
 
-round=0
-end=$((SECONDS + seconds))
-# What is flipped, in the Primary or in a Secondary, and whether as it runs, or while it is stopped.
+# in_the_midst COMMAND...: runs it, and flips bytes of the victim meanwhile: $bits
+in_the_midst() {
+    "$@" &
+    local job=$!
+    sleep 0.1
+    bits=$(flip $random "$victim" "$kind" 24)
+    wait $job || exit 1
+}
+
+# resync_with_flips: the victim is away for more than the journal holds, and ends in the midst of what it is given then. What it has
+# staged rots.
+resync_with_flips() {
+    tally "$victim"
+    kill9 "$victim"
+    work $primary $((random + 500)) --do_verify=0
+    work $primary $random --do_verify=0
+    before=$(image $primary) || die "nbdcopy"
+    # It gives way to clients, and takes longer.
+    work $primary $random --verify_only=1 &
+    local job=$!
+    start "$victim"
+    wait_for 60 "$victim is given what it lacks" staging "$victim"
+    kill9 "$victim"
+    bits=$(flip $random "$victim" stage 24)
+    wait $job || exit 1
+    restart "$victim"
+}
+
+# What is flipped, in the Primary or in a Secondary, and when: as clients write, as they verify, or while the node is stopped. Of a node
+# that is away for longer ("resync") it is the stage.
 plan=(
-    "store primary runs" "store secondary stopped" "journal primary runs" "journal secondary stopped" "sums secondary runs"
-    "sums primary stopped" "meta primary stopped" "stage secondary stopped" "journal primary stopped" "store secondary runs"
-    "journal secondary runs" "store primary stopped" "sums primary runs" "meta secondary runs"
+    "store primary verify" "store secondary stopped" "journal primary verify" "journal secondary stopped" "sums secondary verify"
+    "sums primary stopped" "meta primary stopped" "stage secondary resync" "journal primary stopped" "store secondary verify"
+    "journal secondary write" "store primary stopped" "sums primary write" "meta secondary verify" "store primary write"
+    "store secondary write"
 )
-while [ $SECONDS -lt $end ] || [ $round -lt 6 ]; do
+round=0 staged=0
+end=$((SECONDS + seconds))
+while [ $SECONDS -lt $end ] || [ $round -lt ${#plan[@]} ] || [ $staged = 0 ]; do
     read -r kind whose state <<< "${plan[$((round % ${#plan[@]}))]}"
     round=$((round + 1))
+    # On a quick machine a resync may be over before anything can rot in it.
+    [ $round -le $((8 * ${#plan[@]})) ] || die "nothing was ever staged when it was flipped"
     random=$((seed * 1000 + round))
-    work $primary $random --do_verify=0
-    for n in $(other $primary); do wait_for 60 "$n has caught up" caught_up "$n" $primary; done
-    before=$(image $primary) || die "nbdcopy"
     victim=$primary
     [ "$whose" = primary ] || victim=$(other $primary | sed -n $((1 + round / 2 % 2))p)
-    say "round $round: bytes of the $kind of $victim, $state"
-    if [ "$state" = stopped ]; then
-        tally "$victim"
-        kill9 "$victim"
-        bits=$(flip $random "$victim" "$kind" 24)
-        restart "$victim"
-    else
-        # In the midst of the verification.
-        work $primary $random --verify_only=1 &
-        verifying=$!
-        sleep 0.1
-        bits=$(flip $random "$victim" "$kind" 24)
-        wait $verifying || exit 1
-        # A running node has no need of most of its journal; whoever starts from it finds what rotted there.
-        case $kind in journal | meta) restart "$victim" ;; esac
-    fi
+    say "round $round: bytes of the $kind of $victim ($whose), $state"
+    if [ "$state" = write ]; then in_the_midst work $primary $random --do_verify=0; else work $primary $random --do_verify=0; fi
+    for n in $(other $primary); do wait_for 60 "$n has caught up" caught_up "$n" $primary; done
+    before=$(image $primary) || die "nbdcopy"
+    exact=
+    case $state in
+        write | verify)
+            if [ "$state" = verify ]; then
+                wait_for 60 "$victim has applied everything" applied "$victim"
+                # Nothing is written over what is flipped then: all of it is to be found.
+                [ "$kind" != store ] || exact=$(integrity "$victim" bad_blocks)
+                in_the_midst work $primary $random --verify_only=1
+            fi
+            # A running node has no need of most of its journal; whoever starts from it finds what rotted there.
+            case $kind in journal | meta) restart "$victim" ;; esac
+            ;;
+        stopped)
+            tally "$victim"
+            kill9 "$victim"
+            bits=$(flip $random "$victim" "$kind" 24)
+            restart "$victim"
+            ;;
+        resync)
+            resync_with_flips
+            staged=$((staged + bits))
+            ;;
+    esac
     [ "$kind" != store ] || flipped=$((flipped + bits))
     work $primary $random --verify_only=1
     [ "$before" = "$(image $primary)" ] || die "a wrong byte was read"
@@ -149,6 +206,10 @@ while [ $SECONDS -lt $end ] || [ $round -lt 6 ]; do
         [ "$before" = "$(image $primary)" ] || die "a wrong byte was read at $primary"
         work $primary $random --verify_only=1
     fi
+    if [ -n "$exact" ]; then
+        all=$(($(integrity "$victim" bad_blocks) - exact))
+        [ $all -ge "$bits" ] || die "$bits bytes of the store of $victim were flipped, and only $all bad blocks found"
+    fi
 done
 for n in "${names[@]}"; do
     [ "$n" = $primary ] || wait_for 60 "$n has caught up" caught_up "$n" $primary
@@ -156,7 +217,7 @@ done
 for n in "${names[@]}"; do tally "$n"; done
 [ $flipped -gt 0 ] && [ $found -gt 0 ] || die "nothing was flipped, or found: $flipped, $found"
 [ $found = $mended ] || die "$found bad blocks were found, and $mended mended"
-say "$flipped bytes of stores were flipped; $found bad blocks were found and mended"
+say "$flipped bytes of stores and $staged of stages were flipped; $found bad blocks were found and mended"
 stop_cleanly $primary
 for n in "${names[@]}"; do
     ctl "$n" dump --sums --verify > "$T/dump" 2>&1 || die "the stores of $n are not what is recorded: $(grep -v '^ ' "$T/dump" | tail -n 3)"

@@ -86,7 +86,7 @@ chmod 755 /usr/sbin/asterisk
 printf '[Service]\nExecStart=/usr/sbin/asterisk\n' > /etc/systemd/system/asterisk.service
 must cp -r $share/units/. /etc/systemd/system/
 must systemctl daemon-reload
-verified=$(systemd-analyze verify pbx.target replicator-failover@pbx.service replicator-reset@pbx.service 2>&1) || fail "the units: $verified"
+verified=$(systemd-analyze verify pbx.target replicator-{failover,reset,verify}@pbx.service replicator-verify@pbx.timer 2>&1) || fail "the units: $verified"
 [ -z "$verified" ] || fail "the units: $verified"
 mkdir -p /srv/pbx
 for n in pbx-b pbx-c; do
@@ -106,6 +106,15 @@ first_boot() {
     run pbx-a "systemctl enable --now $failover"
     serves 20
     say "the target comes up on the Primary by itself: attached, mounted, written to"
+
+    # Sunday is not waited for.
+    mkdir -p /etc/systemd/system/replicator-verify@pbx.timer.d
+    printf '[Timer]\nOnCalendar=\nOnActiveSec=1\nRandomizedDelaySec=0\n' > /etc/systemd/system/replicator-verify@pbx.timer.d/soon.conf
+    run pbx-a "systemctl daemon-reload && systemctl start replicator-verify@pbx.timer"
+    within 120 is pbx-a '(s["verify"]["last"]["by"], s["verify"]["last"]["clean"])' "('pbx-a', True)"
+    [ "$(systemctl show -P Result replicator-verify@pbx.service)" = success ] || fail "the verification that the timer began"
+    run pbx-a "systemctl stop replicator-verify@pbx.timer"
+    say "the timer begins a verification while the service runs: all copies are sound and equal"
 
     run pbx-a "systemctl stop $failover"
     down "after the stop of the failover"
