@@ -4,8 +4,8 @@
 #
 #   integration/test.sh              everything but hosts and units
 #   integration/test.sh PART...      only these: format lint scripts build doctests simulator planted tests
-#                                    demo copy tools qemu reconnect fio flips filesystems compare postgres resync full alone metrics agents
-#                                    cluster soak kernel oldest hosts units
+#                                    demo copy tools qemu reconnect fio flips filesystems compare postgres resync full devices alone metrics
+#                                    agents cluster soak kernel oldest hosts units
 #   integration/test.sh hosts units  what the README says of three hosts, and failover.md of failover,
 #                                    resets and watchdogs, under systemd in a guest: by hand, since they
 #                                    take minutes
@@ -156,7 +156,7 @@ prove_checkers() {
 
 only=("$@")
 # These use the programs, so they imply that they are built.
-for name in tests demo copy tools qemu reconnect fio flips filesystems compare postgres resync full alone metrics agents cluster soak kernel oldest hosts units; do
+for name in tests demo copy tools qemu reconnect fio flips filesystems compare postgres resync full devices alone metrics agents cluster soak kernel oldest hosts units; do
     [ ${#only[@]} = 0 ] || ! wanted "$name" || { only+=(build); break; }
 done
 missing=$(missing_packages | tr '\n' ' ')
@@ -209,6 +209,7 @@ if [ $built = 0 ]; then
     part postgres integration/real/postgres.sh
     part resync integration/real/resync.sh
     part full integration/real/full.sh
+    part devices integration/real/devices.sh
     part alone integration/real/alone.sh
     part metrics integration/real/metrics.sh
     part agents integration/real/agents.sh

@@ -89,8 +89,15 @@ free_ports() {
     echo "$base"
 }
 
+# volume_lines NAME SIZE: what the config says of a volume
+volume_lines() {
+    printf '\n[[volume]]\nname = "%s"\nsize = "%s"\n' "$1" "$2"
+    [ -z "${DEVICES:-}" ] || printf 'store = "%s/%%n-%s"\n' "$DEVICES" "$1"
+}
+
 # cluster JOURNAL VOLUME=SIZE...: writes the config, formats and starts three nodes.
-# NBD_LISTEN=ADDRESS:PORT lets node i also listen on PORT + i, METRICS=PATH serves metrics there.
+# NBD_LISTEN=ADDRESS:PORT lets node i also listen on PORT + i, METRICS=PATH serves metrics there; with DEVICES=DIR journals and
+# stores are DIR/NODE-journal and DIR/NODE-VOLUME.
 cluster() {
     local journal=$1 n i=0 volume port
     shift
@@ -108,9 +115,10 @@ cluster() {
             i=$((i + 1))
         done
         for volume in "$@"; do
-            printf '\n[[volume]]\nname = "%s"\nsize = "%s"\n' "${volume%=*}" "${volume#*=}"
+            volume_lines "${volume%=*}" "${volume#*=}"
         done
         printf '\n[journal]\nsize = "%s"\n' "$journal"
+        [ -z "${DEVICES:-}" ] || printf 'device = "%s/%%n-journal"\n' "$DEVICES"
         # All disks are one disk, and it has others to serve.
         printf '\n[policy]\ndisk_timeout_ms = 30000\n'
         [ -z "${METRICS:-}" ] || printf '\n[metrics]\nlisten = "%s"\n' "$METRICS"
@@ -186,9 +194,9 @@ while text[at:].strip():
 sys.exit(len(seen) != 1)' 2> /dev/null
 }
 
-# stop_cleanly PRIMARY: afterwards the stores are plain images, and equal
-stop_cleanly() {
-    local n volume
+# stop_all PRIMARY: cleanly; afterwards everything is in the stores
+stop_all() {
+    local n
     wait_for 30 "the clients are gone" no_clients "$1"
     for n in "${names[@]}"; do
         [ "$n" = "$1" ] || wait_for 60 "$n has caught up" caught_up "$n" "$1"
@@ -200,6 +208,12 @@ stop_cleanly() {
         wait "${node_pid[$n]}" || die "$n did not stop cleanly"
         unset "node_pid[$n]"
     done
+}
+
+# stop_cleanly PRIMARY: afterwards the stores are plain images, and equal
+stop_cleanly() {
+    local n volume
+    stop_all "$1"
     for volume in "$T/${names[0]}"/data/*.img; do
         for n in "${names[@]:1}"; do
             cmp "$volume" "$T/$n/data/$(basename "$volume")" || die "the stores differ"

@@ -411,16 +411,27 @@ fn blank(path: &Path) -> Result<(), DiskError> {
             _ => Err(VolumeTrouble::NotBlank.into()),
         };
     }
-    for start in [0, end.saturating_sub(ENDS_BYTES)] {
-        let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(start))
-            .and_then(|_| (&file).take(ENDS_BYTES).read_to_end(&mut bytes))
-            .map_err(|error| os(&error))?;
-        if bytes.iter().any(|&byte| byte != 0) {
-            return Err(VolumeTrouble::NotBlank.into());
+    if device_is_blank(&mut file, end).map_err(|error| os(&error))? {
+        Ok(())
+    } else {
+        Err(VolumeTrouble::NotBlank.into())
+    }
+}
+
+/// Whether both ends of a device of so many bytes are zero: where a file system, a partition table or a label would be.
+///
+/// # Errors
+/// If it can not be read.
+pub fn device_is_blank(device: &mut File, bytes: u64) -> io::Result<bool> {
+    for start in [0, bytes.saturating_sub(ENDS_BYTES)] {
+        device.seek(SeekFrom::Start(start))?;
+        let mut end = Vec::new();
+        device.take(ENDS_BYTES).read_to_end(&mut end)?;
+        if end.iter().any(|&byte| byte != 0) {
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Gives a store that nobody uses another name, under which its contents stay until somebody removes them.

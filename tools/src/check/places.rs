@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nbd_server::config::{Config, Node, Volume};
 use nbd_server::reactor::file::DirectFile;
+use nbd_server::reactor::places::device_is_blank;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::statvfs::statvfs;
@@ -16,7 +17,6 @@ use replicator::recover::read_superblock;
 use replicator::store::sums;
 
 use super::{Finding, fine, keeps_data, warning, wrong};
-use crate::create::is_blank;
 use crate::demo::probe_direct_io;
 use crate::dump::Disk;
 use crate::known;
@@ -315,7 +315,7 @@ fn open(
                         "{shown} has no medium; attach it, or name another device"
                     ));
                 }
-                if !created && !is_blank(&mut file, end).unwrap_or(true) {
+                if !created && !device_is_blank(&mut file, end).unwrap_or(true) {
                     return Err(format!(
                         "{shown} is not blank, there is something in its first or last MiB; name another device, or let \
                          replctl create --wipe destroy it"

@@ -19,7 +19,6 @@ use nbd_server::lock::{DataDirLock, LockError};
 use replicator::store::sums;
 
 use place::Place;
-pub(crate) use place::is_blank;
 
 /// Why a node was not created.
 #[derive(Debug, thiserror::Error)]

@@ -1,10 +1,11 @@
 //! Where a journal or a store is: a regular file that is made, or a block device that is there.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nbd_server::reactor::places::device_is_blank;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
@@ -14,8 +15,6 @@ use super::{CreateError, Made, failed, sync_parent};
 const BLOCK_BYTES: usize = 4096;
 /// How much is written at once.
 const CHUNK_BYTES: usize = 4 << 20;
-/// How much of both ends of a device has to be zero for it to count as blank.
-const ENDS_BYTES: u64 = 1 << 20;
 
 /// Where a journal or a store goes.
 #[derive(Debug)]
@@ -71,7 +70,7 @@ impl Place {
         let bytes = file
             .seek(SeekFrom::End(0))
             .map_err(failed("read the size of", path))?;
-        if !wipe && !is_blank(&mut file, bytes).map_err(failed("read", path))? {
+        if !wipe && !device_is_blank(&mut file, bytes).map_err(failed("read", path))? {
             return Err(CreateError::NotBlank(path.to_owned()));
         }
         Ok(Self::Device {
@@ -305,19 +304,6 @@ fn write_zeroes(mut file: &File, bytes: u64) -> io::Result<()> {
         left -= length as u64;
     }
     Ok(())
-}
-
-/// Whether both ends of a device are zero.
-pub(crate) fn is_blank(file: &mut File, bytes: u64) -> io::Result<bool> {
-    for start in [0, bytes.saturating_sub(ENDS_BYTES)] {
-        file.seek(SeekFrom::Start(start))?;
-        let mut end = Vec::new();
-        file.take(ENDS_BYTES).read_to_end(&mut end)?;
-        if end.iter().any(|&byte| byte != 0) {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// Bytes that begin at a multiple of 4 KiB, as O_DIRECT wants it.
