@@ -24,6 +24,7 @@ mod resync;
 mod returns;
 mod rot;
 mod rules;
+mod sources;
 mod sweep;
 mod verify;
 mod volumes;

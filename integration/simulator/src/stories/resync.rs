@@ -13,7 +13,7 @@ use crate::forge::Forgery;
 use crate::net::FrameKind;
 
 /// C was away while more was written than A's and B's journals hold. Blocks 0 to 7 of volume 0 it has as they are.
-fn past_the_journal(seed: u64, options: Options) -> Cluster {
+pub(super) fn past_the_journal(seed: u64, options: Options) -> Cluster {
     let mut c = serving(seed, options);
     c.must_write(A, 0, 0, 8);
     c.must_write(A, 0, 100, 40);
