@@ -205,6 +205,8 @@ impl<M: Memory> Replica<M> {
         if !was_serving {
             self.rebuild_overlay();
         }
+        // What it brings is older than what this node writes from here on.
+        self.resync_abandon();
         self.following = None;
         self.matched = Seq(0);
         self.incoming.clear();

@@ -303,7 +303,8 @@ impl<M: Memory> Replica<M> {
             volumes: log.applied_volumes().clone(),
         };
         let unfit = metadata.wanted.resync.is_some_and(|r| r.merging);
-        let resync = Self::resync_of(metadata.wanted.resync, staged, position, now, volumes);
+        let at = (log.applied_id().seq, position);
+        let resync = Self::resync_of(metadata.wanted.resync, staged, at, now, volumes);
         let peers = (0..config.nodes.len())
             .map(|n| NodeId(u8::try_from(n).expect("at most 8 nodes")))
             .filter(|&n| n != config.me)

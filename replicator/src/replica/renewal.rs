@@ -306,7 +306,7 @@ impl<M: Memory> Replica<M> {
             volumes: self.volumes().clone(),
         };
         let stage = SumTable::new(Table::Staged, volumes.volumes.sizes());
-        self.resync = Self::resync_of(Some(mark), Some(stage), 0, self.now, volumes);
+        self.resync = Self::resync_of(Some(mark), Some(stage), (Seq(0), 0), self.now, volumes);
         self.stage_is_waste = None;
         let wanted = &mut self.metadata.wanted;
         if wanted.labelled == Incarnation(0) {

@@ -82,7 +82,7 @@ impl<M: Memory> Replica<M> {
     pub(super) fn resync_of(
         mark: Option<superblock::Resync>,
         staged: Option<SumTable>,
-        position: u64,
+        (base, position): (Seq, u64),
         now: Time,
         volumes: TableAt,
     ) -> Option<Resync> {
@@ -129,6 +129,7 @@ impl<M: Memory> Replica<M> {
             singly_before: (VolumeId(0), 0),
             total_bytes: 0,
             stage,
+            base,
         })
     }
 
@@ -236,7 +237,8 @@ impl<M: Memory> Replica<M> {
                 volumes: self.volumes().clone(),
             };
             let stage = SumTable::new(Table::Staged, volumes.volumes.sizes());
-            self.resync = Self::resync_of(Some(mark), Some(stage), 0, self.now, volumes);
+            let base = self.log.applied_id().seq;
+            self.resync = Self::resync_of(Some(mark), Some(stage), (base, 0), self.now, volumes);
             let serial = self.next_token();
             if let Some(resync) = self.resync.as_mut() {
                 resync.serial = serial;
@@ -312,8 +314,7 @@ impl<M: Memory> Replica<M> {
                     | Phase::Ask
                     | Phase::Full(_)
             );
-            let first = r.at.id == RecordId::NONE && !r.in_place;
-            unanswered && first && r.source == Some(conn)
+            unanswered && !r.in_place && r.source == Some(conn)
         };
         let tail = self.log.tail();
         let follows = |h: &Header| {
@@ -401,12 +402,25 @@ impl<M: Memory> Replica<M> {
             self.applier.urgent = true;
             return;
         }
+        let (conn, nothing) = (resync.source, resync.at.id == RecordId::NONE);
+        let applied = self.log.applied_id().seq;
+        if !nothing && !resync.in_place && resync.base != applied {
+            self.log_info("the stores have gone on since the resync began: it begins anew".into());
+            self.resync_abandon();
+            if let Some(conn) = conn {
+                self.resync_wanted(conn);
+            }
+            return;
+        }
         let in_place = self.config.without_room == WithoutRoom::InPlace;
         if resync.no_room && in_place && !resync.in_place && self.candidacy.is_none() {
             self.resync_spoil();
             return;
         }
-        let (nothing, in_place) = (resync.at.id == RecordId::NONE, resync.in_place);
+        let in_place = resync.in_place;
+        if let Some(resync) = self.resync.as_mut().filter(|_| nothing) {
+            resync.base = applied;
+        }
         if nothing && in_place {
             self.log_warn(
                 "this node is Inconsistent: what its stores lack is brought straight to them, and until it is whole they are no \
@@ -449,7 +463,8 @@ impl<M: Memory> Replica<M> {
         self.metadata.wanted.resync = Some(mark);
         let version = self.metadata.changed();
         let serial = self.next_token();
-        let made = Self::resync_of(Some(mark), Some(stage), 0, self.now, volumes);
+        let base = self.log.applied_id().seq;
+        let made = Self::resync_of(Some(mark), Some(stage), (base, 0), self.now, volumes);
         let before = std::mem::replace(&mut self.resync, made);
         if let (Some(resync), Some(before)) = (self.resync.as_mut(), before) {
             resync.serial = serial;

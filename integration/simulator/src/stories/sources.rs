@@ -117,3 +117,45 @@ fn a_stage_that_fails_ends_the_resync_and_leaves_the_image() {
         c.ends_on(C);
     }
 }
+
+#[test]
+fn what_was_staged_before_its_node_was_promoted_is_not_laid_over_what_it_wrote_then() {
+    for seed in 0..3 {
+        let mut c = serving(seed, options(5, 0));
+        c.must_write(A, 0, 0, 8);
+        c.until_fed(A);
+        c.run_for(SECOND);
+        // D's journal begins where its resync ended, which E has not come to.
+        c.crash(D, POWER);
+        fill_the_journal(&mut c, A);
+        c.crash(E, POWER);
+        c.must_write(A, 0, 400, 1);
+        c.restart_and_feed(A, D);
+        c.run_for(SECOND);
+        c.must_demote(A);
+        c.must_promote(D);
+        c.nodes[E].slow[STAGE] = 2000;
+        c.restart(E);
+        let staged = |c: &Cluster| {
+            let superblock = c.nodes[E].disks.meta.superblock();
+            superblock.is_some_and(|s| s.resync.is_some())
+        };
+        assert!(c.run_until(20 * SECOND, staged));
+        // The others' journals reach E: it has what it lacks from there, and goes on by itself.
+        c.crash(D, POWER);
+        c.must_promote(E);
+        c.must_write(E, 0, 400, 1);
+        c.run_for(2 * SECOND);
+        c.verify_all(E);
+        c.crash(E, POWER);
+        c.must_promote(A);
+        fill_the_journal(&mut c, A);
+        c.restart_and_feed(A, E);
+        c.run_for(SECOND);
+        c.image_is_prefix(E);
+        c.crash(A, POWER);
+        c.crash(B, POWER);
+        c.restart(D);
+        c.ends_on(E);
+    }
+}

@@ -217,6 +217,8 @@ impl<M: Memory> Replica<M> {
                 .flatten()
                 .collect();
         let volumes = batch::volumes_of(buffer.bytes(), &header);
+        // The log goes on from where the stores are: what was staged to be laid over them is not needed.
+        self.resync_abandon();
         self.log
             .append(&header, records.into_iter(), config, buffer);
         if let Some(volumes) = volumes {

@@ -80,6 +80,8 @@ pub(in crate::replica) struct Resync {
     /// Which one, since the start.
     pub(super) serial: u64,
     pub(super) stage: SumTable,
+    /// The last record in the stores when it began: what is staged is to be laid over those, and over no newer ones.
+    pub(super) base: Seq,
     pub(super) phase: Phase,
     /// What comes goes straight to the stores: they are no image until it is whole (protocol C3).
     pub(super) in_place: bool,

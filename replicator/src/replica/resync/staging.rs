@@ -60,7 +60,6 @@ impl<M: Memory> Replica<M> {
         if pauses || self.resync_holds() {
             return false;
         }
-        let base = self.log.applied_id().seq;
         match &item.item {
             Item::Append(buffer) => self.stage_batch(item.conn, buffer),
             Item::Changed(changed) => {
@@ -80,6 +79,12 @@ impl<M: Memory> Replica<M> {
                     changed
                         .groups
                         .truncate(usize::try_from(groups).expect("448 groups"));
+                    // The stores of one that goes straight to them move on with it.
+                    let base = if resync.in_place {
+                        self.log.applied_id().seq
+                    } else {
+                        resync.base
+                    };
                     // At this place in the stream that is true: what comes after it is staged if it is about these groups.
                     let at = resync.at.id.seq;
                     // Of a volume that has another place here, or none, the stores have nothing.
