@@ -280,7 +280,7 @@ impl Cluster {
             let mut requests = self.requests.iter();
             let held = |k| holds && matches!(k, Kind::Write { .. } | Kind::Zero { .. });
             // A bad block is waited for until a peer has given it.
-            let bad = |r: &Request| self.request_is_suspect(r);
+            let bad = |r: &Request| self.request_waits_for_mending(r);
             let waits =
                 requests.find(|(_, r)| r.node == node && r.handed_in && !held(r.kind) && !bad(r));
             let before = self.bounds.waiting.remove(&node);

@@ -6,13 +6,15 @@
 //! It befalls one node at a time, so that there is a good copy somewhere. And a node's checksums and its stores do not both
 //! rot: nothing could tell which of two wrong ones is right while its peers are away.
 
+use std::collections::BTreeSet;
+
 use replicator::journal::batch;
 use replicator::memory::Buffer;
 use replicator::store::block_set::BlockSet;
 use replicator::store::sums::{self, BlockSum, Table};
 use replicator::types::*;
 
-use crate::client::Request;
+use crate::client::{Kind, Request};
 use crate::disk::Fate;
 use crate::drive::{STORE, SUMS};
 use crate::harness::*;
@@ -153,6 +155,32 @@ impl Cluster {
     pub(crate) fn request_is_suspect(&self, request: &Request) -> bool {
         let (block, blocks) = blocks_of(request);
         self.is_suspect(request.node, request.volume, block, blocks)
+    }
+
+    /// Whether a request may wait for a bad block to be mended: it is about one, or is a write about blocks of an earlier write that
+    /// waits for one, which it does not overtake.
+    pub(crate) fn request_waits_for_mending(&self, request: &Request) -> bool {
+        let writes = |r: &Request| matches!(r.kind, Kind::Write { .. } | Kind::Zero { .. });
+        let mut behind = vec![request];
+        let mut seen = BTreeSet::new();
+        while let Some(request) = behind.pop() {
+            if self.request_is_suspect(request) {
+                return true;
+            }
+            let (block, blocks) = blocks_of(request);
+            let before = self.requests.iter().filter(|(_, other)| {
+                let (first, count) = blocks_of(other);
+                let overlaps = first < block + blocks && block < first + count;
+                let same = other.node == request.node && other.volume == request.volume;
+                same && overlaps && other.handed_in && writes(other) && writes(request)
+            });
+            for (&id, other) in before {
+                if seen.insert(id) {
+                    behind.push(other);
+                }
+            }
+        }
+        false
     }
 
     /// Whether a request may fail since it is about a bad block: one that no other node has, or while not everything works.

@@ -189,9 +189,14 @@ impl Cluster {
             }
             self.run_for(SECOND);
         }
-        if !begun || self.checks.is_beyond() {
+        if self.checks.is_beyond() {
             return;
         }
+        assert!(
+            begun,
+            "P6: node {node} verifies nothing: {:?}",
+            self.nodes[node].view
+        );
         let done = |c: &Self| {
             let verify = &c.nodes[node].view.verify;
             verify.running.is_none() && verify.ended > before

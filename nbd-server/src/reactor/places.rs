@@ -245,9 +245,10 @@ impl Places {
                 self.stores.resize(place + 1, None);
             }
             let may_have = own.may_have(id, &volume.name);
-            // One of another name was made for a change that did not come.
+            // One that the node does not have was made for a change that did not come: it may be gone, or be another's by now.
+            let has = own.get(id).is_some_and(|v| v.name == volume.name);
             let here = self.stores[place].as_mut();
-            if let Some(store) = here.filter(|s| may_have && s.name == volume.name) {
+            if let Some(store) = here.filter(|s| has && s.name == volume.name) {
                 lengthen(&store.path, volume.bytes)?;
                 store.bytes = store.bytes.max(volume.bytes);
                 continue;

@@ -145,6 +145,12 @@ impl Volumes {
             && self.find(name).is_none_or(|(at, _)| at == id)
     }
 
+    /// Whether the same volumes, of the same sizes, are at the same places: whatever there was before.
+    #[must_use]
+    pub fn has_same_places(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+
     /// A number that is the same for equal tables.
     #[must_use]
     pub fn digest(&self) -> u32 {

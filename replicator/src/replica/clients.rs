@@ -62,6 +62,27 @@ enum Work<B> {
 }
 
 impl<B> Work<B> {
+    /// The blocks that a write or a zeroing is about.
+    fn written(&self) -> Option<(VolumeId, std::ops::Range<u64>)> {
+        let (volume, offset, length) = match *self {
+            Work::Write {
+                volume,
+                offset,
+                length,
+                ..
+            } => (volume, offset, u64::from(length)),
+            Work::Zero {
+                volume,
+                offset,
+                length,
+                ..
+            } => (volume, offset, length),
+            _ => return None,
+        };
+        let first = offset / BLOCK_BYTES_U64;
+        Some((volume, first..first + edges::span(offset, length)))
+    }
+
     /// Whether it can not go on without what the store holds of a block.
     fn waits_for(&self, volume: VolumeId, block: u64) -> bool {
         match self {
@@ -143,6 +164,23 @@ impl<B: Buffer> Clients<B> {
             expected_blocks: 8,
             turn_blocks: 0,
         }
+    }
+
+    /// Whether one of the first `count` requests that wait for old contents of blocks is about these. Who comes later and would
+    /// overtake it could be answered, and lose a part of a block to it then: it can be of a client that is gone, so that nobody knows
+    /// of it any more.
+    fn waits_before(&self, count: usize, volume: VolumeId, blocks: &std::ops::Range<u64>) -> bool {
+        self.widening[..count].iter().any(|&index| {
+            let written = self.ops[index as usize].work.written();
+            written
+                .is_some_and(|(v, b)| v == volume && b.start < blocks.end && blocks.start < b.end)
+        })
+    }
+
+    /// The same of a request that came later.
+    fn follows(&self, count: usize, index: u32) -> bool {
+        let written = self.ops[index as usize].work.written();
+        written.is_some_and(|(volume, blocks)| self.waits_before(count, volume, &blocks))
     }
 
     pub(super) fn free(&self) -> u32 {

@@ -93,6 +93,7 @@ impl<M: Memory> Replica<M> {
             self.catch_up_to = None;
             self.caught_up = false;
             self.told_outdated = false;
+            self.forget_room();
         }
         self.last_primary = Some(node);
         self.primary_epoch = epoch;

@@ -555,7 +555,9 @@ impl<M: Memory> Replica<M> {
         if self.resync_holds() {
             let resync = self.resync.as_ref().expect("it is pumped");
             let committed = self.primary_committed >= resync.at.id.seq;
-            if committed && left == 0 && self.applier.is_idle() {
+            // Nothing becomes the image of what another one than the Primary gave.
+            let follows = self.following.is_some_and(|f| f.conn == conn);
+            if committed && follows && left == 0 && self.applier.is_idle() {
                 self.resync_save_begin();
             }
             return;

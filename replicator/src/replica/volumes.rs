@@ -219,7 +219,17 @@ impl<M: Memory> Replica<M> {
         self.disk(Pending::Room, DiskOp::SideFlush { file });
     }
 
-    /// The Primary asks for room.
+    /// Room that was made for a change that did not come is none: whoever was told that nothing is changed may have taken its files
+    /// away, or named others. It is made again for the next one.
+    pub(super) fn forget_room(&mut self) {
+        let comes = !self.log.unapplied_volumes().is_empty() || self.resync.is_some();
+        if comes || self.unfit || self.fitting {
+            return;
+        }
+        self.room.ready = self.volumes().clone();
+    }
+
+    /// The Primary asks for room, or says that it needs none for more than there is.
     pub(super) fn got_prepare(&mut self, conn: ConnId, token: u64, volumes: Volumes) {
         let follows = self.following.is_some_and(|f| f.conn == conn);
         if self.is_witness() || !follows {
@@ -227,6 +237,7 @@ impl<M: Memory> Replica<M> {
         }
         // What failed before is tried at once: somebody may have done something about it.
         self.room.failed = None;
+        self.forget_room();
         self.preparation = Some(Preparation {
             conn,
             token,

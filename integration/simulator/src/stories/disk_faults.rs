@@ -157,3 +157,30 @@ fn disk_timeout() {
     c.until_follows(A, C);
     c.conclude();
 }
+
+#[test]
+fn a_write_that_waits_for_the_rest_of_its_block_is_overtaken_by_none_about_that_block() {
+    // Its client may be gone by the time the disk answers, and another one have an answer for what it would take back.
+    let partial = crate::client::Kind::Write { owned: false };
+    for first in [12..14, 10..14, 14..23] {
+        let mut c = serving(4, Options::default());
+        c.must_write(A, 0, 0, 12);
+        c.run_for(5 * SECOND); // It is applied, and so read from the store.
+        c.nodes[A].hung_until[STORE] = c.now + SECOND;
+        let first = c.request(A, partial, 0, first);
+        c.run_for(5 * MS);
+        let later = c.write(A, 0, 3, 1);
+        let zeroes = c.zero(A, 0, 2, 4);
+        let large = c.write(A, 0, 0, 40);
+        let elsewhere = c.write(A, 0, 100, 3);
+        assert_eq!(c.outcome(elsewhere, 30 * MS), Some(Outcome::Done));
+        for overtaken in [later, zeroes, large] {
+            assert_eq!(c.outcome(overtaken, 100 * MS), None);
+        }
+        for id in [first, later, zeroes, large] {
+            assert_eq!(c.outcome(id, 3 * SECOND), Some(Outcome::Done));
+        }
+        c.read_all(A);
+        c.conclude();
+    }
+}

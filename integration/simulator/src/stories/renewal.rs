@@ -124,6 +124,55 @@ fn what_was_to_come_in_place_and_did_not_keeps_its_checksums() {
 }
 
 #[test]
+fn what_came_in_the_stream_for_groups_that_were_known_already_is_no_bad_block_after_a_gap() {
+    let mut halfway = 0;
+    for seed in 0..16 {
+        // So much that not all of it is asked for at once.
+        let mut c = serving(
+            seed,
+            Options {
+                without_room: WithoutRoom::InPlace,
+                volumes: vec![6000, 64],
+                ..Options::default()
+            },
+        );
+        c.must_write(A, 0, 0, 8);
+        c.until_fed(A);
+        c.run_for(SECOND);
+        c.crash(C, POWER);
+        for round in 0..36 {
+            c.must_write(A, 0, 20 + round * 150, 150);
+        }
+        c.run_for(SECOND);
+        c.nodes[C].stage_full = true;
+        c.nodes[C].slow[STORE] = 10;
+        c.restart(C);
+        assert!(c.run_until(10 * SECOND, |c| c.nodes[C].in_place));
+        c.run_for(seed * 5 * MS);
+        // C has that group as it is; a record about it comes in the stream.
+        c.must_write(A, 0, 5800, 2);
+        let written = |c: &Cluster| c.nodes[C].disks.stores[0].block(5800).is_some();
+        assert!(c.run_until(5 * SECOND, written));
+        if !c.nodes[C].in_place {
+            continue;
+        }
+        halfway += 1;
+        c.isolate(C);
+        // The first one is again what C took it for, and the stream begins anew behind that.
+        let trimmed = c.zero(A, 0, 5800, 1);
+        assert_eq!(c.outcome(trimmed, SECOND), Some(Outcome::Done));
+        super::resync::fill_the_journal(&mut c, A);
+        c.heal();
+        c.until_follows(A, C);
+        c.verify_all(A);
+        assert_eq!(c.nodes[C].view.integrity.bad_blocks, 0, "{seed}");
+        c.must_demote(A);
+        c.ends_on(C);
+    }
+    assert!(halfway > 2, "it was over too soon");
+}
+
+#[test]
 fn what_its_new_log_took_before_it_was_heard_is_not_sent_again() {
     for seed in 0..3 {
         let mut c = without_room(seed);

@@ -22,6 +22,7 @@ impl<M: Memory> Replica<M> {
         let aligned = offset.is_multiple_of(BLOCK_BYTES_U64)
             && u64::from(length).is_multiple_of(BLOCK_BYTES_U64);
         let blocks = span(offset, u64::from(length));
+        let first = offset / BLOCK_BYTES_U64;
         let buffer = match data {
             WriteData::Owned(buffer) => {
                 assert_eq!(
@@ -33,13 +34,17 @@ impl<M: Memory> Replica<M> {
             WriteData::Borrowed(bytes) => {
                 assert_eq!(bytes.len(), length as usize);
                 let count = u32::try_from(blocks).expect("at most 257 blocks");
+                let waiting = self.clients.widening.len();
                 if aligned
                     && self.clients.parked.is_empty()
+                    && !self
+                        .clients
+                        .waits_before(waiting, volume, &(first..first + blocks))
                     && self.admits_now()
                     && self.open_for(count)
                 {
                     let index = self.clients.take(req, Work::Flush);
-                    let seq = self.push_write(volume, offset / BLOCK_BYTES_U64, bytes);
+                    let seq = self.push_write(volume, first, bytes);
                     self.clients.uncommitted.push_back((seq, index));
                     return;
                 }
@@ -215,14 +220,13 @@ impl<M: Memory> Replica<M> {
             if !(self.admits_now() || planted!(HoldForgetsParked) && self.may_admit()) {
                 return;
             }
-            match self.edges_ready(index) {
-                EdgeState::Waiting => {
-                    // What follows must not wait for this disk read.
-                    self.clients.parked.pop_front();
-                    self.clients.widening.push(index);
-                    continue;
-                }
-                EdgeState::Known => {}
+            let waiting = self.clients.widening.len();
+            let follows = self.clients.follows(waiting, index);
+            if follows || matches!(self.edges_ready(index), EdgeState::Waiting) {
+                // What comes after it must not wait for this disk read, unless it is about the same blocks.
+                self.clients.parked.pop_front();
+                self.clients.widening.push(index);
+                continue;
             }
             if !self.admit(index) {
                 return;
@@ -236,8 +240,9 @@ impl<M: Memory> Replica<M> {
         let mut at = 0;
         while at < self.clients.widening.len() {
             let index = self.clients.widening[at];
-            if matches!(self.edges_ready(index), EdgeState::Known) {
-                self.clients.widening.swap_remove(at);
+            let follows = self.clients.follows(at, index);
+            if !follows && matches!(self.edges_ready(index), EdgeState::Known) {
+                self.clients.widening.remove(at);
                 self.clients.parked.push_back(index);
             } else {
                 at += 1;

@@ -164,14 +164,20 @@ impl<M: Memory> Replica<M> {
                 return;
             }
             resync.phase = Phase::Full(now.after(FULL_NS));
-            if resync.in_place {
+            if resync.is_direct() {
                 let text = "a store has no room for what a resync brings to it: free some; it is tried again every few seconds";
                 self.log_error(text.into());
                 return;
             }
+            let until = if resync.in_place {
+                "is Inconsistent: the volumes are others, or at other places, than this node was made with, and those can not go \
+                 straight to its stores"
+            } else {
+                "stays at its older point"
+            };
             self.log_error(format!(
-                "there is no room to stage the resync: free up to {left} bytes in the data directory; until then this node stays \
-                 at its older point, and it tries again every few seconds"
+                "there is no room to stage the resync: free up to {left} bytes in the data directory; until then this node {until}, \
+                 and it tries again every few seconds"
             ));
         }
     }

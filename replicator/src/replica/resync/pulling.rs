@@ -36,7 +36,7 @@ impl<M: Memory> Replica<M> {
         }
         // What came before it and was not looked at yet is of an earlier stream.
         self.incoming.retain(|i| i.conn != conn);
-        let others = resync.in_place && from.volumes.volumes != own;
+        let others = resync.in_place && !from.volumes.volumes.has_same_places(&own);
         if !resync.is_of(&from.volumes.volumes) || others != resync.other_volumes {
             // What is staged is of other volumes: it begins anew with these, once there is room for them.
             resync.begin_anew(from.volumes);

@@ -237,8 +237,38 @@ impl<M: Memory> Replica<M> {
         self.stage_records(&header, buffer)
     }
 
+    /// The same for blocks that records write in place where the group is known already. Of the others in it the stores have what is
+    /// recorded. `true` if there are such blocks.
+    fn open_blocks(&mut self, header: &Header, buffer: &M::Buffer) -> bool {
+        let Some(resync) = self.resync.as_mut().filter(|r| r.is_direct()) else {
+            return false;
+        };
+        let mut opened = false;
+        let records = batch::descriptors(buffer.bytes(), header).skip(resync.record);
+        for record in records.flatten() {
+            if !matches!(record.kind, Kind::Write | Kind::Zero { .. }) {
+                continue;
+            }
+            let volume = record.volume;
+            for block in record.block..record.block + u64::from(record.blocks) {
+                let known = resync.is_known(volume, block / GROUP_BLOCKS);
+                if known && self.sums.sum(volume, block) != BlockSum::UNKNOWN {
+                    self.sums.set(volume, block, BlockSum::UNKNOWN);
+                    opened = true;
+                }
+            }
+        }
+        if opened {
+            resync.phase = Phase::Open(Open::Pages);
+        }
+        opened
+    }
+
     /// Stages the records of a batch, in order; those that overlap wait for each other. `false` until all are there.
     pub(super) fn stage_records(&mut self, header: &Header, buffer: &M::Buffer) -> bool {
+        if self.open_blocks(header, buffer) {
+            return false;
+        }
         let resync = self.resync.as_mut().expect("it is staged");
         let mut ops: Vec<(VolumeId, u64, Brought<M::Buffer>)> = Vec::new();
         let records = usize::from(header.records);

@@ -109,6 +109,7 @@ impl<M: Memory> Replica<M> {
         }
         let token = self.next_token();
         self.room.failed = None;
+        self.forget_room();
         self.change = Some(Change {
             id,
             deadline,
@@ -237,7 +238,19 @@ impl<M: Memory> Replica<M> {
         self.applier.urgent = true;
     }
 
+    /// It does not come, and whoever was asked for room needs none.
     fn change_fails(&mut self, text: String) {
+        if let Some(change) = self.change.as_ref().filter(|c| c.record.is_none()) {
+            let asked = change.asked.iter().filter(|a| a.2 != RoomAsk::Waits);
+            let asked: arrayvec::ArrayVec<_, NODES_MAX> = asked.map(|a| (a.0, a.1)).collect();
+            for (conn, node) in asked {
+                if self.peer(node).is_some_and(|p| p.conn == Some(conn)) {
+                    let (token, volumes) = (self.next_token(), Box::new(self.volumes().clone()));
+                    self.send(conn, Frame::Prepare { token, volumes });
+                }
+            }
+            self.forget_room();
+        }
         self.end_change(Err(AdminError::Failed(text)));
     }
 
