@@ -93,7 +93,8 @@ impl<M: Memory> Replica<M> {
             self.catch_up_to = None;
             self.caught_up = false;
             self.told_outdated = false;
-            self.forget_room();
+            let own = self.volumes().clone();
+            self.forget_room(&own);
         }
         self.last_primary = Some(node);
         self.primary_epoch = epoch;

@@ -49,6 +49,8 @@ pub(super) struct Room {
     pieces: Vec<Piece>,
     /// Not to be tried again before, and why.
     failed: Option<(DiskError, Time)>,
+    /// What is being made is for a change that does not come.
+    in_vain: bool,
 }
 
 /// A range that is to read as zeroes.
@@ -82,6 +84,7 @@ impl Room {
             ready: volumes,
             pieces: Vec::new(),
             failed: None,
+            in_vain: false,
         }
     }
 
@@ -136,6 +139,7 @@ impl<M: Memory> Replica<M> {
             return HasRoom::No(error);
         }
         self.room.failed = None;
+        self.room.in_vain = false;
         self.room.target = volumes.clone();
         self.room.step = Step::Files;
         let own = Box::new(self.volumes().clone());
@@ -180,7 +184,9 @@ impl<M: Memory> Replica<M> {
             Step::Flush(left) if left > 1 => self.room.step = Step::Flush(left - 1),
             Step::Flush(_) => {
                 self.room.step = Step::Idle;
-                self.room.ready = self.room.target.clone();
+                if !self.room.in_vain {
+                    self.room.ready = self.room.target.clone();
+                }
             }
         }
     }
@@ -220,13 +226,14 @@ impl<M: Memory> Replica<M> {
     }
 
     /// Room that was made for a change that did not come is none: whoever was told that nothing is changed may have taken its files
-    /// away, or named others. It is made again for the next one.
-    pub(super) fn forget_room(&mut self) {
+    /// away, or named others. It is made again for the next one, but what is being made for that same one goes on.
+    pub(super) fn forget_room(&mut self, wanted: &Volumes) {
         let comes = !self.log.unapplied_volumes().is_empty() || self.resync.is_some();
         if comes || self.unfit || self.fitting {
             return;
         }
         self.room.ready = self.volumes().clone();
+        self.room.in_vain |= self.room.step != Step::Idle && self.room.target != *wanted;
     }
 
     /// The Primary asks for room, or says that it needs none for more than there is.
@@ -237,7 +244,7 @@ impl<M: Memory> Replica<M> {
         }
         // What failed before is tried at once: somebody may have done something about it.
         self.room.failed = None;
-        self.forget_room();
+        self.forget_room(&volumes);
         self.preparation = Some(Preparation {
             conn,
             token,

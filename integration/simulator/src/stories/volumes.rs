@@ -2,6 +2,7 @@
 //! each write of a superblock, and at each start, the harness compares its table of volumes with the log's at that place.
 
 use replicator::io::DiskError;
+use replicator::types::BLOCK_BYTES;
 use replicator::view::{Health, ReplicationState};
 
 use super::*;
@@ -519,7 +520,7 @@ fn room_that_was_made_for_a_change_that_did_not_come_is_looked_at_anew() {
         c.run_for(SECOND);
         // Who was told that nothing is changed uses the devices for something else.
         for node in [A, C] {
-            c.nodes[node].disks.stores[2].litter(5);
+            c.nodes[node].disks.stores[2].hold(5, vec![LITTER; BLOCK_BYTES]);
         }
         c.nodes[B].no_room = false;
         match seed % 3 {
@@ -548,7 +549,7 @@ fn room_that_was_made_for_a_change_that_did_not_come_is_looked_at_anew() {
         for node in A..=C {
             let found = c.nodes[node].disks.stores[2].block(5);
             let foreign = found.is_some_and(|b| b.iter().any(|&x| x == LITTER));
-            assert!(!foreign, "node {node}");
+            assert!(!foreign, "{seed}: node {node}");
         }
         c.conclude();
     }

@@ -109,7 +109,7 @@ impl<M: Memory> Replica<M> {
         }
         let token = self.next_token();
         self.room.failed = None;
-        self.forget_room();
+        self.forget_room(&target);
         self.change = Some(Change {
             id,
             deadline,
@@ -249,7 +249,8 @@ impl<M: Memory> Replica<M> {
                     self.send(conn, Frame::Prepare { token, volumes });
                 }
             }
-            self.forget_room();
+            let own = self.volumes().clone();
+            self.forget_room(&own);
         }
         self.end_change(Err(AdminError::Failed(text)));
     }
