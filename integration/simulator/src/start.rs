@@ -45,7 +45,8 @@ impl Cluster {
             resource: config.resource,
             node,
             incarnation,
-            journal_bytes: JOURNAL_BYTES_MIN,
+            journal_bytes: JOURNAL_BYTES_MIN
+                * (1 + (self.options.larger_journals >> config.me.0 & 1)),
             volumes: self.first_volumes().iter().map(|(_, v)| *v).collect(),
             seed,
         });
