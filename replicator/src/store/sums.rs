@@ -147,17 +147,32 @@ impl SumTable {
     /// A new node's table, for volumes of these sizes in bytes.
     #[must_use]
     pub fn new(table: Table, volumes: impl Iterator<Item = u64>) -> Self {
+        Self::laid_out(table, volumes, |_| true)
+    }
+
+    /// The same, where only some parts are filled.
+    fn laid_out(
+        table: Table,
+        volumes: impl Iterator<Item = u64>,
+        is_filled: impl Fn(usize) -> bool,
+    ) -> Self {
         let mut first_page = 0;
         let parts: Vec<_> = volumes
-            .map(|bytes| {
+            .enumerate()
+            .map(|(at, bytes)| {
                 let blocks = bytes / BLOCK_BYTES_U64;
                 let pages = pages_of(bytes);
+                let (groups, sums) = if is_filled(at) {
+                    (index(blocks.div_ceil(GROUP_BLOCKS)), index(blocks))
+                } else {
+                    (0, 0)
+                };
                 let part = Part {
                     blocks,
                     first_page,
-                    changed: vec![Seq(0); index(blocks.div_ceil(GROUP_BLOCKS))],
-                    marks: vec![false; index(blocks.div_ceil(GROUP_BLOCKS))],
-                    sums: vec![table.never(); index(blocks)],
+                    changed: vec![Seq(0); groups],
+                    marks: vec![false; groups],
+                    sums: vec![table.never(); sums],
                 };
                 first_page += pages;
                 part
@@ -186,15 +201,18 @@ impl SumTable {
     /// never written; groups with new blocks count as changed by record `changed`. `kept` says how many bytes each
     /// volume keeps of what was there under its id.
     pub fn resize(&mut self, sizes: impl Iterator<Item = u64>, kept: &[u64], changed: Seq) {
-        let mut next = Self::new(self.table, sizes);
+        let kept_blocks = |at: usize| kept.get(at).map_or(0, |bytes| bytes / BLOCK_BYTES_U64);
+        let is_new = |at: usize| kept_blocks(at) == 0 || self.parts.len() <= at;
+        let mut next = Self::laid_out(self.table, sizes, is_new);
         for (at, part) in next.parts.iter_mut().enumerate() {
-            let kept_blocks = kept.get(at).map_or(0, |bytes| bytes / BLOCK_BYTES_U64);
+            let kept_blocks = kept_blocks(at);
             let Some(old) = self.parts.get_mut(at).filter(|_| kept_blocks > 0) else {
                 part.changed.fill(changed);
                 continue;
             };
             let groups = index(kept_blocks.div_ceil(GROUP_BLOCKS));
-            // Most of it stays where it is in memory.
+            // It stays where it is in memory: there is not twice as much of that.
+            let all = index(part.blocks.div_ceil(GROUP_BLOCKS));
             let (mut sums, mut since, mut marks) = (
                 std::mem::take(&mut old.sums),
                 std::mem::take(&mut old.changed),
@@ -203,9 +221,10 @@ impl SumTable {
             sums.truncate(index(kept_blocks));
             since.truncate(groups);
             marks.truncate(groups);
-            sums.resize(part.sums.len(), self.table.never());
-            since.resize(part.changed.len(), changed);
-            marks.resize(part.changed.len(), false);
+            sums.reserve_exact(index(part.blocks) - sums.len());
+            sums.resize(index(part.blocks), self.table.never());
+            since.resize(all, changed);
+            marks.resize(all, false);
             if part.blocks > kept_blocks && kept_blocks % GROUP_BLOCKS != 0 {
                 let edge = &mut since[groups - 1];
                 *edge = (*edge).max(changed);
@@ -213,7 +232,7 @@ impl SumTable {
             (part.sums, part.changed, part.marks) = (sums, since, marks);
         }
         for at in 0..next.parts.len() {
-            let kept_blocks = kept.get(at).map_or(0, |bytes| bytes / BLOCK_BYTES_U64);
+            let kept_blocks = kept_blocks(at);
             let kept_pages = index(kept_blocks.div_ceil(PAGE_BLOCKS));
             let (from, blocks, pages) = {
                 let part = &next.parts[at];
