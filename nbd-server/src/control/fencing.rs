@@ -101,7 +101,8 @@ pub(super) async fn run(shared: Rc<Shared>) {
     let peer = usize::from(shared.me == 0);
     let fencing = &shared.fencing;
     let mut changed = shared.changed.subscribe();
-    let mut called = false;
+    // How often the peer had been connected when it was called last: once for each loss.
+    let mut called = None;
     let mut called_for = fencing.begun.get();
     let mut promoting_since = None;
     loop {
@@ -112,7 +113,7 @@ pub(super) async fn run(shared: Rc<Shared>) {
         // Whoever counts for nothing is not waited for.
         let counts = other.is_some_and(|peer| peer.membership == Membership::Full);
         if connection == Some(ConnectionState::Connected) {
-            called = false;
+            called = None;
             if fencing.said.take().is_some() {
                 shared.bump();
             }
@@ -126,13 +127,14 @@ pub(super) async fn run(shared: Rc<Shared>) {
         let lost = counts
             && connection == Some(ConnectionState::Connecting)
             && !shared.links[peer].is_up();
-        let as_primary = is_without_lease(&view) && !called;
+        let ups = shared.links[peer].ups();
+        let as_primary = is_without_lease(&view) && called != Some(ups);
         let as_secondary = view.role == Role::Secondary
             && matches!(view.disk_state, DiskState::Consistent | DiskState::UpToDate)
             && promoting_since.is_some_and(|since: Instant| since.elapsed() >= grace)
             && called_for != fencing.begun.get();
         if lost && (as_primary || as_secondary) && !shared.stopping.get() {
-            called = true;
+            called = Some(ups);
             called_for = fencing.begun.get();
             call(&shared, &fence_peer, peer, &view).await;
         }

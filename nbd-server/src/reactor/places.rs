@@ -143,6 +143,19 @@ fn tell_of(tell: &Sender<Moved>, bell: Option<&EventFd>, moved: Moved) {
     }
 }
 
+/// What a node remembers of the blocks of its volumes (README, "what it needs"): 1.2 MB for each GiB.
+fn table_bytes(volumes: &Volumes) -> u64 {
+    volumes.sizes().map(|bytes| bytes >> 20).sum::<u64>() * 1200
+}
+
+/// How much memory there is for something new, as far as the system says.
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
+    let kib = line.split_whitespace().nth(1)?.parse::<u64>().ok()?;
+    Some(kib << 10)
+}
+
 fn os(error: &io::Error) -> DiskError {
     DiskError::Os(error.raw_os_error().unwrap_or(Errno::EIO as i32))
 }
@@ -239,6 +252,11 @@ impl Places {
     }
 
     fn make_room(&mut self, own: &Volumes, volumes: &Volumes) -> Result<(), DiskError> {
+        let more = table_bytes(volumes).saturating_sub(table_bytes(own));
+        if available_bytes().is_some_and(|available| more > available) {
+            // Once the change is in the log there is no way back: every start would need it.
+            return Err(DiskError::Os(Errno::ENOMEM as i32));
+        }
         for (id, volume) in volumes.iter() {
             let place = usize::from(id.0);
             if self.stores.len() <= place {

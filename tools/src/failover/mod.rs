@@ -37,7 +37,7 @@ use service::Service;
 
 /// How often everything is looked at.
 const TICK: Duration = Duration::from_millis(25);
-/// The pause after a promotion that failed.
+/// The pause after a promotion, or a demotion, that failed.
 const RETRY: Duration = Duration::from_millis(500);
 /// How long the first answer of `repld` is waited for.
 const FIRST_NEWS: Duration = Duration::from_secs(1);
@@ -117,7 +117,8 @@ struct Keeper<'a> {
     asked: Asked,
     /// The service is to be stopped, and the node demoted then.
     giving_up: bool,
-    demoted: bool,
+    /// No demotion is asked for before this.
+    demote_at: Moment,
 }
 
 impl<'a> Keeper<'a> {
@@ -153,7 +154,7 @@ impl<'a> Keeper<'a> {
             retry_at: Moment::now(),
             asked: Asked::default(),
             giving_up: false,
-            demoted: false,
+            demote_at: Moment::now(),
         })
     }
 
@@ -164,9 +165,9 @@ impl<'a> Keeper<'a> {
     /// Does what is due; `true` once it has ended as it was told to.
     fn is_done(&mut self, told_to_end: bool) -> bool {
         let now = Moment::now();
-        let standing = match self.news.newest(now) {
-            Some((at, status)) => judge(&status, self.config, at),
-            None => Standing::Silent,
+        let (standing, asked_at) = match self.news.newest(now) {
+            Some((at, status)) => (judge(&status, self.config, at), Some(at)),
+            None => (Standing::Silent, None),
         };
         self.note(&standing, now);
         self.asked.look();
@@ -177,7 +178,6 @@ impl<'a> Keeper<'a> {
         if told_to_end && !self.giving_up {
             say("told to end: the service is stopped, and this node demoted");
             self.giving_up = true;
-            self.demoted = false;
         }
         let holds = self.holds(now);
         if self.service.is_wanted() && (!holds || self.giving_up) {
@@ -188,7 +188,9 @@ impl<'a> Keeper<'a> {
             self.service.kill_at(self.end_of_service(now));
         }
         if self.giving_up {
-            return self.demote(&standing, told_to_end);
+            // What was said before a request was answered says nothing of what that did.
+            let seen = asked_at.is_none_or(|at| self.asked.is_seen_at(at));
+            return seen && self.demote(&standing, told_to_end, now);
         }
         match standing {
             Standing::Primary { .. } if holds => self.start(now),
@@ -262,19 +264,20 @@ impl<'a> Keeper<'a> {
             REST.as_secs()
         ));
         self.giving_up = true;
-        self.demoted = false;
         self.not_before = now.after(REST);
     }
 
     /// Demotes the node once the service is stopped; `true` if that was the end.
-    fn demote(&mut self, standing: &Standing, told_to_end: bool) -> bool {
+    fn demote(&mut self, standing: &Standing, told_to_end: bool, now: Moment) -> bool {
         if !self.service.is_stopped() || self.asked.is_open() {
             return false;
         }
-        if matches!(standing, Standing::Primary { .. }) && !self.demoted {
-            // What the service left attached does not keep it.
-            self.asked.ask(self.node, Request::Demote { force: true });
-            self.demoted = true;
+        if matches!(standing, Standing::Primary { .. }) {
+            if now >= self.demote_at {
+                self.demote_at = now.after(RETRY);
+                // What the service left attached does not keep it.
+                self.asked.ask(self.node, Request::Demote { force: true });
+            }
             return false;
         }
         self.giving_up = false;

@@ -71,6 +71,8 @@ impl News {
 #[derive(Default)]
 pub(super) struct Asked {
     open: Option<JoinHandle<Result<(), Failure>>>,
+    /// When the last one was found to be answered.
+    answered: Option<Moment>,
 }
 
 impl Asked {
@@ -93,10 +95,17 @@ impl Asked {
 
     /// Takes note of an answer.
     pub(super) fn look(&mut self) {
-        if let Some(thread) = self.open.take_if(|thread| thread.is_finished())
-            && let Ok(Err(failure)) = thread.join()
-        {
+        let Some(thread) = self.open.take_if(|thread| thread.is_finished()) else {
+            return;
+        };
+        self.answered = Some(Moment::now());
+        if let Ok(Err(failure)) = thread.join() {
             say(&failure.line());
         }
+    }
+
+    /// Whether what was asked for at that time shows what requests have done.
+    pub(super) fn is_seen_at(&self, time: Moment) -> bool {
+        !self.is_open() && self.answered.is_none_or(|answered| time >= answered)
     }
 }

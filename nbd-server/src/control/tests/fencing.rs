@@ -5,12 +5,13 @@ use crate::admin::{Health as Verdict, Status, Suspended};
 use crate::config::{FencePeer, Watchdog};
 use replicator::view;
 
-/// A handler that writes its environment down, waits until it is let go, and ends with a code.
+/// A handler that writes its environment down, waits until it is let go (each time, or this time), and ends with a code.
 fn handler(dir: &TempDir, code: i32) -> FencePeer {
     let (handler, place) = (dir.path().join("handler"), dir.path().display().to_string());
     let script = format!(
         "#!/bin/sh\nenv > {place}/env.new\nmv {place}/env.new {place}/env\necho x >> {place}/calls\n\
-         while [ ! -e {place}/go ]; do sleep 0.02; done\nexit {code}\n"
+         n=$(wc -l < {place}/calls)\n\
+         while [ ! -e {place}/go ] && [ ! -e {place}/go$n ]; do sleep 0.02; done\nexit {code}\n"
     );
     std::fs::write(&handler, script).unwrap();
     std::fs::set_permissions(&handler, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -195,13 +196,21 @@ fn what_a_handler_says_after_the_peer_was_back_comes_too_late() {
     a.to_control
         .send(ToControl::PeerDown { peer: NodeId(1) })
         .unwrap();
-    std::fs::write(dir.path().join("go"), "").unwrap();
-    until("it is over", || {
-        (status_of(&a).suspended == Suspended::Quorum).then_some(())
-    });
+    std::fs::write(dir.path().join("go1"), "").unwrap();
+    // That was another loss than this one, for which it is called anew.
+    until("it is called again", || (calls(&dir) == 2).then_some(()));
     while let Ok(message) = a.from_control.try_recv() {
         assert!(matches!(message, ToData::Peer { .. }), "{message:?}");
     }
+    std::fs::write(dir.path().join("go2"), "").unwrap();
+    let command = loop {
+        match a.next() {
+            ToData::Peer { .. } => {}
+            ToData::Command { command, .. } => break command,
+            message => panic!("{message:?}"),
+        }
+    };
+    assert_eq!(command, DataCommand::ConfirmStopped { peer: NodeId(1) });
 }
 
 #[test]

@@ -201,3 +201,37 @@ fn the_store_of_a_volume_that_is_gone_is_kept_under_another_name() {
         assert_eq!(length(&dir, kept), MIB);
     }
 }
+
+#[test]
+fn a_store_of_a_change_that_did_not_come_is_looked_at_like_any_other_place() {
+    let dir = TempDir::new().unwrap();
+    let (before, after) = (table(&["db"]), table(&["db", "v2"]));
+    let mut places = places(&dir, &before);
+    let store = dir.path().join("v2.img");
+    places.make_room(&before, &after).unwrap();
+    assert_eq!(length(&dir, "v2.img"), MIB);
+    // Nothing was written there: it is as good as a new one.
+    places.make_room(&before, &after).unwrap();
+    // Whoever was told that nothing is changed has removed it.
+    std::fs::remove_file(&store).unwrap();
+    places.make_room(&before, &after).unwrap();
+    assert_eq!(length(&dir, "v2.img"), MIB);
+    // Or has something else there by now.
+    std::fs::write(&store, [7; 4096]).unwrap();
+    let refused = places.make_room(&before, &after);
+    assert_eq!(refused, Err(VolumeTrouble::NotBlank.into()));
+    assert_eq!(has(&dir, "v2.img"), 7);
+    // Once the node has the volume, it is its own.
+    places.make_room(&after, &after).unwrap();
+}
+
+#[test]
+fn a_volume_whose_blocks_nobody_could_remember_gets_no_room() {
+    let dir = TempDir::new().unwrap();
+    let before = table(&["db"]);
+    let mut places = places(&dir, &before);
+    let after = before.resized("db", 1 << 50).unwrap();
+    let refused = places.make_room(&before, &after);
+    assert_eq!(refused, Err(DiskError::Os(Errno::ENOMEM as i32)));
+    assert_eq!(length(&dir, "db.img"), MIB, "nothing was changed");
+}
