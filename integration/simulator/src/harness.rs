@@ -64,8 +64,6 @@ pub(crate) struct Options {
     pub(crate) drift_ppm: u64,
     /// Clocks are beyond the bound that the lease counts with: reads may be old then, and nothing else.
     pub(crate) loose_clocks: bool,
-    /// Nodes whose journals are twice as large as those of the others, by bits.
-    pub(crate) larger_journals: u64,
 }
 
 impl Default for Options {
@@ -85,7 +83,6 @@ impl Default for Options {
             net_ns: 200 * US,
             drift_ppm: 0,
             loose_clocks: false,
-            larger_journals: 0,
         }
     }
 }

@@ -47,7 +47,6 @@ fn options(rng: &mut Rng) -> Options {
         without_room: WithoutRoom::Wait,
         drift_ppm: 4000,
         loose_clocks: rng.chance(6),
-        larger_journals: 0,
     }
 }
 
@@ -134,20 +133,10 @@ impl std::ops::AddAssign for Tally {
 /// # Panics
 /// When a promise is broken: that is what it is for.
 pub(crate) fn live(seed: u64, trace: bool) -> Tally {
-    live_with(seed, trace, true)
-}
-
-/// The same, where all journals may have to be of one size.
-fn live_with(seed: u64, trace: bool, journals_differ: bool) -> Tally {
     let mut rng = Rng::stream(seed, "life");
     let mut options = options(&mut rng);
     if Rng::stream(seed, "without room").chance(60) {
         options.without_room = WithoutRoom::InPlace;
-    }
-    // One that is past a journal is not past all of them then.
-    let mut journals = Rng::stream(seed, "journals");
-    if journals_differ && journals.chance(40) {
-        options.larger_journals = journals.next();
     }
     let mut c = Cluster::new(seed, options);
     c.tracing = trace;
@@ -229,27 +218,21 @@ fn suffer(c: &mut Cluster, seed: u64, pace: u64, end: u64) {
 mod tests {
     use super::*;
 
-    /// A line each: a seed, the commit on which it failed, what it found. Before the line that says so, journals were of one size.
+    /// A line each: a seed, the commit on which it failed, what it found.
     const REGRESSIONS: &str = include_str!("../regressions.txt");
-
-    const JOURNALS_DIFFER: &str = "# From here on nodes may have journals of different sizes.";
 
     #[test]
     fn seeds_that_once_failed() {
-        let (mut lived, mut differ) = (0, false);
-        for line in REGRESSIONS.lines() {
-            if line.starts_with('#') {
-                differ |= line == JOURNALS_DIFFER;
-                continue;
-            }
+        let mut lived = 0;
+        for line in REGRESSIONS.lines().filter(|l| !l.starts_with('#')) {
             let seed = line.split_whitespace().next();
             let seed = seed.and_then(|s| s.parse().ok());
             // What a test prints is shown if it fails: the last one is the seed.
             println!("{line}");
-            live_with(seed.expect("a line begins with a seed"), false, differ);
+            live(seed.expect("a line begins with a seed"), false);
             lived += 1;
         }
-        assert!(lived > 0 && differ);
+        assert!(lived > 0);
     }
 
     #[test]

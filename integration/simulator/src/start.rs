@@ -45,8 +45,7 @@ impl Cluster {
             resource: config.resource,
             node,
             incarnation,
-            journal_bytes: JOURNAL_BYTES_MIN
-                * (1 + (self.options.larger_journals >> config.me.0 & 1)),
+            journal_bytes: JOURNAL_BYTES_MIN,
             volumes: self.first_volumes().iter().map(|(_, v)| *v).collect(),
             seed,
         });
