@@ -548,7 +548,7 @@ fn room_that_was_made_for_a_change_that_did_not_come_is_looked_at_anew() {
         assert!(c.run_until(10 * SECOND, all));
         for node in A..=C {
             let found = c.nodes[node].disks.stores[2].block(5);
-            let foreign = found.is_some_and(|b| b.iter().any(|&x| x == LITTER));
+            let foreign = found.is_some_and(|b| b.contains(&LITTER));
             assert!(!foreign, "{seed}: node {node}");
         }
         c.conclude();
