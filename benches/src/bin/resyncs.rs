@@ -229,16 +229,14 @@ fn measure(options: &Options) -> Result<(), BenchError> {
     println!();
     println!("| the clients | before | meanwhile | ratio, in the median |");
     println!("|---|--:|--:|--:|");
-    let rows: [(&str, fn(&Seen) -> f64); 3] = [
-        ("commits per second", |s| s.per_second),
-        ("median, ms", |s| s.median_ms),
-        ("99th percentile, ms", |s| s.p99_ms),
-    ];
-    for (what, of) in rows {
+    let row = |what: &str, of: fn(&Seen) -> f64| {
         let before = middle(&|r| of(&r.before));
         let meanwhile = middle(&|r| of(&r.meanwhile));
         let ratio = middle(&|r| of(&r.meanwhile) / of(&r.before));
         println!("| {what} | {before:.2} | {meanwhile:.2} | {ratio:.2} |");
-    }
+    };
+    row("commits per second", |s| s.per_second);
+    row("median, ms", |s| s.median_ms);
+    row("99th percentile, ms", |s| s.p99_ms);
     Ok(())
 }
