@@ -268,3 +268,31 @@ fn a_node_that_was_away_past_the_journal_gets_others_in_the_places_of_volumes_th
         assert_eq!(stores, [byte; 3], "{volume}");
     }
 }
+
+#[test]
+fn a_volume_that_could_be_added_only_the_second_time_is_in_files_that_are_there() {
+    let mut scene = Scene::serving(small());
+    let config = std::fs::read_to_string(scene.cluster.config()).expect("the config");
+    list(&scene, &config, &["mail"]);
+    let stores = [A, B, C].map(|node| scene.cluster.store(node, "mail"));
+    std::fs::write(&stores[C], [7; 4096]).expect("something is there");
+    let (code, text) = ctl(&scene, A, &["add-volume", "mail", "--timeout", "10"]);
+    assert_eq!(code, exit::FAILED, "{text}");
+    assert!(text.contains("nothing is changed"), "{text}");
+    // The others have made room, maybe a moment later. Who was told that takes everything away.
+    for store in &stores {
+        let made = scene.cluster.wait("there is a file", BOUND, |_| {
+            let there = store.exists();
+            Ok(there.then_some(()).ok_or_else(|| "there is none".into()))
+        });
+        made.unwrap_or_else(|error| panic!("{error}"));
+    }
+    for store in &stores {
+        std::fs::remove_file(store).expect("removed");
+    }
+    adds(&scene, "mail", 8);
+    stop_cleanly(&mut scene.cluster, A).expect("stopped");
+    for store in &stores {
+        assert_eq!(stored(store, MIB), 8, "{}", store.display());
+    }
+}
