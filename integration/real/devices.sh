@@ -57,7 +57,7 @@ done
 promote pbx-a
 
 fio --name=load --ioengine=nbd --uri="$(uri pbx-a db)" --size=32M --io_size=1G --iodepth=8 --rw=randwrite --bsrange=4k-64k --bs_unaligned=0 \
-    --time_based --runtime=600 --rate=20m --verify=crc32c --do_verify=0 > "$T/fio.log" 2>&1 &
+    --time_based --runtime=600 --rate=20m --verify=crc32c --do_verify=0 --verify_state_save=0 > "$T/fio.log" 2>&1 &
 load=$!
 at_end "kill $load"
 gets_on() {

@@ -39,7 +39,7 @@ pub(crate) fn verify(node: &Node, wanted: &Wanted) -> Result<(), Failure> {
         Response::Error(error) => return Err(error.into()),
         _ => return Err(Failure::UnexpectedAnswer),
     }
-    let bar = bar::bytes(0, "");
+    let bar = bar::bytes(0, "verify");
     let result = loop {
         let verify = status(&mut client)?.verify;
         match verify.running.filter(|run| run.counts.is_some()) {
@@ -78,7 +78,7 @@ fn show(bar: &ProgressBar, run: &VerifyRun) {
         return;
     };
     let found = counts.bad_blocks + counts.differing_blocks;
-    bar.set_message(format!("{found} found"));
+    bar.set_message(format!("verify, {found} found"));
     bar.set_length(counts.bytes + left);
     bar.set_position(counts.bytes);
 }

@@ -172,7 +172,8 @@ impl Cluster {
                 let (first, count) = blocks_of(other);
                 let overlaps = first < block + blocks && block < first + count;
                 let same = other.node == request.node && other.volume == request.volume;
-                same && overlaps && other.handed_in && writes(other) && writes(request)
+                let earlier = other.asked <= request.asked && other.handed_in;
+                same && overlaps && earlier && writes(other) && writes(request)
             });
             for (&id, other) in before {
                 if seen.insert(id) {

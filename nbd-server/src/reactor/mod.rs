@@ -339,6 +339,16 @@ pub fn data_path_bytes(memory_bytes: u64) -> u64 {
     parts.into_iter().map(u64::from).sum::<u64>() * BLOCK_BYTES_U64
 }
 
+/// How much memory this machine has for something new, in bytes, as far as the kernel says.
+pub fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
 /// How the memory is shared out: of sixteen parts five are for clients, as many for batches of peers, four for the core and two
 /// for what is being applied.
 pub fn sizes(memory_bytes: u64) -> PoolSizes {

@@ -19,6 +19,7 @@ use replicator::meta::volumes::{VolumeRecord, Volumes};
 use replicator::store::sums;
 use replicator::types::{Ticket, VolumeId};
 
+use super::available_bytes;
 use super::file::OpenedFile;
 
 /// How much of both ends of a device has to be zero for it to count as blank.
@@ -146,14 +147,6 @@ fn tell_of(tell: &Sender<Moved>, bell: Option<&EventFd>, moved: Moved) {
 /// What a node remembers of the blocks of its volumes (README, "what it needs"): 1.2 MB for each GiB.
 fn table_bytes(volumes: &Volumes) -> u64 {
     volumes.sizes().map(|bytes| bytes >> 20).sum::<u64>() * 1200
-}
-
-/// How much memory there is for something new, as far as the system says.
-fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
-    let kib = line.split_whitespace().nth(1)?.parse::<u64>().ok()?;
-    Some(kib << 10)
 }
 
 fn os(error: &io::Error) -> DiskError {

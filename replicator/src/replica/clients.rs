@@ -111,6 +111,8 @@ impl<B> Work<B> {
 struct Op<B> {
     req: ReqId,
     generation: u32,
+    /// The how-many-eth request it is.
+    arrival: u64,
     work: Work<B>,
 }
 
@@ -126,9 +128,11 @@ struct Open<B> {
 pub(super) struct Clients<B> {
     ops: Vec<Op<B>>,
     free: Vec<u32>,
+    arrivals: u64,
     /// Waiting for admission, in order of arrival.
     parked: VecDeque<u32>,
-    /// Waiting for the old contents of a block, or for those to be asked for.
+    /// Waiting for the old contents of a block, or for those to be asked for, or for one before them that does and is about the same
+    /// block; in order of arrival.
     widening: Vec<u32>,
     /// Waiting for a commit, for memory, or for a batch to come back from the journal.
     reads: Vec<u32>,
@@ -150,10 +154,12 @@ impl<B: Buffer> Clients<B> {
                 .map(|_| Op {
                     req: ReqId(0),
                     generation: 0,
+                    arrival: 0,
                     work: Work::Free,
                 })
                 .collect(),
             free: (0..requests_max).rev().collect(),
+            arrivals: 0,
             parked: VecDeque::with_capacity(n),
             widening: Vec::with_capacity(n),
             reads: Vec::with_capacity(n),
@@ -166,21 +172,30 @@ impl<B: Buffer> Clients<B> {
         }
     }
 
-    /// Whether one of the first `count` requests that wait for old contents of blocks is about these. Who comes later and would
-    /// overtake it could be answered, and lose a part of a block to it then: it can be of a client that is gone, so that nobody knows
-    /// of it any more.
-    fn waits_before(&self, count: usize, volume: VolumeId, blocks: &std::ops::Range<u64>) -> bool {
-        self.widening[..count].iter().any(|&index| {
-            let written = self.ops[index as usize].work.written();
-            written
-                .is_some_and(|(v, b)| v == volume && b.start < blocks.end && blocks.start < b.end)
-        })
+    /// Whether a request that came before `arrival` waits for old contents of one of these blocks. Who comes later and would overtake
+    /// it could be answered, and lose a part of a block to it then: it can be of a client that is gone, so that nobody knows of it any
+    /// more.
+    fn widens_before(&self, arrival: u64, volume: VolumeId, blocks: &std::ops::Range<u64>) -> bool {
+        let earlier = self.widening.iter().map(|&index| &self.ops[index as usize]);
+        let mut written = earlier
+            .take_while(|op| op.arrival < arrival)
+            .filter_map(|op| op.work.written());
+        written.any(|(v, b)| v == volume && b.start < blocks.end && blocks.start < b.end)
     }
 
-    /// The same of a request that came later.
-    fn follows(&self, count: usize, index: u32) -> bool {
-        let written = self.ops[index as usize].work.written();
-        written.is_some_and(|(volume, blocks)| self.waits_before(count, volume, &blocks))
+    /// The same of a request that is here.
+    fn follows_widening(&self, index: u32) -> bool {
+        let op = &self.ops[index as usize];
+        let written = op.work.written();
+        written.is_some_and(|(volume, blocks)| self.widens_before(op.arrival, volume, &blocks))
+    }
+
+    fn widen_later(&mut self, index: u32) {
+        let arrival = |index: u32| self.ops[index as usize].arrival;
+        let at = self
+            .widening
+            .partition_point(|&other| arrival(other) < arrival(index));
+        self.widening.insert(at, index);
     }
 
     pub(super) fn free(&self) -> u32 {
@@ -195,6 +210,8 @@ impl<B: Buffer> Clients<B> {
         let index = self.free.pop().expect("the driver keeps to the capacity");
         let op = &mut self.ops[index as usize];
         op.req = req;
+        op.arrival = self.arrivals;
+        self.arrivals += 1;
         op.work = work;
         index
     }

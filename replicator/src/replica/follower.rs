@@ -95,6 +95,7 @@ impl<M: Memory> Replica<M> {
             self.told_outdated = false;
             let own = self.volumes().clone();
             self.forget_room(&own);
+            self.heed_too_far();
         }
         self.last_primary = Some(node);
         self.primary_epoch = epoch;
@@ -460,21 +461,38 @@ impl<M: Memory> Replica<M> {
         }
     }
 
+    /// A peer says that this node is past its journal. Of another one than the Primary that is followed it is kept in mind: it may be
+    /// the next Primary, who is heard in a moment, or a former one, who gives nothing any more.
     pub(super) fn got_too_far(&mut self, conn: ConnId) {
+        if let Some(peer) = self.peer_of(conn) {
+            peer.told_too_far = true;
+        }
+        self.heed_too_far();
+    }
+
+    /// What the Primary that is followed said of that.
+    fn heed_too_far(&mut self) {
+        let Some(conn) = self.following.map(|f| f.conn) else {
+            return;
+        };
+        if !self.peer_of(conn).is_some_and(|p| p.told_too_far) {
+            return;
+        }
         if !self.told_outdated {
             self.log_warn(
                 "this node is past the Primary's journal: Outdated, it needs a resync".into(),
             );
         }
         self.told_outdated = true;
-        if self.following.is_some_and(|f| f.conn == conn) {
-            // What its stores are at does not move any more: what is staged is compared with that.
-            self.matched = self.matched.min(self.committed);
+        // What its stores are at does not move any more: what is staged is compared with that.
+        self.matched = self.matched.min(self.committed);
+        // Who belongs to no resource yet is invited first.
+        if self.metadata.wanted.uuid != ResourceUuid(0)
+            && let Some(peer) = self.peer_of(conn)
+        {
+            peer.told_too_far = false;
+            self.resync_wanted(conn);
         }
-        if let Some(peer) = self.peer_of(conn) {
-            peer.told_too_far = true;
-        }
-        self.resync_wanted(conn);
     }
 
     /// A fresh node that meets one that is not takes its config if that lists this incarnation (protocol D3).
@@ -496,10 +514,6 @@ impl<M: Memory> Replica<M> {
         self.append_after = self.take_config(uuid, history, ConfigAt { at, config });
         self.log_info("this node has joined the resource's first config".into());
         // The Primary may have told it that it is past the journal when it belonged to nothing yet.
-        if let Some(conn) = self.following.map(|f| f.conn)
-            && self.peer_of(conn).is_some_and(|p| p.told_too_far)
-        {
-            self.resync_wanted(conn);
-        }
+        self.heed_too_far();
     }
 }

@@ -3,7 +3,7 @@
 use nbd_server::config::Config;
 use nbd_server::control::FILES_MIN;
 use nbd_server::reactor::ring::Ring;
-use nbd_server::reactor::{OPERATIONS_MAX, data_path_bytes};
+use nbd_server::reactor::{OPERATIONS_MAX, available_bytes, data_path_bytes};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use replicator::store::sums;
 
@@ -79,15 +79,6 @@ fn memory(config: &Config, running: bool) -> Vec<Finding> {
         )
     });
     findings
-}
-
-fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }
 
 fn files() -> Finding {

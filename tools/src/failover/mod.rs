@@ -189,7 +189,7 @@ impl<'a> Keeper<'a> {
         }
         if self.giving_up {
             // What was said before a request was answered says nothing of what that did.
-            let seen = asked_at.is_none_or(|at| self.asked.is_seen_at(at));
+            let seen = self.asked.is_seen_at(asked_at.unwrap_or(now));
             return seen && self.demote(&standing, told_to_end, now);
         }
         match standing {
@@ -269,7 +269,7 @@ impl<'a> Keeper<'a> {
 
     /// Demotes the node once the service is stopped; `true` if that was the end.
     fn demote(&mut self, standing: &Standing, told_to_end: bool, now: Moment) -> bool {
-        if !self.service.is_stopped() || self.asked.is_open() {
+        if !self.service.is_stopped() {
             return false;
         }
         if matches!(standing, Standing::Primary { .. }) {

@@ -272,3 +272,21 @@ mod service {
         assert!(said.expect("it is").contains("can not be started"));
     }
 }
+
+#[test]
+fn what_was_said_before_a_request_was_answered_shows_nothing_of_what_it_did() {
+    let config = config();
+    let before = Moment::now();
+    let mut asked = Asked::default();
+    assert!(asked.is_seen_at(before), "nothing was asked");
+    // Nobody is there: it is answered all the same.
+    asked.ask(&config.nodes[0], Request::Demote { force: true });
+    assert!(!asked.is_seen_at(Moment::now()), "it is under way");
+    while asked.is_open() {
+        assert!(Moment::now() < before.after(Duration::from_secs(60)));
+        sleep(TICK);
+        asked.look();
+    }
+    assert!(!asked.is_seen_at(before));
+    assert!(asked.is_seen_at(Moment::now()));
+}

@@ -34,12 +34,10 @@ impl<M: Memory> Replica<M> {
             WriteData::Borrowed(bytes) => {
                 assert_eq!(bytes.len(), length as usize);
                 let count = u32::try_from(blocks).expect("at most 257 blocks");
-                let waiting = self.clients.widening.len();
+                let clients = &self.clients;
                 if aligned
-                    && self.clients.parked.is_empty()
-                    && !self
-                        .clients
-                        .waits_before(waiting, volume, &(first..first + blocks))
+                    && clients.parked.is_empty()
+                    && !clients.widens_before(clients.arrivals, volume, &(first..first + blocks))
                     && self.admits_now()
                     && self.open_for(count)
                 {
@@ -220,12 +218,11 @@ impl<M: Memory> Replica<M> {
             if !(self.admits_now() || planted!(HoldForgetsParked) && self.may_admit()) {
                 return;
             }
-            let waiting = self.clients.widening.len();
-            let follows = self.clients.follows(waiting, index);
+            let follows = self.clients.follows_widening(index);
             if follows || matches!(self.edges_ready(index), EdgeState::Waiting) {
                 // What comes after it must not wait for this disk read, unless it is about the same blocks.
                 self.clients.parked.pop_front();
-                self.clients.widening.push(index);
+                self.clients.widen_later(index);
                 continue;
             }
             if !self.admit(index) {
@@ -240,7 +237,7 @@ impl<M: Memory> Replica<M> {
         let mut at = 0;
         while at < self.clients.widening.len() {
             let index = self.clients.widening[at];
-            let follows = self.clients.follows(at, index);
+            let follows = self.clients.follows_widening(index);
             if !follows && matches!(self.edges_ready(index), EdgeState::Known) {
                 self.clients.widening.remove(at);
                 self.clients.parked.push_back(index);
