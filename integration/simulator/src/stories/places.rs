@@ -2,10 +2,12 @@
 //! another volume, and a node that was away keeps what it has of the former one for as long as that is its image.
 
 use replicator::io::AdminCommand;
+use replicator::types::BLOCK_BYTES;
 use replicator::view::ReplicationState;
 
-use super::volumes::fill_the_journal;
+use super::volumes::{failed, fill_the_journal};
 use super::*;
+use crate::disk::LITTER;
 use crate::drive::{JOURNAL, META};
 
 impl Cluster {
@@ -211,6 +213,52 @@ fn a_node_that_can_not_have_the_stores_of_others_stays_at_its_image_until_it_can
         c.must_promote(C);
         c.read_all(C);
         c.restart(A);
+        c.conclude();
+    }
+}
+
+#[test]
+fn room_that_was_made_for_a_change_that_did_not_come_is_looked_at_anew() {
+    for seed in 0..6 {
+        let mut c = serving(seed, Options::default());
+        c.nodes[B].no_room = true;
+        let id = c.add_volume(A, "v2", 100, 5 * SECOND);
+        let refused = c.answered(id);
+        assert!(failed(&refused, "bob"), "{refused:?}");
+        c.run_for(SECOND);
+        // Who was told that nothing is changed uses the devices for something else.
+        for node in [A, C] {
+            c.nodes[node].disks.stores[2].hold(5, vec![LITTER; BLOCK_BYTES]);
+        }
+        c.nodes[B].no_room = false;
+        match seed % 3 {
+            0 => {}
+            1 => {
+                c.must_demote(A);
+                c.must_promote(C);
+            }
+            _ => {
+                // It does not count while the change comes, and is not asked.
+                c.isolate(C);
+                assert_eq!(c.drops(A, C), Ok(()));
+                c.heal();
+            }
+        }
+        let primary = if seed % 3 == 1 { C } else { A };
+        let id = c.add_volume(primary, "v2", 100, 5 * SECOND);
+        assert_eq!(c.answered(id), Ok(()));
+        if seed % 3 == 2 {
+            let (deadline, peer) = (c.deadline(A, 30 * SECOND), node_id(C));
+            let returned = c.command(A, AdminCommand::Return { peer, deadline });
+            assert_eq!(returned, Ok(()));
+        }
+        let all = |c: &Cluster| (A..=C).all(|n| c.blocks_at(n, 2) == 100);
+        assert!(c.run_until(10 * SECOND, all));
+        for node in A..=C {
+            let found = c.nodes[node].disks.stores[2].block(5);
+            let foreign = found.is_some_and(|b| b.contains(&LITTER));
+            assert!(!foreign, "{seed}: node {node}");
+        }
         c.conclude();
     }
 }
