@@ -111,7 +111,7 @@ impl<B> Work<B> {
 struct Op<B> {
     req: ReqId,
     generation: u32,
-    /// The how-many-eth request it is.
+    /// Its number, in order of arrival.
     arrival: u64,
     work: Work<B>,
 }

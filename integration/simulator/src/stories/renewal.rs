@@ -287,6 +287,13 @@ fn it_crashes_while_it_gives_its_data_up() {
 fn a_node_made_of_a_seed_is_given_what_differs() {
     for seed in 0..4 {
         let mut c = serving(seed, Options::default());
+        if seed % 2 == 1 {
+            // The volumes are those that it is made with, and were not all the time.
+            for blocks in [500, 600] {
+                let id = c.resize(A, 0, blocks, 5 * SECOND);
+                assert_eq!(c.answered(id), Ok(()));
+            }
+        }
         c.must_write(A, 0, 0, 250);
         c.must_write(A, 0, 100, 30);
         let zeroed = c.zero(A, 0, 40, 16);
